@@ -1,0 +1,1 @@
+"""The `kdcache` command: parses, calls the library, prints."""

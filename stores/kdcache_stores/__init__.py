@@ -1,0 +1,1 @@
+"""Stores of teacher logits: format, writer, reader, encodings, verification. NumPy, no torch."""

@@ -1,0 +1,86 @@
+"""Every error that kdcache raises on purpose, in one tree.
+
+    KDCacheError                 anything wrong with the data, the store or the request
+    ├── UsageError               (ValueError) the request makes no sense; names what would
+    │   └── UnknownName          (also KeyError-like) no such dataset, model, method...; lists what there is
+    ├── DataError                (ValueError) images, labels, keys or logits are not what they must be
+    ├── MismatchError            (ValueError) two things that must agree differ: store and dataset,
+    │                            store and teacher, expected and found digest, views and replay
+    ├── StoreError               something about a store itself
+    │   ├── StoreNotFound        (FileNotFoundError) nothing there, or something that is no store
+    │   ├── UnfinishedStore      not sealed yet: a dump is running or was interrupted
+    │   ├── CorruptStore         bytes that differ from what was written
+    │   ├── FormatError          (ValueError) a store of a newer format, or metadata that breaks it
+    │   └── StoreInUse           a second writer, or data already there that would be overwritten
+    └── TrainingError            a run that cannot go on: a loss that is not finite, a wrong checkpoint
+
+A message says what was expected, what was found, where, and what to do next. The command line prints
+it as it stands and exits 1 (2 for `UsageError`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KDCacheError(Exception):
+    """Base of all errors raised by kdcache on purpose."""
+
+
+class UsageError(KDCacheError, ValueError):
+    """The request itself makes no sense (exit code 2)."""
+
+
+class UnknownName(UsageError):
+    """A name that is not among the known ones; the message lists them and the closest.
+
+    Args:
+        kind: what is named, in the singular: "dataset", "model", "method".
+        name: the name that was asked for.
+        known: the names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        super().__init__(f"unknown {kind} {name!r}{hint} There is: {', '.join(names)}")
+        self.name = name
+        self.known = names
+
+
+class DataError(KDCacheError, ValueError):
+    """Images, labels, keys or logits are not what they must be."""
+
+
+class MismatchError(KDCacheError, ValueError):
+    """Two things that must agree differ; the message names the first difference and both values."""
+
+
+class StoreError(KDCacheError):
+    """Something is wrong with a store."""
+
+
+class StoreNotFound(StoreError, FileNotFoundError):
+    """There is nothing at the path, or something that is not a store."""
+
+
+class UnfinishedStore(StoreError):
+    """The store is not sealed: its dump is running or was interrupted."""
+
+
+class CorruptStore(StoreError):
+    """Bytes of the store differ from what was written."""
+
+
+class FormatError(StoreError, ValueError):
+    """The store needs a newer kdcache, or its metadata breaks the format."""
+
+
+class StoreInUse(StoreError):
+    """Another writer is at work, or data is there that must not be overwritten."""
+
+
+class TrainingError(KDCacheError):
+    """A run cannot go on: a loss that is not finite, a checkpoint of another run."""

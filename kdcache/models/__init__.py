@@ -1,0 +1,52 @@
+"""The networks that kdcache defines itself, by their published names.
+
+>>> net = build_model("resnet20", classes=100, channels=3, size=32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kdcache_stores.errors import UnknownName, UsageError
+from torch import nn
+
+from kdcache.models.resnet import RESNETS
+
+__all__ = ["MODELS", "build_model"]
+
+#: Every network of the zoo: name -> function of (classes, channels).
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {**RESNETS}
+
+#: The smallest side of an image in pixels that a network takes.
+SMALLEST = 8
+
+
+def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> nn.Module:
+    """A network of the zoo with fresh weights, drawn from torch's default generator.
+
+    Args:
+        name: a key of `MODELS`.
+        classes: how many logits it gives.
+        channels: of its images, 1 or 3 as a rule.
+        size: side of its square images in pixels.
+
+    Returns:
+        A module from normalised images (B, channels, size, size) float to logits (B, classes).
+
+    Raises:
+        UnknownName: there is no such network.
+        UsageError: it does not work for this size, or a count is not positive.
+    """
+    if name not in MODELS:
+        raise UnknownName("model", name, MODELS)
+    if classes < 1 or channels < 1:
+        raise UsageError(
+            f"model {name}: expected at least 1 class and 1 channel, "
+            f"found {classes} classes and {channels} channels"
+        )
+    if size < SMALLEST:
+        raise UsageError(
+            f"model {name} needs images of {SMALLEST}x{SMALLEST} pixels or more, "
+            f"found {size}x{size}: choose a larger size in its preprocessing"
+        )
+    return MODELS[name](classes, channels)

@@ -10,12 +10,22 @@ from collections.abc import Callable
 from kdcache_stores.errors import UnknownName, UsageError
 from torch import nn
 
+from kdcache.models.mobilenet import MOBILENETS
 from kdcache.models.resnet import RESNETS
+from kdcache.models.shufflenet import SHUFFLENETS
+from kdcache.models.vgg import VGGS
+from kdcache.models.wrn import WRNS
 
 __all__ = ["MODELS", "build_model"]
 
 #: Every network of the zoo: name -> function of (classes, channels).
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {**RESNETS}
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    **RESNETS,
+    **WRNS,
+    **VGGS,
+    **MOBILENETS,
+    **SHUFFLENETS,
+}
 
 #: The smallest side of an image in pixels that a network takes.
 SMALLEST = 8

@@ -132,6 +132,7 @@ def train(training: Training, out: str | os.PathLike[str], watch: Observer | Non
             device=training.device,
             workers=training.workers,
             subset=training.subset,
+            pairs=training.objective.method == "mlkd",
         )
         opened.enter_context(views)
         loop = Loop(training, Path(out), testset, held_out, views, teachers, watch or Silent())

@@ -139,9 +139,9 @@ class CachedViews:
         for store in self.stores[1:]:
             if store.plan.digest != first.plan.digest:
                 raise MismatchError(
-                    f"{store.path} is of view plan {store.plan.digest[:12]}, {first.path} of "
+                    f"{store.where} is of view plan {store.plan.digest[:12]}, {first.where} of "
                     f"{first.plan.digest[:12]}: an ensemble needs stores of one plan. Dump the second "
-                    f"teacher with --plan-from {first.path}."
+                    f"teacher with --plan-from {first.where}."
                 )
         stored = min(store.n_views for store in self.stores)
         if views is not None and not 1 <= views <= stored:

@@ -109,4 +109,4 @@ class ResidentLogits:
 
 def _dtype(store: LogitStore) -> torch.dtype:
     """What keeps decoded values exactly: half the memory where the store is float16 itself."""
-    return torch.float16 if store.encoding == "float16" else torch.float32
+    return torch.float16 if store.encoding.name == "float16" else torch.float32

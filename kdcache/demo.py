@@ -34,14 +34,14 @@ METHODS = {
     "kd": ObjectiveConfig(method="kd"),
     "kd+std": ObjectiveConfig(method="kd", standardize="unbiased"),
     "kd+std+noise": ObjectiveConfig(
-        method="kd", standardize="unbiased", noise=Noise.parse("gaussian:0.1")
+        method="kd", standardize="unbiased", noise=Noise.parse("gaussian:0.1,relative")
     ),
 }
 FLAGS = {
     "ce": ("--method", "ce"),
     "kd": ("--method", "kd"),
     "kd+std": ("--method", "kd", "--standardize"),
-    "kd+std+noise": ("--method", "kd", "--standardize", "--noise", "gaussian:0.1"),
+    "kd+std+noise": ("--method", "kd", "--standardize", "--noise", "gaussian:0.1,relative"),
 }
 
 

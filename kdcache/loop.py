@@ -216,7 +216,7 @@ class Loop:
             index=index,
             epochs=training.optimization.epochs,
             seed=training.seed,
-            keys=self.views.key_words[torch.from_numpy(batch.rows)].to(self.device),
+            keys=batch.keys,
             views=torch.from_numpy(batch.views).to(self.device),
         )
         images = self.preprocessing(images)

@@ -110,6 +110,11 @@ class ViewPlan:
         """Whether samples had to be looked up by key: another order, or more files than planned."""
         return self._where is not None
 
+    @property
+    def dataset_rows(self) -> Rows:
+        """int64 (N,): the dataset's row of each row of the plan, -1 where it is absent."""
+        return np.arange(len(self)) if self._where is None else self._where
+
     def has(self, row: int) -> bool:
         """Whether the dataset holds the image of a row of the plan."""
         return self._where is None or bool(self._where[row] >= 0)

@@ -191,13 +191,14 @@ class CachedViews:
             workers=self.workers,
         )
         for part, batch in zip(parts, stream, strict=True):
-            images, logits = batch.images, ()
+            images = batch.images
+            logits: tuple[Tensor, ...] = ()
             if self.logits is not None:
                 place = torch.from_numpy(self._paired(part)).to(self.device)
                 logits = self.logits.take(batch.views, place)
             if self.group == 2:
-                images = images.unflatten(0, (len(part), 2))
-                logits = tuple(one.unflatten(0, (len(part), 2)) for one in logits)
+                images = images.view(-1, 2, *images.shape[1:])
+                logits = tuple(one.view(-1, 2, one.shape[1]) for one in logits)
             first = slice(None, None, self.group)
             rows = batch.rows[first]
             yield Batch(

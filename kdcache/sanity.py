@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kdcache_stores.errors import MismatchError
 from scipy.stats import binom  # type: ignore[import-untyped]
 from torch import Tensor
 
 from kdcache.models.classes import best_class_map
 from kdcache.teachers import Teacher
+from kdcache_stores.errors import MismatchError
 
 #: Chance explains an accuracy that it reaches at least this often.
 SIGNIFICANCE = 1e-3

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from kdcache_stores import Teacher as StoredTeacher
-from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 from torch import Tensor, nn
 
 from kdcache.models import MODELS, build_model, library
 from kdcache.models.dropout import fix_dropout
 from kdcache.preprocessing import Preprocessing
 from kdcache.weights import load_weights, names_file, tensor_digest
+from kdcache_stores import Teacher as StoredTeacher
+from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 
 #: What a teacher computes in; below float32 by autocast, which keeps sums and norms in float32.
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

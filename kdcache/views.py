@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from kdcache_stores import Plan, Samples
-from kdcache_stores.errors import DataError, MismatchError, UsageError
 from numpy.typing import NDArray
 
 from kdcache.augment import Augmentation, Mix, Parameters, from_description, make_augmentation
 from kdcache.datasets.align import find_rows
 from kdcache.datasets.base import Dataset, Rows
 from kdcache.philox import Draws, key_words, split_seed
+from kdcache_stores import Plan, Samples
+from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 __all__ = ["Batch", "ViewPlan", "make_augmentation", "make_batches"]
 
@@ -207,7 +207,7 @@ class ViewPlan:
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
         rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
-        views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape)
+        views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape).copy()
         if len(rows) == 0:
             raise UsageError("a batch must have at least one row")
         if rows.min() < 0 or rows.max() >= len(self):

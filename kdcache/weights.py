@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdcache_stores.errors import DataError, MismatchError, UsageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
 

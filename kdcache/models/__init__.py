@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdcache_stores.errors import UnknownName, UsageError
 from torch import nn
 
 from kdcache.models import library
@@ -20,6 +19,7 @@ from kdcache.models.resnet import RESNETS
 from kdcache.models.shufflenet import SHUFFLENETS
 from kdcache.models.vgg import VGGS
 from kdcache.models.wrn import WRNS
+from kdcache_stores.errors import UnknownName, UsageError
 
 __all__ = ["MODELS", "build_model"]
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from kdcache_stores.errors import DataError
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+from kdcache_stores.errors import DataError
 
 
 def load_class_map(

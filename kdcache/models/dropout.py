@@ -10,8 +10,9 @@ import copy
 import hashlib
 
 import torch
-from kdcache_stores.errors import UsageError
 from torch import Tensor, nn
+
+from kdcache_stores.errors import UsageError
 
 #: The layers that drop single features, and those that drop whole channels.
 FEATURES = (nn.Dropout,)

@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import torchvision.models as tv
-from kdcache_stores.errors import DataError, UnknownName, UsageError
 from torch import nn
 
 from kdcache.preprocessing import Preprocessing
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kdcache_stores.errors import DataError
 
 from kdcache.models.classes import best_class_map, load_class_map, save_class_map
+from kdcache_stores.errors import DataError
 
 NAMES = ["ant", "bee", "cow"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdcache_stores.errors import UsageError
 from torch import Tensor, nn
 
 from kdcache.models import build_model
 from kdcache.models.dropout import FixedDropout, fix_dropout
+from kdcache_stores.errors import UsageError
 
 
 def net(p: float = 0.5) -> nn.Module:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.models as tv
-from kdcache_stores.errors import DataError, UnknownName, UsageError
 from torch import nn
 
 from kdcache.models import build_model
@@ -16,6 +15,7 @@ from kdcache.models.library import (
     pretrained_torchvision,
     torchvision_names,
 )
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 
 def test_torchvision_classifiers_by_name() -> None:
@@ -42,7 +42,7 @@ def test_torchvision_refusals() -> None:
         build_model("torchvision:resnet33", classes=10)
     with pytest.raises(UsageError, match="takes 3 channels, found 1"):
         build_model("torchvision:resnet18", classes=10, channels=1)
-    with pytest.raises(UnknownName, match="unknown weights of torchvision:resnet34 'V1'.*DEFAULT"):
+    with pytest.raises(UnknownName, match=r"unknown weights of torchvision:resnet34 'V1'.*DEFAULT"):
         pretrained_torchvision("resnet34", "V1")
 
 

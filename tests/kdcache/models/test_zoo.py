@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdcache_stores.errors import UnknownName, UsageError
 from torch import nn
 
 from kdcache.models import MODELS, build_model
 from kdcache.models.network import Network
+from kdcache_stores.errors import UnknownName, UsageError
 
 # At 100 classes, 3 channels, 32 pixels: counted on the published definitions.
 PARAMETERS = {

@@ -32,12 +32,14 @@ SCHEDULES = ("epoch", "random")
 class Batch:
     """One training batch; unpacks as ``images, labels, logits, rows``.
 
+    With pairs, images and logits have one more axis: (B, 2, C, H, W) and (B, 2, K), weak then strong.
+
     Attributes:
         images: uint8 (B, C, H, W), the augmented views, not normalised.
         labels: int64 (B,), -1 where unlabelled.
         logits: one float32 (B, K) tensor per store.
         rows: int64 (B,), rows of the dataset.
-        views: int64 (B,), the view of each sample.
+        views: int64 (B,), the view of each sample (the first of its pair).
         mix: None, or (partner labels int64 (B,), own share lambda float32 (B,)) for mixup and cutmix.
     """
 
@@ -73,6 +75,8 @@ class CachedViews:
         workers: processes that decode image files; resident datasets need none.
         subset: allow samples of the dataset that the store does not have; they are left out.
         read_logits: False takes only the views of the stores, for training without their teachers.
+        pairs: views 2i and 2i + 1 of a sample come together, as the augmentation weak+strong stores
+            them; epoch ``e`` takes pair ``e mod V/2``.
 
     Raises:
         MismatchError: stores of different plans, a store of another dataset, changed labels, or views
@@ -96,11 +100,13 @@ class CachedViews:
         workers: int = 0,
         subset: bool = False,
         read_logits: bool = True,
+        pairs: bool = False,
     ) -> None:
         if schedule not in SCHEDULES:
             raise UnknownName("schedule of views", schedule, SCHEDULES)
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
         self.schedule, self.device = schedule, torch.device(device)
+        self.group = 2 if pairs else 1
         self.rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
         self.replay: replay.Result | None = None
@@ -108,10 +114,7 @@ class CachedViews:
         if self.stores:
             store_rows = self._use_stores(views, subset)
             if read_logits:
-                window = 1 if schedule == "epoch" else min(resident_views or 2**31, self.views or 1)
-                self.logits = ResidentLogits(
-                    self.stores, store_rows, self.views or 1, window, self.device
-                )
+                self.logits = self._resident(store_rows, resident_views)
         elif plan is not None:
             self.plan, self.views = plan, views
             if schedule == "random" and views is None:
@@ -121,21 +124,32 @@ class CachedViews:
         if not len(self.rows):
             raise UsageError("there is no sample left to train on.")
 
+    def _resident(self, store_rows: Rows, resident_views: int | None) -> ResidentLogits:
+        assert self.views is not None
+        groups = self.views // self.group
+        wanted = groups if resident_views is None else max(1, resident_views // self.group)
+        window = 1 if self.schedule == "epoch" else min(wanted, groups)
+        return ResidentLogits(
+            self.stores, store_rows, self.views, window, self.device, group=self.group
+        )
+
     def _use_stores(self, views: int | None, subset: bool) -> Rows:
         """Check the stores against each other and the dataset; the stores' rows of ``self.rows``."""
         first = self.stores[0]
         for store in self.stores[1:]:
             if store.plan.digest != first.plan.digest:
                 raise MismatchError(
-                    f"{store.path} is of view plan {store.plan.digest[:12]}, {first.path} of "
+                    f"{store.where} is of view plan {store.plan.digest[:12]}, {first.where} of "
                     f"{first.plan.digest[:12]}: an ensemble needs stores of one plan. Dump the second "
-                    f"teacher with --plan-from {first.path}."
+                    f"teacher with --plan-from {first.where}."
                 )
         stored = min(store.n_views for store in self.stores)
         if views is not None and not 1 <= views <= stored:
             raise UsageError(f"--views {views}: the store holds {stored} views.")
         self.plan = ViewPlan.from_store(first.plan, self.dataset)
         self.views: int | None = stored if views is None else views
+        if self.views % self.group:
+            raise UsageError(f"pairs of views need an even number of them, not {self.views}.")
         keys = [self.dataset.keys[row] for row in self.rows]
         joined = first.join(keys, self.dataset.labels[self.rows], subset=subset)
         self.rows = self.rows[joined.found]
@@ -155,25 +169,40 @@ class CachedViews:
             self.logits.prepare(epoch)
         parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         stream = self.plan.stream(
-            [(self.rows[part], views[part]) for part in parts],
+            [self._request(part, views[part]) for part in parts],
             device=self.device,
             workers=self.workers,
         )
         for part, batch in zip(parts, stream, strict=True):
-            logits: tuple[Tensor, ...] = ()
+            images, logits = batch.images, ()
             if self.logits is not None:
-                logits = self.logits.take(views[part], torch.from_numpy(part).to(self.device))
-            yield Batch(batch.images, batch.labels, logits, batch.rows, batch.views, batch.mix)
+                place = torch.from_numpy(self._paired(part)).to(self.device)
+                logits = self.logits.take(batch.views, place)
+            if self.group == 2:
+                images = images.unflatten(0, (len(part), 2))
+                logits = tuple(one.unflatten(0, (len(part), 2)) for one in logits)
+            first = slice(None, None, self.group)
+            yield Batch(
+                images, batch.labels[first], logits, batch.rows[first], batch.views[first], batch.mix
+            )
+
+    def _request(self, part: Rows, views: Rows) -> tuple[Rows, Rows]:
+        rows, views = self._paired(self.rows[part]), self._paired(views)
+        return rows, views + np.arange(len(views)) % self.group
+
+    def _paired(self, values: Rows) -> Rows:
+        return values if self.group == 1 else np.repeat(values, 2)
 
     def _views_of(self, epoch: int, rng: np.random.Generator) -> Rows:
-        """The view of every row in this epoch, (N,)."""
+        """The view of every row in this epoch, the first of its pair; (N,)."""
+        groups = None if self.views is None else self.views // self.group
         if self.schedule == "random":
-            window = np.arange(self.views or 0)
+            window = np.arange(groups or 0)
             if self.logits is not None:
                 window = self.logits.window_of(epoch)
-            return rng.choice(window, len(self.rows))
-        view = epoch if self.views is None else epoch % self.views
-        return np.full(len(self.rows), view, np.int64)
+            return rng.choice(window, len(self.rows)) * self.group
+        chosen = epoch if groups is None else epoch % groups
+        return np.full(len(self.rows), chosen * self.group, np.int64)
 
     def close(self) -> None:
         """Stop the reading thread and close the stores."""

@@ -203,10 +203,14 @@ class Loop:
     def _step(self, batch: Batch, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward, loss, backward, update; the loss and its parts, on the device."""
         training = self.training
-        logits = batch.logits
+        logits, images = batch.logits, batch.images
+        if pairs := self.objective.needs_pair:
+            images = images.flatten(0, 1)
         if self.teachers:
-            logits = tuple(teacher(batch.images) for teacher in self.teachers)
-            self.teacher_forwards += len(batch.images) * len(self.teachers)
+            logits = tuple(teacher(images) for teacher in self.teachers)
+            self.teacher_forwards += len(images) * len(self.teachers)
+            if pairs:
+                logits = tuple(one.unflatten(0, (-1, 2)) for one in logits)
         step = Step(
             epoch=epoch,
             index=index,
@@ -215,12 +219,14 @@ class Loop:
             keys=self.views.key_words[torch.from_numpy(batch.rows)].to(self.device),
             views=torch.from_numpy(batch.views).to(self.device),
         )
-        images = self.preprocessing(batch.images)
+        images = self.preprocessing(images)
         if training.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         dtype = AUTOCAST.get(training.precision)
         with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
             student = self.forward(images)
+        if pairs:
+            student = student.unflatten(0, (-1, 2))
         loss, parts = self.objective(student, logits, batch.labels, step, batch.mix)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

@@ -18,15 +18,17 @@ Rows = NDArray[np.int64]
 class ResidentLogits:
     """A window of views of aligned stores, for some of their rows, on a device.
 
-    Epoch ``e`` uses the views e, e+1, ..., e+window-1 (mod V). While it trains, a background thread reads
-    and decodes what the next epoch adds, so memory holds at most ``window`` + 1 views, however many the
-    stores have.
+    Views come in groups: of one, or of two where a weak and a strong view belong together. Epoch ``e``
+    uses the groups e, e+1, ..., e+window-1 (mod their number). While it trains, a background thread reads
+    and decodes what the next epoch adds, so memory holds at most ``window`` + 1 groups, however many
+    views the stores have.
 
     Args:
         stores: stores of one plan.
         rows: (N,) rows of the stores that will be asked for.
-        views: V, how many of the stored views to cycle through.
-        window: views in memory that one epoch can draw from, 1 to V.
+        views: V, how many of the stored views to cycle through, a multiple of ``group``.
+        window: groups in memory that one epoch can draw from, 1 to V / group.
+        group: views that belong together.
         device: where the logits are wanted.
     """
 
@@ -37,10 +39,11 @@ class ResidentLogits:
         views: int,
         window: int,
         device: torch.device,
+        group: int = 1,
     ) -> None:
-        self.stores, self.rows, self.views, self.window = stores, rows, views, window
-        self.device = device
-        slots = min(window + 1, views)
+        self.stores, self.rows, self.groups, self.window = stores, rows, views // group, window
+        self.group, self.device = group, device
+        slots = min(window + 1, self.groups) * group
         self._slot_of = np.full(views, -1, np.int64)
         self._buffers = [
             torch.empty((slots, len(rows), store.classes), dtype=_dtype(store), device=device)
@@ -55,8 +58,12 @@ class ResidentLogits:
         return sum(rows * store.classes * _dtype(store).itemsize for store in stores)
 
     def window_of(self, epoch: int) -> Rows:
-        """The views that epoch ``epoch`` can use, in order."""
-        return (epoch + np.arange(self.window)) % self.views
+        """The groups that epoch ``epoch`` can use, in order; group i holds views i·group and on."""
+        return (epoch + np.arange(self.window)) % self.groups
+
+    def _views_of(self, epoch: int) -> list[int]:
+        firsts = self.window_of(epoch) * self.group
+        return [int(first) + i for first in firsts for i in range(self.group)]
 
     def prepare(self, epoch: int) -> None:
         """Wait for the views of ``epoch`` and start to read those of the next.
@@ -64,8 +71,8 @@ class ResidentLogits:
         Raises:
             CorruptStore: what was read is not what was written.
         """
-        now, following = self.window_of(epoch), self.window_of(epoch + 1)
-        needed = list(dict.fromkeys([*now.tolist(), *following.tolist()]))
+        now = self._views_of(epoch)
+        needed = list(dict.fromkeys([*now, *self._views_of(epoch + 1)]))
         stale = [v for v in np.flatnonzero(self._slot_of >= 0) if v not in needed]
         for view in stale:
             self._loading.pop(int(view)).result()
@@ -75,7 +82,7 @@ class ResidentLogits:
             if self._slot_of[view] < 0:
                 self._slot_of[view] = free.pop(0)
                 self._loading[view] = self._reader.submit(self._load, view)
-        for view in now.tolist():
+        for view in now:
             self._loading[view].result()
 
     def _load(self, view: int) -> None:
@@ -86,11 +93,11 @@ class ResidentLogits:
         """The logits of some samples, each from a view of the epoch that was prepared.
 
         Args:
-            views: int64 (B,).
-            positions: int64 (B,) on the device, indices into ``rows``.
+            views: int64 (...,).
+            positions: int64 (...,) on the device, indices into ``rows``.
 
         Returns:
-            float32 (B, K) per store.
+            float32 (..., K) per store.
         """
         slots = torch.from_numpy(self._slot_of[views]).to(self.device)
         return tuple(buffer[slots, positions].float() for buffer in self._buffers)
@@ -102,4 +109,4 @@ class ResidentLogits:
 
 def _dtype(store: LogitStore) -> torch.dtype:
     """What keeps decoded values exactly: half the memory where the store is float16 itself."""
-    return torch.float16 if store.encoding == "float16" else torch.float32
+    return torch.float16 if store.encoding.name == "float16" else torch.float32

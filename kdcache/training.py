@@ -132,6 +132,7 @@ def train(training: Training, out: str | os.PathLike[str], watch: Observer | Non
             device=training.device,
             workers=training.workers,
             subset=training.subset,
+            pairs=training.objective.method == "mlkd",
         )
         opened.enter_context(views)
         loop = Loop(training, Path(out), testset, held_out, views, teachers, watch or Silent())
@@ -142,7 +143,7 @@ def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
     for store in stores:
         if store.classes != dataset.classes:
             raise MismatchError(
-                f"{store.path} holds logits over {store.classes} classes, {dataset.name} has "
+                f"{store.where} holds logits over {store.classes} classes, {dataset.name} has "
                 f"{dataset.classes}. Give the store of a teacher for {dataset.name}."
             )
 
@@ -167,7 +168,7 @@ def _online_teachers(
         if teacher.to_store().digest != store.teacher.digest:
             raise MismatchError(
                 f"the --online teacher {teacher.architecture} has digest "
-                f"{teacher.to_store().digest[:12]}, the logits in {store.path} are of "
+                f"{teacher.to_store().digest[:12]}, the logits in {store.where} are of "
                 f"{store.teacher.architecture}, digest {store.teacher.digest[:12]}."
             )
     return teachers

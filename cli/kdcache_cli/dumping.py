@@ -11,7 +11,8 @@ from rich.progress import Progress
 
 from kdcache_cli import options
 from kdcache_cli.app import common
-from kdcache_cli.output import console, emit, percent, progress, say, size, table
+from kdcache_cli.output import console, emit, percent, progress, say, table
+from kdcache_cli.stores import page
 
 
 class Bar:
@@ -110,12 +111,10 @@ def dump_teacher(
           "seconds": done.seconds} | {"info": info}, as_json)  # fmt: skip
     if not (quiet or as_json):
         speed = f"{done.rows / done.seconds:,.0f} rows/s" if done.rows else "nothing was left to do"
-        top1 = info["teacher_top1"]
         rows = [
             ("rows written", f"{done.rows:,} ({speed})"),
             ("rows found finished", f"{done.skipped:,}"),
-            ("size on disk", size(info["bytes"])),
-            ("teacher top-1 on the views", "no labels" if top1 is None else percent(top1)),
+            *page(info),
         ]
         console.print(table(f"store {out}", ("", ""), rows))
         say("next: " + student_command(out, dataset, data_root))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.progress import Progress, TaskID
 
 from kdcache_cli import options
@@ -60,6 +61,8 @@ def _train(training: Any, out: Path, title: str, as_json: bool, quiet: bool) -> 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The options that a `Training` takes as they are."""
     settings["device"] = options.resolve_device(settings["device"])
+    for name in ("stores", "online"):
+        settings[name] = tuple(settings.get(name, ()))
     root = settings.pop("data_root")
     return settings | {
         "optimization": options.optimization(settings),
@@ -78,9 +81,10 @@ def _settings(settings: dict[str, Any]) -> dict[str, Any]:
 @common
 def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Train a network from labels."""
+    from kdcache.objectives import ObjectiveConfig
     from kdcache.training import Training
 
-    training = Training(**_settings(settings))
+    training = Training(**_settings(settings), objective=ObjectiveConfig(method="ce"))
     _train(training, out, f"teacher {training.model}", as_json, quiet)
 
 
@@ -90,63 +94,62 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 )
 @options.dataset
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
-@click.option("--method", required=True, help="Name; see `kdcache list methods`.")
+@click.option("--method", help="Name; see `kdcache list methods`. Required without --recipe.")
+@click.option("--recipe", help="Published settings, such as cifar100/kd-ls; flags override them.")
 @options.run_out
 @click.option("--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced.")
 @click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
-@click.option("--augment", help="Views for --method ce without a store [default: pad-crop-flip].")
+@click.option("--augment", help="Views for training without a store [default: pad-crop-flip].")
 @click.option("--views", type=click.IntRange(1), help="Stored views to cycle through [default: all].")
+@click.option(
+    "--schedule",
+    default="epoch",
+    show_default=True,
+    help="epoch: view = epoch mod V; random: any view in memory, per sample.",
+)
+@click.option("--resident-views", type=click.IntRange(1), help="Views in memory for `random`.")
+@click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @click.option("--subset", is_flag=True, help="Leave out samples that the store does not have.")
 @click.option("--init-weights", type=click.Path(path_type=Path), help="File of weights to start from.")
-@click.option("--ce-weight", type=float, help="Weight of cross-entropy [default: the method's].")
-@click.option("--kd-weight", type=float, help="Weight of distillation [default: the method's].")
-@click.option("--alpha", type=float, help="Short for --ce-weight A --kd-weight 1-A.")
-@click.option("--temperature", type=float, help="[default: the method's]")
-@click.option("--standardize", is_flag=True, help="Z-score logits of teacher and student.")
-@click.option("--noise", help="Noise on the teacher's logits, such as gaussian:0.1.")
+@options.objective
 @options.steps
 @options.device
 @common
-def train_student(
-    out: Path,
-    as_json: bool,
-    quiet: bool,
-    method: str,
-    ce_weight: float | None,
-    kd_weight: float | None,
-    alpha: float | None,
-    temperature: float | None,
-    standardize: bool,
-    noise: str | None,
-    stores: tuple[str, ...],
-    augment: str | None,
-    init_weights: Path | None,
-    **settings: Any,
-) -> None:
+def train_student(out: Path, as_json: bool, quiet: bool, recipe: str | None, **settings: Any) -> None:
     """Train a student from labels and cached logits, without its teacher."""
-    from kdcache.objectives import Noise, ObjectiveConfig
     from kdcache.training import Training
-    from kdcache_stores.errors import UsageError
 
-    if stores and augment:
-        raise UsageError("--augment is for training without a store; a store brings its own views.")
-    objective = ObjectiveConfig(
-        method=method,
-        ce_weight=ce_weight,
-        kd_weight=kd_weight,
-        alpha=alpha,
-        temperature=temperature,
-        standardize="unbiased" if standardize else False,
-        noise=Noise.parse(noise) if noise else None,
-    )
-    training = Training(
-        **_settings(settings),
-        objective=objective,
-        stores=stores,
-        augment=augment or "pad-crop-flip",
-        init_weights=str(init_weights) if init_weights else None,
-    )
-    _train(training, out, f"student {training.model} by {method}", as_json, quiet)
+    if recipe:
+        settings |= _from_recipe(recipe, settings)
+    if settings["method"] is None:
+        raise click.UsageError("give --method (see `kdcache list methods`) or --recipe.")
+    if settings["stores"] and settings["augment"]:
+        raise click.UsageError(
+            "--augment is for training without a store; a store brings its own views."
+        )
+    settings["augment"] = settings["augment"] or "pad-crop-flip"
+    if settings["init_weights"]:
+        settings["init_weights"] = str(settings["init_weights"])
+    objective = options.objective_config(settings)
+    training = Training(**_settings(settings), objective=objective)
+    _train(training, out, f"student {training.model} by {objective.method}", as_json, quiet)
+
+
+def _from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's options, but for those given on the command line."""
+    from kdcache.recipes import resolve
+    from kdcache_stores import open_store
+
+    teacher = None
+    if settings["stores"]:
+        with open_store(settings["stores"][0]) as store:
+            teacher = store.teacher.architecture
+    found = resolve(name, settings["model"], teacher)
+    found["lr_schedule"] = found.pop("schedule")
+    found["milestones"] = tuple(found["milestones"])
+    source = click.get_current_context().get_parameter_source
+    given = {key for key in found if source(key) is ParameterSource.COMMANDLINE}
+    return {key: value for key, value in found.items() if key not in given}
 
 
 @click.command("evaluate")

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from kdcache.models import MODELS, build_model
 from kdcache.models.dropout import fix_dropout
-from kdcache.models.library import Pretrained, pretrained_timm, pretrained_torchvision
+from kdcache.models.library import (
+    Pretrained,
+    pretrained_timm,
+    pretrained_torchvision,
+    torchvision_class_names,
+)
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import load_run_model
 from kdcache.weights import load_weights, names_file, tensor_digest
@@ -240,6 +245,15 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> None:
             f"{max(teacher.class_map)}: the dataset has {teacher.classes} classes, "
             f"teacher {teacher.architecture} has {out.shape[1]}, counted from 0"
         )
+
+
+def teacher_class_names(spec: str | Path) -> list[str] | None:
+    """The names of a teacher's classes where its library knows them, for `load_class_map`."""
+    name, _, source = str(spec).partition("@")
+    prefix, _, rest = name.partition(":")
+    if prefix != "torchvision" or not source or names_file(source):
+        return None
+    return torchvision_class_names(rest, source)
 
 
 def mc_dropout(teacher: Teacher, seed: int) -> Teacher:

@@ -26,13 +26,11 @@ class Pretrained:
     Args:
         module: with the weights loaded.
         preprocessing: what they were evaluated with, its crop as the size; None if unknown.
-        class_names: of its logits, in order; None if unknown.
         file_sha256: of the file that they came from; None if unknown.
     """
 
     module: nn.Module
     preprocessing: Preprocessing | None = None
-    class_names: list[str] | None = None
     file_sha256: str | None = None
 
 
@@ -69,12 +67,7 @@ def pretrained_torchvision(name: str, entry: str) -> Pretrained:
         UnknownName: no such classifier or weights.
         DataError: the download failed, or the weights are not plain tensors.
     """
-    if name not in torchvision_names():
-        raise UnknownName("torchvision model", name, torchvision_names())
-    members = tv.get_model_weights(name).__members__
-    if entry not in members:
-        raise UnknownName(f"weights of torchvision:{name}", entry, members)
-    weights = members[entry]
+    weights = _torchvision_weights(name, entry)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         if not cached.exists():
@@ -95,7 +88,25 @@ def pretrained_torchvision(name: str, entry: str) -> Pretrained:
         interpolation=preset.interpolation.value,
         antialias=bool(preset.antialias),
     )
-    return Pretrained(module, preprocessing, weights.meta.get("categories"), file_sha256)
+    return Pretrained(module, preprocessing, file_sha256)
+
+
+def torchvision_class_names(name: str, entry: str = "DEFAULT") -> list[str]:
+    """The names of the classes of torchvision's own weights, in the order of the logits.
+
+    Raises:
+        UnknownName: no such classifier or weights.
+    """
+    return list(_torchvision_weights(name, entry).meta.get("categories", []))
+
+
+def _torchvision_weights(name: str, entry: str) -> tv.WeightsEnum:
+    if name not in torchvision_names():
+        raise UnknownName("torchvision model", name, torchvision_names())
+    members = tv.get_model_weights(name).__members__
+    if entry not in members:
+        raise UnknownName(f"weights of torchvision:{name}", entry, members)
+    return members[entry]
 
 
 def _timm() -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision.models as tv
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdcache.models import build_model
+from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.sanity import clean_accuracy
-from kdcache.teachers import Teacher, load_teacher, mc_dropout
+from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 
 GREY = Preprocessing((0.3,), (0.2,))
@@ -139,6 +142,35 @@ def test_a_class_map_picks_and_orders_the_logits(checkpoint: Path) -> None:
     teacher = load(checkpoint, classes=3, class_map=(7, 0, 2))
     assert teacher.classes == 3
     assert torch.equal(teacher(views(4)), load(checkpoint)(views(4))[:, [7, 0, 2]])
+
+
+def test_class_names_that_a_library_knows() -> None:
+    names = teacher_class_names("torchvision:squeezenet1_1@DEFAULT")
+    assert names is not None
+    assert (len(names), names[0]) == (1000, "tench")
+    assert teacher_class_names("resnet20@weights.pth") is None
+    assert teacher_class_names("torchvision:resnet18@weights.pth") is None
+
+
+def test_a_library_s_teacher_through_a_class_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    cached = tmp_path / "checkpoints" / Path(tv.SqueezeNet1_1_Weights.DEFAULT.url).name
+    torch.save(tv.squeezenet1_1().state_dict(), cached)
+    (tmp_path / "map.csv").write_text("teacher,dataset\ntench,fish\nEnglish springer,dog\n")
+    spec = "torchvision:squeezenet1_1@DEFAULT"
+    names = teacher_class_names(spec)
+    chosen = load_class_map(tmp_path / "map.csv", 2, ["dog", "fish"], teacher_names=names)
+    assert chosen == (217, 0)
+
+    teacher = load_teacher(spec, classes=2, size=64, class_map=chosen)
+    assert teacher.preprocessing.size == 224
+    assert teacher(views(2, 3, 64)).shape == (2, 2)
+    assert teacher.file_sha256 == hashlib.sha256(cached.read_bytes()).hexdigest()
+    with pytest.raises(MismatchError, match=r"gives 1000 logits, the dataset has 2.*--class-map"):
+        load_teacher(spec, classes=2, size=64)
 
 
 def test_class_maps_that_do_not_fit_are_refused(checkpoint: Path) -> None:

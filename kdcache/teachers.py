@@ -18,9 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdcache.models import MODELS, build_model, library
+from kdcache.models import MODELS, build_model
 from kdcache.models.dropout import fix_dropout
-from kdcache.preprocessing import Preprocessing
+from kdcache.models.library import (
+    Pretrained,
+    pretrained_timm,
+    pretrained_torchvision,
+    torchvision_class_names,
+)
+from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.runs import load_run_model
 from kdcache.weights import load_weights, names_file, tensor_digest
 from kdcache_stores import Teacher as StoredTeacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
@@ -28,9 +35,10 @@ from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageEr
 #: What a teacher computes in; below float32 by autocast, which keeps sums and norms in float32.
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+#: Where weights come from when they are named and not a file.
 LIBRARIES = {
-    "torchvision": library.pretrained_torchvision,
-    "timm": library.pretrained_timm,
+    "torchvision": pretrained_torchvision,
+    "timm": pretrained_timm,
 }
 
 
@@ -151,19 +159,32 @@ def load_teacher(
     name, at, after = str(spec).partition("@")
     if at and weights is not None:
         raise UsageError(f"teacher {spec}: weights are given twice, {after} and {weights}")
+    if precision not in PRECISIONS:
+        raise UnknownName("precision", precision, PRECISIONS)
     source = str(weights) if weights is not None else after or None
-    module, own, file_sha256 = _load(
-        name, source, classes, channels, size, preprocessing, class_map, allow_untrained
-    )
-    preprocessing = preprocessing or own
+    prefix, _, rest = name.partition(":")
+    if prefix in LIBRARIES and source is not None and not names_file(source):
+        found = LIBRARIES[prefix](rest, source)
+    elif name not in MODELS and Path(name).is_dir():
+        name, found = _from_run(Path(name), source)
+    elif "/" in name:
+        raise DataError(f"teacher {name}: there is no such directory")
+    elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
+        inputs = preprocessing.channels if preprocessing else channels
+        side = (preprocessing and preprocessing.size) or size
+        found = _built(name, source, classes, inputs, side, mapped=class_map is not None)
+    else:
+        own = f", or the library's own: {name}@DEFAULT" if rest else ""
+        raise DataError(f"teacher {name}: no weights are given. Give a file: {name}@FILE{own}")
+    preprocessing = preprocessing or found.preprocessing
     if preprocessing is None:
         raise UsageError(
-            f"teacher {spec}: its preprocessing is not known. Give the mean and std that it was "
-            "trained with, or the name of a dataset's"
+            f"teacher {name}: its preprocessing is not known. Give the mean and std that it was "
+            f"trained with, by numbers or by name: {', '.join(PREPROCESSINGS)}"
         )
-    state = module.state_dict()
+    state = found.module.state_dict()
     digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
-    module = module.eval().requires_grad_(False).to(device)
+    module = found.module.eval().requires_grad_(False).to(device)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
     teacher = Teacher(
@@ -172,7 +193,7 @@ def load_teacher(
         preprocessing=preprocessing,
         classes=classes,
         weights_sha256=digest,
-        file_sha256=file_sha256,
+        file_sha256=found.file_sha256,
         precision=precision,
         class_map=None if class_map is None else tuple(class_map),
         channels_last=channels_last,
@@ -181,42 +202,26 @@ def load_teacher(
     return replace(teacher, compile=True) if compile else teacher
 
 
-def _load(
-    name: str,
-    source: str | None,
-    classes: int,
-    channels: int,
-    size: int,
-    preprocessing: Preprocessing | None,
-    class_map: Sequence[int] | None,
-    allow_untrained: bool,
-) -> tuple[nn.Module, Preprocessing | None, str | None]:
-    """The module with its weights, its own preprocessing if any, the digest of its file if any."""
-    prefix, _, rest = name.partition(":")
-    if prefix in LIBRARIES and source is not None and not names_file(source):
-        pretrained = LIBRARIES[prefix](rest, source)
-        return pretrained.module, pretrained.preprocessing, None
-    loaded = None if source is None else load_weights(source)
-    own = None
-    if name not in MODELS and Path(name).is_dir():
-        from kdcache.runs import load_run_model
+def _built(
+    name: str, source: str | None, classes: int, channels: int, size: int, *, mapped: bool
+) -> Pretrained:
+    """A model by name with the weights of a file; with a class map, of as many classes as those."""
+    if source is None:  # a user's function that loads its own weights, or allow_untrained
+        return Pretrained(build_model(name, classes, channels, size))
+    file = load_weights(source)
+    module = build_model(name, file.classes if mapped else classes, channels, size)
+    file.apply(module)
+    return Pretrained(module, file_sha256=file.file_sha256)
 
-        module, own, _ = load_run_model(Path(name))
-    elif "/" in name:
-        raise DataError(f"teacher {name}: there is no such directory")
-    else:
-        if loaded is None and prefix in (*MODELS, *LIBRARIES) and not allow_untrained:
-            raise UsageError(
-                f"teacher {name}: no weights are given; a file, {name}@FILE"
-                + (f", or the library's own, {name}@DEFAULT" if rest else "")
-            )
-        outputs = classes if class_map is None or loaded is None else loaded.classes
-        inputs = preprocessing.channels if preprocessing else channels
-        side = (preprocessing and preprocessing.size) or size
-        module = build_model(name, outputs, inputs, side)
-    if loaded is not None:
-        loaded.apply(module)
-    return module, own, None if loaded is None else loaded.file_sha256
+
+def _from_run(path: Path, source: str | None) -> tuple[str, Pretrained]:
+    """The architecture and model of a run, with another checkpoint of its training if given."""
+    run = load_run_model(path)
+    file = load_weights(source or run.file)
+    if source is not None:
+        file.apply(run.module)
+    trained = Pretrained(run.module, run.preprocessing, file_sha256=file.file_sha256)
+    return run.config["model"]["name"], trained
 
 
 def _try_out(teacher: Teacher, channels: int, size: int) -> None:
@@ -240,6 +245,15 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> None:
             f"{max(teacher.class_map)}: the dataset has {teacher.classes} classes, "
             f"teacher {teacher.architecture} has {out.shape[1]}, counted from 0"
         )
+
+
+def teacher_class_names(spec: str | Path) -> list[str] | None:
+    """The names of a teacher's classes where its library knows them, for `load_class_map`."""
+    name, _, source = str(spec).partition("@")
+    prefix, _, rest = name.partition(":")
+    if prefix != "torchvision" or not source or names_file(source):
+        return None
+    return torchvision_class_names(rest, source)
 
 
 def mc_dropout(teacher: Teacher, seed: int) -> Teacher:

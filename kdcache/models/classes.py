@@ -67,13 +67,13 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
         if path.suffix == ".json":
             # As pairs, so that a repeated key is seen.
             content = json.loads(text, object_pairs_hook=list)
-            if not isinstance(content, list) or not all(len(pair) == 2 for pair in content):
+            if not isinstance(content, list) or not all(isinstance(p, tuple) for p in content):
                 raise DataError(f"class map {path}: expected an object of teacher: dataset classes")
             return [(str(theirs), str(ours)) for theirs, ours in content]
         if path.suffix != ".csv":
             raise DataError(f"class map {path}: expected a file ending in .json or .csv")
         rows = [row for row in csv.reader(text.splitlines()) if row]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"class map {path}: not readable ({error})") from None
     for number, row in enumerate(rows, 1):
         if len(row) != 2:

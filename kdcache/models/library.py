@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 import torchvision.models as tv
 from torch import nn
 
 from kdcache.preprocessing import Preprocessing
+from kdcache.weights import load_weights
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with weights of its library, and what the library says of them.
+    """A model with its weights, and what their source says of them.
 
     Args:
         module: with the weights loaded.
-        preprocessing: what the weights were evaluated with. Views take the place of its crop.
-        class_names: of its logits, in order; None where the library does not say.
+        preprocessing: what they were evaluated with, its crop as the size; None if unknown.
+        file_sha256: of the file that they came from; None if unknown.
     """
 
     module: nn.Module
-    preprocessing: Preprocessing
-    class_names: list[str] | None
+    preprocessing: Preprocessing | None = None
+    file_sha256: str | None = None
 
 
 def torchvision_names() -> list[str]:
@@ -66,17 +67,15 @@ def pretrained_torchvision(name: str, entry: str) -> Pretrained:
         UnknownName: no such classifier or weights.
         DataError: the download failed, or the weights are not plain tensors.
     """
-    if name not in torchvision_names():
-        raise UnknownName("torchvision model", name, torchvision_names())
-    members = tv.get_model_weights(name).__members__
-    if entry not in members:
-        raise UnknownName(f"weights of torchvision:{name}", entry, members)
-    weights = members[entry]
+    weights = _torchvision_weights(name, entry)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        # torchvision itself unpickles whatever lies in the cache; this proves it to be data first.
-        weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        if not cached.exists():
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        # torchvision unpickles whatever lies in the cache; this proves it to be tensors first.
+        file_sha256 = load_weights(cached).file_sha256
         module = tv.get_model(name, weights=weights, progress=False)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError) as error:
         raise DataError(
             f"torchvision:{name}@{entry}: the weights could not be had from {weights.url} "
             f"({error}). Fetch them yourself and give the file: torchvision:{name}@FILE"
@@ -89,7 +88,25 @@ def pretrained_torchvision(name: str, entry: str) -> Pretrained:
         interpolation=preset.interpolation.value,
         antialias=bool(preset.antialias),
     )
-    return Pretrained(module, preprocessing, weights.meta.get("categories"))
+    return Pretrained(module, preprocessing, file_sha256)
+
+
+def torchvision_class_names(name: str, entry: str = "DEFAULT") -> list[str]:
+    """The names of the classes of torchvision's own weights, in the order of the logits.
+
+    Raises:
+        UnknownName: no such classifier or weights.
+    """
+    return list(_torchvision_weights(name, entry).meta.get("categories", []))
+
+
+def _torchvision_weights(name: str, entry: str) -> tv.WeightsEnum:
+    if name not in torchvision_names():
+        raise UnknownName("torchvision model", name, torchvision_names())
+    members = tv.get_model_weights(name).__members__
+    if entry not in members:
+        raise UnknownName(f"weights of torchvision:{name}", entry, members)
+    return members[entry]
 
 
 def _timm() -> ModuleType:
@@ -139,7 +156,7 @@ def pretrained_timm(name: str, tag: str) -> Pretrained:
             f"timm:{name}@{tag}: the weights could not be had ({error}). "
             f"Fetch them yourself and give the file: timm:{name}@FILE"
         ) from error
-    return Pretrained(module, timm_preprocessing(module), None)
+    return Pretrained(module, timm_preprocessing(module))
 
 
 def timm_preprocessing(module: nn.Module) -> Preprocessing:

@@ -52,7 +52,7 @@ def test_masks_do_not_depend_on_the_order_of_use_or_on_torch_seed() -> None:
 
 def test_mask_is_scaled_and_drops_at_rate_p() -> None:
     kept = FixedDropout(0.3, False, "k")(torch.ones(1, 100_000))
-    assert set(kept.unique().tolist()) == {0.0, pytest.approx(1 / 0.7)}
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.7])
     # 5 standard deviations of a binomial share.
     assert float((kept == 0).float().mean()) == pytest.approx(0.3, abs=5 * (0.21 / 1e5) ** 0.5)
 

@@ -77,13 +77,11 @@ def test_torchvision_s_own_weights_and_preprocessing(hub: Path) -> None:
         "interpolation": "bilinear",
         "antialias": True,
     }
-    assert loaded.class_names is not None
-    assert (len(loaded.class_names), loaded.class_names[0]) == (1000, "tench")
 
 
 def test_a_cached_file_with_code_in_it_is_refused(hub: Path) -> None:
     torch.save(tv.squeezenet1_1(), hub)
-    with pytest.raises(DataError, match=r"could not be had.*torchvision:squeezenet1_1@FILE"):
+    with pytest.raises(DataError, match=r"squeezenet1_1-\S+pth: it holds pickled code"):
         pretrained_torchvision("squeezenet1_1", "DEFAULT")
 
 

@@ -1,1 +1,48 @@
 """Stores of teacher logits: format, writer, reader, encodings, verification. NumPy, no torch."""
+
+from kdcache_stores.encodings import ENCODINGS
+from kdcache_stores.errors import (
+    CorruptStore,
+    DataError,
+    FormatError,
+    KDCacheError,
+    MismatchError,
+    StoreError,
+    StoreInUse,
+    StoreNotFound,
+    TrainingError,
+    UnfinishedStore,
+    UnknownName,
+    UsageError,
+)
+from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.reader import LogitStore, open_store
+from kdcache_stores.verify import Problem, Report
+from kdcache_stores.writer import StoreWriter
+
+__all__ = [
+    "ENCODINGS",
+    "CorruptStore",
+    "DataError",
+    "FieldSpec",
+    "FormatError",
+    "KDCacheError",
+    "LogitStore",
+    "MismatchError",
+    "Plan",
+    "Probe",
+    "Problem",
+    "Report",
+    "Samples",
+    "Shard",
+    "StoreError",
+    "StoreInUse",
+    "StoreNotFound",
+    "StoreWriter",
+    "Teacher",
+    "TrainingError",
+    "UnfinishedStore",
+    "UnknownName",
+    "UsageError",
+    "open_store",
+]

@@ -2,8 +2,8 @@
 
     KDCacheError                 anything wrong with the data, the store or the request
     ├── UsageError               (ValueError) the request makes no sense; names what would
-    │   └── UnknownName          (also KeyError-like) no such dataset, model, method...; lists what there is
-    ├── DataError                (ValueError) images, labels, keys or logits are not what they must be
+    │   └── UnknownName          no such dataset, model, method, ...; lists what there is
+    ├── DataError                (ValueError) images, labels, keys or logits are not as they must be
     ├── MismatchError            (ValueError) two things that must agree differ: store and dataset,
     │                            store and teacher, expected and found digest, views and replay
     ├── StoreError               something about a store itself
@@ -11,11 +11,11 @@
     │   ├── UnfinishedStore      not sealed yet: a dump is running or was interrupted
     │   ├── CorruptStore         bytes that differ from what was written
     │   ├── FormatError          (ValueError) a store of a newer format, or metadata that breaks it
-    │   └── StoreInUse           a second writer, or data already there that would be overwritten
-    └── TrainingError            a run that cannot go on: a loss that is not finite, a wrong checkpoint
+    │   └── StoreInUse           a second writer, or data there that would be overwritten
+    └── TrainingError            a run that cannot go on: a loss not finite, a wrong checkpoint
 
-A message says what was expected, what was found, where, and what to do next. The command line prints
-it as it stands and exits 1 (2 for `UsageError`).
+A message says what was expected, what was found, where, and what to do next. The command line
+prints it as it stands and exits 1 (2 for `UsageError`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,142 @@
+"""What stands between a view and a model: channels, size and normalisation.
+
+Views are uint8 images that every model of a plan shares; normalisation belongs to the model. It is
+part of the teacher's digest, since other pixels give other logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from kdcache_stores.errors import DataError, UnknownName, UsageError
+from torch import Tensor
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From uint8 views to the normalised images of one model: (x / 255 - mean) / std.
+
+    Args:
+        mean: per channel, of pixels in [0, 1]; its length is the model's channel count.
+        std: per channel, of pixels in [0, 1].
+        size: side in pixels that views are resized to; None takes them as they are.
+        interpolation: "bicubic", "bilinear" or "nearest", where views are resized.
+        antialias: low-pass before shrinking (bicubic and bilinear).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int | None = None
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
+        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        if not self.mean or len(self.mean) != len(self.std):
+            raise UsageError(
+                "preprocessing: expected one mean and one std per channel, "
+                f"found {len(self.mean)} means and {len(self.std)} stds"
+            )
+        if not all(s > 0 for s in self.std):
+            raise UsageError(f"preprocessing: expected stds above 0, found {self.std}")
+        if self.size is not None and self.size < 1:
+            raise UsageError(f"preprocessing: expected a size above 0, found {self.size}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
+
+    @property
+    def channels(self) -> int:
+        """How many channels the model sees."""
+        return len(self.mean)
+
+    def __call__(self, views: Tensor) -> Tensor:
+        """Normalised images, float32 (B, channels, H, W), on the device of the views.
+
+        Args:
+            views: uint8 (B, C, H, W). Grey views (C = 1) are repeated for a model of 3 channels.
+
+        Raises:
+            DataError: the views are not uint8, not 4-dimensional or of other channels.
+        """
+        if views.dtype != torch.uint8 or views.ndim != 4:
+            raise DataError(
+                f"preprocessing: expected uint8 views (B, C, H, W), "
+                f"found {views.dtype} of shape {tuple(views.shape)}"
+            )
+        if views.shape[1] not in (1, self.channels):
+            raise DataError(
+                f"preprocessing: the model takes {self.channels} channel(s), "
+                f"the views have {views.shape[1]}"
+            )
+        images = views.float().div_(255)
+        if self.size is not None and views.shape[2:] != (self.size, self.size):
+            images = self._resize(images, self.size)
+        # Broadcasting repeats a grey view only after it was resized once.
+        mean, std = (_constant(v, views.device) for v in (self.mean, self.std))
+        return images.sub(mean).div_(std)
+
+    def _resize(self, images: Tensor, size: int) -> Tensor:
+        if self.interpolation == "nearest":
+            return F.interpolate(images, (size, size), mode="nearest")
+        resized = F.interpolate(
+            images, (size, size), mode=self.interpolation, antialias=self.antialias
+        )
+        return resized.clamp_(0, 1)  # bicubic overshoots; pixels of uint8 images do not
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for digests and configurations; `from_dict` reads it back."""
+        fields = asdict(self)
+        return fields | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UsageError: a field is missing or unknown, or its value makes no sense.
+        """
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UsageError(f"preprocessing: {error}; found {dict(fields)}") from None
+
+    @classmethod
+    def measured(cls, images: Tensor, size: int | None = None) -> Preprocessing:
+        """Mean and std of each channel over uint8 images (N, C, H, W), rounded to 4 digits.
+
+        Raises:
+            DataError: a channel is constant.
+        """
+        # Sums of counts per pixel value are exact, whatever the device and the number of images.
+        counts = [torch.bincount(c.flatten(), minlength=256).double() for c in images.unbind(1)]
+        levels = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+        means = [float((c * levels).sum() / c.sum()) for c in counts]
+        squares = [float((c * levels**2).sum() / c.sum()) for c in counts]
+        stds = [max(s - m * m, 0.0) ** 0.5 for m, s in zip(means, squares, strict=True)]
+        if min(stds) < 1e-4:
+            raise DataError(f"preprocessing: a channel of the images is constant, stds {stds}")
+        return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds), size)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(1, C, 1, 1) on the device, copied there once; usable in and out of inference mode."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
+#: Normalisation by the name of a dataset: what published checkpoints of it were trained with.
+PREPROCESSINGS: dict[str, Preprocessing] = {
+    "cifar10": Preprocessing((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Preprocessing((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "tiny-imagenet": Preprocessing((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+}

@@ -1,0 +1,67 @@
+"""Canonical JSON, digests of it, and the first difference between two JSON values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kdcache_stores.errors import FormatError, UsageError
+
+Json = Any
+"""What `json` reads and writes: None, bool, int, float, str, lists, and dicts with str keys."""
+
+
+def plain(value: Json, what: str) -> Json:
+    """The value as JSON gives it back (tuples become lists); raises `UsageError` if it is none."""
+    try:
+        return json.loads(canonical_json(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{what} must be plain JSON without NaN, found {value!r}: {error}"
+        ) from None
+
+
+def canonical_json(value: Json) -> str:
+    """One text per value: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def pretty_json(value: Json) -> bytes:
+    """The form of every metadata object in a store: sorted keys, two spaces, a final newline."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Json]:
+    """The JSON object in `data`; raises `FormatError` naming `where` for anything else."""
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where} is no JSON that this kdcache reads: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{where} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def digest(kind: str, value: Json) -> str:
+    """SHA-256 (hex) of `kdcache <kind>`, a newline and the canonical JSON of `value`."""
+    return hashlib.sha256(f"kdcache {kind}\n{canonical_json(value)}".encode()).hexdigest()
+
+
+def first_difference(found: Json, expected: Json, name: str) -> tuple[str, Json, Json] | None:
+    """Where two JSON values first differ: (dotted name, found, expected), or None."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        for key in sorted(found.keys() | expected.keys(), key=str):
+            if key not in found or key not in expected:
+                return f"{name}.{key}", found.get(key), expected.get(key)
+            if difference := first_difference(found[key], expected[key], f"{name}.{key}"):
+                return difference
+        return None
+    if canonical_json(found) == canonical_json(expected):
+        return None
+    return name, found, expected

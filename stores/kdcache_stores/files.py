@@ -1,0 +1,229 @@
+"""Objects of a store as local files: read whole, published whole, never overwritten unasked."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from kdcache_stores.errors import FormatError, StoreError, StoreInUse
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+
+
+def check_key(key: str) -> str:
+    """The key, if it is a relative path of plain names; otherwise raises `FormatError`."""
+    if len(key) > 1024 or not all(_PART.fullmatch(part) for part in key.split("/")):
+        raise FormatError(
+            f"{key!r:.100} is no object name of a store: plain names between '/' only"
+        )
+    return key
+
+
+class Disk:
+    """The system calls that change a disk, a method each, so that tests can make each one fail."""
+
+    def mkdir(self, path: str) -> None:
+        """Create one folder; an existing one is fine."""
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+
+    def create(self, path: str, data: bytes) -> None:
+        """Create a new file that holds `data`, not yet flushed."""
+        with open(path, "xb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+
+    def fsync(self, path: str) -> None:
+        """Flush a file, or a folder's entries, to the disk."""
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name; raises `FileExistsError` if the name is taken."""
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            # No hard links here: claim the name with an empty file, then replace that. A crash in
+            # between leaves an empty orphan, which a resumed writer replaces.
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            os.replace(source, target)
+
+    def replace(self, source: str, target: str) -> None:
+        """Rename a file over another."""
+        os.replace(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Remove a file; a missing one is fine."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder; a missing one is fine."""
+        with suppress(FileNotFoundError):
+            os.rmdir(path)
+
+
+class Objects(Protocol):
+    """What a reader needs of a place that holds objects: a folder here, a URL elsewhere."""
+
+    where: str
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; raises `FileNotFoundError`."""
+
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes, or None if there is none."""
+
+
+class LocalFiles:
+    """The objects below one folder. Links that leave the folder and special files are refused."""
+
+    def __init__(self, root: str | os.PathLike[str], disk: Disk | None = None) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+        self.where = self.root
+        self._real = os.path.realpath(self.root)
+        self._disk = disk or Disk()
+
+    def path(self, key: str) -> str:
+        """The file of a key, inside the store even if a folder on the way is a link."""
+        path = os.path.join(self._real, *check_key(key).split("/"))
+        parent = os.path.dirname(path)
+        real = os.path.realpath(parent)
+        if real != parent:
+            raise FormatError(f"{self.where}: the folder of {key} is a link; a store holds none")
+        return path
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; raises `FileNotFoundError`."""
+        path = self.path(key)
+        try:
+            # O_NONBLOCK: opening a named pipe must not wait for its other end.
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise FormatError(f"{self.where}: {key} is a link or no plain file") from None
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise FileNotFoundError(error.errno, "no such object", path) from None
+            raise StoreError(f"{self.where}: cannot read {key}: {error.strerror}") from error
+        with open(handle, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise FormatError(f"{self.where}: {key} is no plain file")
+            return file.readall() or b""
+
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes, or None if there is none."""
+        try:
+            found = os.lstat(self.path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def walk(self, folder: str = "") -> Iterator[str]:
+        """Keys of all files below a folder, sorted; links are listed and not followed."""
+        top = os.path.join(self._real, *folder.split("/")) if folder else self._real
+        for parent, folders, names in os.walk(top):
+            folders.sort()
+            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+            for name in sorted(names + links):
+                yield Path(parent, name).relative_to(self._real).as_posix()
+
+    def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
+        """Publish an object: whole, flushed, in one step.
+
+        Raises `FileExistsError` if the key is taken and `replace` is false, `StoreError` if the
+        disk is full or refuses.
+        """
+        target = self.path(key)
+        folder = os.path.dirname(target)
+        temporary = os.path.join(folder, f".{os.path.basename(target)}.{secrets.token_hex(8)}.tmp")
+        disk = self._disk
+        try:
+            self._make_folders(folder)
+            try:
+                disk.create(temporary, data)
+                disk.fsync(temporary)
+                if replace:
+                    disk.replace(temporary, target)
+                else:
+                    disk.link(temporary, target)
+            finally:
+                disk.unlink(temporary)
+            disk.fsync(folder)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise StoreError(
+                f"{self.where}: cannot write {key} ({len(data)} bytes): {reason}. Everything that "
+                "was committed is safe: make room or repair the cause, and run the same again."
+            ) from error
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold a lock that the system drops if this process dies; raises `StoreInUse` if taken."""
+        path = self.path(key)
+        self._make_folders(os.path.dirname(path))
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreInUse(f"{self.where}: another writer holds {key}") from None
+            yield
+        finally:
+            os.close(handle)
+
+    def remove(self, key: str) -> None:
+        """Remove an object; a missing one is fine."""
+        self._disk.unlink(self.path(key))
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and the files in it (no deeper); a missing one is fine."""
+        path = os.path.join(self._real, folder)
+        if os.path.islink(path) or not os.path.isdir(path):
+            return
+        for name in sorted(os.listdir(path)):
+            self._disk.unlink(os.path.join(path, name))
+        self._disk.rmdir(path)
+        self._disk.fsync(self._real)
+
+    def temporaries(self) -> list[str]:
+        """Paths, relative to the store, of temporary files that an interrupted writer left."""
+        return [key for key in self.walk() if is_temporary(key)]
+
+    def clean(self) -> None:
+        """Remove what interrupted writers left under temporary names."""
+        for key in self.temporaries():
+            self._disk.unlink(os.path.join(self._real, key))
+
+    def _make_folders(self, folder: str) -> None:
+        missing: list[str] = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for path in reversed(missing):
+            self._disk.mkdir(path)
+            self._disk.fsync(os.path.dirname(path))
+
+
+def is_temporary(key: str) -> bool:
+    """Whether a listed key is a temporary name."""
+    return _TEMPORARY.fullmatch(key.rsplit("/", 1)[-1]) is not None

@@ -1,0 +1,201 @@
+"""The manifest: every object of a sealed store with size and SHA-256, and digests over it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcache_stores.canonical import Json, digest
+from kdcache_stores.errors import CorruptStore, FormatError
+from kdcache_stores.files import check_key
+
+ROOT = "zarr.json"
+SAMPLES = "samples.parquet"
+MANIFEST = "manifest.parquet"
+SEAL = "manifest.sha256"
+RECORDS = "records"
+ANNOUNCEMENT = "records/seal.json"
+CARD = "README.md"
+
+FIDELITY = (
+    "kl_t1_mean",
+    "kl_t1_worst",
+    "kl_t4_mean",
+    "kl_t4_worst",
+    "kl_z_mean",
+    "kl_z_worst",
+    "top1_agreement",
+)
+"""Fidelity of an encoding on live rows: KL(live || decoded), nats; see `fidelity.measure`."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_KINDS = ("metadata", "samples", "probes", "shard", "card")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of the store.
+
+    Args:
+        key: its name.
+        size: bytes.
+        sha256: hex.
+        kind: "metadata", "samples", "probes", "shard", or "card" (may change afterwards).
+        view, index, start, stop: for shards, else None.
+        labelled, correct: labelled rows and how many of them the teacher gets right, on the first
+            array of a field of logits.
+        fidelity: rows measured and the values named in `FIDELITY`, on the same array.
+    """
+
+    key: str
+    size: int
+    sha256: str
+    kind: str
+    view: int | None = None
+    index: int | None = None
+    start: int | None = None
+    stop: int | None = None
+    labelled: int | None = None
+    correct: int | None = None
+    fidelity: dict[str, float] | None = None
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def seal_text(manifest_sha256: str) -> bytes:
+    """The bytes of `manifest.sha256`, as `sha256sum -c` reads them."""
+    return f"{manifest_sha256}  {MANIFEST}\n".encode()
+
+
+def read_seal(data: bytes, where: str) -> str:
+    """The digest in `manifest.sha256`; raises `CorruptStore`."""
+    value = data[:64].decode("ascii", "replace")
+    if not _SHA256.fullmatch(value) or data != seal_text(value):
+        raise CorruptStore(
+            f"{where}/{SEAL} is damaged: expected '<sha256>  {MANIFEST}', found {data[:100]!r}"
+        )
+    return value
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("bytes", pa.int64(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("kind", pa.string(), nullable=False),
+            ("view", pa.int64()),
+            ("index", pa.int64()),
+            ("start", pa.int64()),
+            ("stop", pa.int64()),
+            ("labelled", pa.int64()),
+            ("correct", pa.int64()),
+            (
+                "fidelity",
+                pa.struct([("rows", pa.float64()), *((name, pa.float64()) for name in FIDELITY)]),
+            ),
+        ]
+    )
+
+
+def write_manifest(entries: Iterable[Entry]) -> bytes:
+    """The bytes of `manifest.parquet`, sorted by key."""
+    import pyarrow as pa
+
+    rows = []
+    for entry in sorted(entries, key=lambda entry: entry.key):
+        row = dict(vars(entry))
+        row["bytes"] = row.pop("size")
+        rows.append(row)
+    return write_table(pa.Table.from_pylist(rows, schema=_schema()))
+
+
+def write_table(table: Any) -> bytes:
+    """A table as Parquet."""
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> Any:
+    """The named columns of a Parquet file of at most `limit` rows.
+
+    Args:
+        data: the file.
+        columns: Arrow type of each column, as text.
+        limit: rows beyond it raise.
+        where: how errors name the file.
+
+    Raises `FormatError` for anything else than a Parquet file with these columns without nulls
+    (nulls are fine in columns whose type ends in "?").
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        if file.metadata.num_rows > limit:
+            raise FormatError(f"{where} states {file.metadata.num_rows} rows, more than {limit}")
+        for name, kind in columns.items():
+            index = file.schema_arrow.get_field_index(name)
+            found = str(file.schema_arrow.field(index).type) if index >= 0 else "none"
+            if found != kind.rstrip("?"):
+                raise FormatError(f"{where}: column {name} must be {kind}, found {found:.80}")
+        table = file.read(columns=list(columns))
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{where} is no Parquet file that Arrow reads: {error}") from None
+    for name, kind in columns.items():
+        if not kind.endswith("?") and table.column(name).null_count:
+            raise FormatError(f"{where}: column {name} holds nulls")
+    return table
+
+
+def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
+    """Entries by key; raises `FormatError` where the manifest breaks the format."""
+    names = ("view", "index", "start", "stop", "labelled", "correct")
+    columns = {"key": "string", "bytes": "int64", "sha256": "string", "kind": "string"}
+    columns |= dict.fromkeys(names, "int64?")
+    columns["fidelity"] = str(_schema().field("fidelity").type) + "?"
+    table = read_table(data, columns, 10**8, where)
+    entries: dict[str, Entry] = {}
+    for row in table.to_pylist():
+        row["size"] = row.pop("bytes")
+        entry = Entry(**row)
+        check_key(entry.key)
+        numbers = [getattr(entry, name) for name in ("size", *names)]
+        if (
+            entry.key in entries
+            or entry.kind not in _KINDS
+            or not _SHA256.fullmatch(entry.sha256)
+            or any(number is not None and not 0 <= number < 2**62 for number in numbers)
+            or (entry.kind == "shard")
+            == (None in (entry.view, entry.index, entry.start, entry.stop))
+        ):
+            raise FormatError(
+                f"{where}: the entry of {entry.key!r} is repeated or wrong: {row!r:.300}"
+            )
+        entries[entry.key] = entry
+    return entries
+
+
+def view_digest(identity: Json, view: int, shards: Iterable[tuple[str, str]]) -> str:
+    """Digest of one view: the store's identity, the view's number, its shards' keys and SHA-256."""
+    return digest("view", {"store": identity, "view": view, "shards": sorted(map(list, shards))})
+
+
+def content_digest(identity: Json, views: Sequence[str]) -> str:
+    """Digest of a store's content: its identity and the digests of its views."""
+    return digest("store", {"store": identity, "views": list(views)})

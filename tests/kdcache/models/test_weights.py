@@ -1,0 +1,164 @@
+"""Weights from files: formats, nests, prefixes, refusals, digests."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kdcache_stores.errors import DataError, MismatchError, UsageError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kdcache.models import build_model
+from kdcache.weights import load_weights, tensor_digest
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("resnet8", classes=10, channels=1, size=8)
+
+
+def test_safetensors_and_torch_give_one_digest(net: nn.Module, tmp_path: Path) -> None:
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    weights = [load_weights(tmp_path / name) for name in ("w.safetensors", "w.pth")]
+    assert weights[0].file_sha256 != weights[1].file_sha256
+    assert {tensor_digest(w.state) for w in weights} == {tensor_digest(net.state_dict())}
+
+
+@pytest.mark.parametrize("nest", ["state_dict", "model", "net", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_published_nests_and_prefixes(
+    net: nn.Module, tmp_path: Path, nest: str | None, prefix: str
+) -> None:
+    state = {prefix + name: tensor for name, tensor in net.state_dict().items()}
+    content = {"epoch": 240, nest: state, "best_acc": torch.tensor(72.5)} if nest else state
+    torch.save(content, tmp_path / "w.th")
+    other = build_model("resnet8", classes=10, channels=1, size=8)
+    load_weights(tmp_path / "w.th").apply(other)
+    assert tensor_digest(other.state_dict()) == tensor_digest(net.state_dict())
+
+
+def test_a_saved_command_line_beside_the_weights_is_read(net: nn.Module, tmp_path: Path) -> None:
+    opt = argparse.Namespace(model="resnet8", learning_rate=0.05)
+    torch.save({"opt": opt, "model": net.state_dict()}, tmp_path / "last.pth")
+    assert tensor_digest(load_weights(tmp_path / "last.pth").state)
+
+
+def test_pickled_code_is_refused_and_not_run(net: nn.Module, tmp_path: Path) -> None:
+    torch.save(net, tmp_path / "module.pt")
+    with pytest.raises(DataError, match=r"pickled code.*convert it once: torch\.save"):
+        load_weights(tmp_path / "module.pt")
+
+    class Harmful:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model": net.state_dict(), "opt": Harmful()}, tmp_path / "harmful.pt")
+    with pytest.raises(DataError, match="pickled code"):
+        load_weights(tmp_path / "harmful.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_damaged_files_are_refused(net: nn.Module, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("pth"):
+        torch.save(net.state_dict(), path)
+    else:
+        save_file(net.state_dict(), path)
+    content = path.read_bytes()
+    for damaged in (b"", b"not weights at all", content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"not a readable|pickled"):
+            load_weights(path)
+
+
+def test_what_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_weights(tmp_path / "absent.pth")
+    (tmp_path / "w.onnx").touch()
+    with pytest.raises(UsageError, match=r"ending in \.safetensors"):
+        load_weights(tmp_path / "w.onnx")
+    torch.save({"epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "w.pt")
+    with pytest.raises(DataError, match="found: epoch, optimizer"):
+        load_weights(tmp_path / "w.pt")
+    torch.save(torch.zeros(3), tmp_path / "t.pt")
+    with pytest.raises(DataError, match="found Tensor"):
+        load_weights(tmp_path / "t.pt")
+
+
+def saved(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def test_missing_and_unexpected_names_are_listed(net: nn.Module, tmp_path: Path) -> None:
+    state = net.state_dict()
+    state["extra.weight"] = state.pop("layer1.0.conv1.weight")
+    with pytest.raises(
+        MismatchError,
+        match=r"1 missing: layer1\.0\.conv1\.weight; 1 unexpected: extra\.weight",
+    ):
+        load_weights(saved(state, tmp_path / "w.pt")).apply(net)
+
+
+def test_shapes_that_differ_are_listed(tmp_path: Path) -> None:
+    small = build_model("resnet8", classes=10, channels=1, size=8)
+    state = build_model("resnet8", classes=10, channels=3, size=8).state_dict()
+    before = tensor_digest(small.state_dict())
+    with pytest.raises(MismatchError, match=r"conv1\.weight 16x3x3x3 where 16x1x3x3 is wanted"):
+        load_weights(saved(state, tmp_path / "w.pt")).apply(small)
+    assert tensor_digest(small.state_dict()) == before
+
+
+@pytest.mark.parametrize("name", ["resnet8", "ResNet18"])
+def test_a_wrong_class_count_is_named_as_such(tmp_path: Path, name: str) -> None:
+    state = build_model(name, classes=100).state_dict()
+    with pytest.raises(MismatchError, match="they are for 100 classes, 10 are wanted"):
+        load_weights(saved(state, tmp_path / "w.pt")).apply(build_model(name, classes=10))
+
+
+def test_old_files_without_batch_counters_load(net: nn.Module, tmp_path: Path) -> None:
+    state = {n: t for n, t in net.state_dict().items() if not n.endswith("num_batches_tracked")}
+    load_weights(saved(state, tmp_path / "w.pt")).apply(net)
+
+
+@given(st.permutations(["a.weight", "a.bias", "b.weight"]))
+def test_digest_does_not_depend_on_order_or_layout(order: list[str]) -> None:
+    state = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
+    state["b.weight"] = torch.arange(24).view(1, 2, 3, 4)
+    expected = tensor_digest(state)
+    shuffled = {name: state[name] for name in order}
+    shuffled["b.weight"] = state["b.weight"].contiguous(memory_format=torch.channels_last)
+    assert tensor_digest(shuffled) == expected
+
+
+def test_digest_sees_names_dtypes_shapes_and_values() -> None:
+    a = torch.zeros(2, 3)
+    states = [
+        {"a": a},
+        {"b": a},
+        {"a": a.double()},
+        {"a": a.view(3, 2)},
+        {"a": a + 1},
+        {"a": a.bfloat16()},
+        {"a": a.half()},
+        {"a": torch.tensor(0.0)},
+        {},
+    ]
+    assert len({tensor_digest(s) for s in states}) == len(states)
+
+
+def test_digest_is_of_the_documented_bytes() -> None:
+    state = {"w": torch.tensor([[1.0, -2.0]]), "n": torch.tensor(3)}
+    content = b"n\0int64\0scalar\0" + struct.pack("<q", 3)
+    content += b"w\0float32\x001x2\0" + struct.pack("<2f", 1, -2)
+    assert tensor_digest(state) == hashlib.sha256(content).hexdigest()

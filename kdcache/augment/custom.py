@@ -1,0 +1,87 @@
+"""A user's own augmentation, named on the user's own command line as `pkg.module:factory`."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from kdcache_stores.errors import DataError, UsageError
+
+from kdcache.augment.base import Augmentation, Parameters, Sizes
+from kdcache.philox import Draws
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name has the form `pkg.module:factory`."""
+    return _PATH.fullmatch(name) is not None
+
+
+def import_factory(path: str) -> Callable[..., Any]:
+    """The callable at `pkg.module:factory`; raises `UsageError` if there is none."""
+    module, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"cannot import {path!r}: {error}") from error
+    if not callable(factory):
+        raise UsageError(f"{path!r} is no function: {type(factory).__name__}")
+    return factory  # type: ignore[no-any-return]
+
+
+class Custom(Augmentation):
+    """A pipeline of the user's (`torchvision.transforms.v2` or any callable on uint8 tensors).
+
+    The generators of torch, NumPy and `random` are seeded with the view's own number before each
+    call and put back after it, so a view is a function of (seed, key, view) as long as the pipeline
+    draws from these. One image at a time.
+
+    Args:
+        path: `pkg.module:factory`; the factory takes nothing and returns the pipeline.
+        pipeline: the pipeline itself; by default the factory is imported and called.
+    """
+
+    name = "custom"
+    batched = False
+
+    def __init__(
+        self, path: str, pipeline: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
+        self.path = path
+        self.pipeline = pipeline if pipeline is not None else import_factory(path)()
+
+    def describe(self) -> dict[str, Any]:
+        """Name and path; the path is never imported because a store names it."""
+        return {"name": self.name, "factory": self.path}
+
+    def draw(self, draws: Draws, sizes: Sizes) -> Parameters:
+        """`random_seed` in [0, 2^63)."""
+        low, high, _, _ = draws.blocks(np.zeros(1, dtype=np.int64))
+        return {"random_seed": (low | ((high & 0x7FFFFFFF) << 32))[:, 0]}
+
+    def apply_one(self, image: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
+        """Call the pipeline under its own seed."""
+        seed = int(parameters["random_seed"])
+        python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
+                result = self.pipeline(image)
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+        if not (isinstance(result, torch.Tensor) and result.dtype == torch.uint8):
+            raise DataError(
+                f"{self.path} must return a uint8 image (C, H, W): normalisation belongs to the "
+                "model; "
+                f"found {getattr(result, 'dtype', type(result).__name__)}"
+            )
+        return result

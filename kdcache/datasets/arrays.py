@@ -1,0 +1,79 @@
+"""A user's own arrays in one NumPy file: `arrays:FILE.npz`."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from kdcache_stores.errors import DataError
+from numpy.typing import NDArray
+
+from kdcache.datasets.base import Dataset, ResidentDataset, index_keys
+from kdcache.datasets.resident import only_splits
+
+
+def arrays(file: str, split: str) -> Dataset:
+    """The arrays x_train, y_train, x_test, y_test of an npz file.
+
+    x is uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; y is integers (N,).
+    Optional: keys_train, keys_test (text), class_names. Without keys a sample is known by its
+    index. The last axis holds the channels if it is 1 or 3 long; else the second one must.
+    """
+    path = Path(file).expanduser()
+    only_splits(f"arrays:{file}", split)
+    if not path.is_file():
+        raise DataError(f"arrays were looked for in {path}: there is no such file")
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            content = {
+                name: loaded[name]
+                for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
+                if name in loaded.files
+            }
+            found = loaded.files
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+    absent = [name for name in (f"x_{split}", f"y_{split}") if name not in content]
+    if absent:
+        raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(found)}")
+    images = channels_first(content[f"x_{split}"], f"x_{split} of {path}")
+    labels = content[f"y_{split}"]
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"y_{split} of {path} must be {len(images)} integers, "
+            f"found {labels.dtype} {labels.shape}"
+        )
+    names = [str(name) for name in content.get("class_names", [])] or None
+    train = content.get("y_train", labels)
+    classes = len(names) if names else int(max(labels.max(initial=0), train.max(initial=0))) + 1
+    keys = content.get(f"keys_{split}")
+    return ResidentDataset(
+        f"arrays:{path.name}",
+        split,
+        images=images,
+        keys=index_keys(split, range(len(images)), len(images))
+        if keys is None
+        else [str(key) for key in keys],
+        labels=labels.astype(np.int64),
+        classes=classes,
+        class_names=names,
+    )
+
+
+def channels_first(x: NDArray[Any], what: str) -> torch.Tensor:
+    """Images as uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+    if x.dtype != np.uint8:
+        raise DataError(f"{what} must be uint8, found {x.dtype}: views are uint8 images")
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    elif x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise DataError(
+            f"{what} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, "
+            f"found {x.shape}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(x))

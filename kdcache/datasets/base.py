@@ -1,0 +1,174 @@
+"""What a dataset is: images, labels and a stable key per sample."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from kdcache_stores import Samples
+from kdcache_stores.errors import DataError
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+
+class Dataset(ABC):
+    """N images with keys and labels.
+
+    Attributes:
+        name: of the dataset, for people.
+        split: "train", "test" or "unlabeled".
+        classes: number of classes K.
+        class_names: K names, or None.
+        keys: one stable, unique name per sample.
+        labels: int64 (N,), -1 where unlabelled.
+        image_shape: (C, H, W), or None when the images differ in size.
+        images: uint8 (N, C, H, W) when resident in memory, or None.
+        flip: whether a mirrored image keeps its meaning (digits do not).
+        skipped: key -> reason, for samples left out because they cannot be decoded.
+    """
+
+    images: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        classes: int,
+        class_names: Sequence[str] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        flip: bool = True,
+    ) -> None:
+        self.name, self.split = name, split
+        self.keys = list(keys)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.classes = classes
+        self.class_names = list(class_names) if class_names is not None else None
+        self.image_shape, self.flip = image_shape, flip
+        self.skipped: dict[str, str] = {}
+        if not self.keys:
+            raise DataError(f"{name} ({split}) holds no samples")
+        if self.labels.shape != (len(self.keys),):
+            raise DataError(
+                f"{name} ({split}) has {len(self.keys)} keys, but labels of shape "
+                f"{self.labels.shape}"
+            )
+        if self.labels.max() >= classes:
+            row = int(self.labels.argmax())
+            raise DataError(
+                f"{name} ({split}): label {self.labels[row]} of {self.keys[row]!r} is outside the "
+                f"{classes} classes, which are numbered from 0"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Keys and labels, as a store keeps them."""
+        return Samples(self.keys, self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over keys and labels in row order."""
+        return self.samples.fingerprint
+
+    @abstractmethod
+    def decode(self, row: int) -> torch.Tensor:
+        """The image of a row: uint8 (C, H, W); raises `DataError` naming the key."""
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width of an image, without decoding it where that is possible."""
+        if self.image_shape is not None:
+            return self.image_shape[1:]
+        height, width = self.decode(row).shape[1:]
+        return height, width
+
+    def subset(self, rows: Sequence[int] | Rows) -> Dataset:
+        """The dataset of some rows, in the given order, under the same keys."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        if len(chosen) == 0:
+            raise DataError(f"no rows left of {self.name} ({self.split})")
+        part = copy.copy(self)
+        part.__dict__.pop("samples", None)
+        part.keys = [self.keys[row] for row in chosen]
+        part.labels = self.labels[chosen]
+        part._select(chosen)
+        return part
+
+    @abstractmethod
+    def _select(self, rows: Rows) -> None:
+        """Keep the images of these rows alone (called on a copy)."""
+
+    def content_digest(self) -> str:
+        """SHA-256 (hex) over the pixels of all images in row order; decodes every image once."""
+        total = hashlib.sha256(b"kdcache pixels\n")
+        for row in range(len(self)):
+            total.update(pixel_digest(self.decode(row)).encode())
+        return total.hexdigest()
+
+
+def pixel_digest(image: torch.Tensor) -> str:
+    """SHA-256 (hex) of an image's shape and bytes, uint8 (C, H, W) in C order."""
+    array = np.ascontiguousarray(image.cpu().numpy())
+    shape = ",".join(str(side) for side in array.shape)
+    return hashlib.sha256(f"uint8 {shape}\n".encode() + array.tobytes()).hexdigest()
+
+
+class ResidentDataset(Dataset):
+    """A dataset whose images are one uint8 tensor in memory.
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        images: torch.Tensor,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        classes: int,
+        class_names: Sequence[str] | None = None,
+        flip: bool = True,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(keys):
+            raise DataError(
+                f"images of {name} must be uint8 ({len(keys)}, C, H, W), "
+                f"found {images.dtype} {tuple(images.shape)}"
+            )
+        channels, height, width = images.shape[1:]
+        super().__init__(
+            name,
+            split,
+            keys=keys,
+            labels=labels,
+            classes=classes,
+            class_names=class_names,
+            image_shape=(channels, height, width),
+            flip=flip,
+        )
+        self.images: torch.Tensor = images.contiguous()
+
+    def decode(self, row: int) -> torch.Tensor:
+        """The image of a row: uint8 (C, H, W), a view of the resident tensor."""
+        return self.images[row]
+
+    def _select(self, rows: Rows) -> None:
+        self.images = self.images.index_select(0, torch.from_numpy(rows))
+
+
+def index_keys(split: str, indices: Sequence[int] | Rows, total: int) -> list[str]:
+    """Keys of samples known by their published index: "train/00042", as wide as the last one."""
+    width = len(str(total - 1))
+    return [f"{split}/{int(index):0{width}d}" for index in indices]

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError, UsageError
 from torch import Tensor, nn
 
 from kdcache.objectives.ablations import permutation
 from kdcache.objectives.config import ObjectiveConfig
 from kdcache.objectives.curriculum import learned_temperature, reversal
-from kdcache.objectives.draws import Step
 from kdcache.objectives.ensembles import (
     Ensemble,
     choose,
@@ -24,6 +22,8 @@ from kdcache.objectives.ensembles import (
 from kdcache.objectives.losses import Mix, ce, dkd_warmup, kd, tckd_nckd
 from kdcache.objectives.multilevel import mlkd
 from kdcache.objectives.scaling import Softened, full_precision
+from kdcache.objectives.step import Step
+from kdcache_stores.errors import DataError, UsageError
 
 Terms = dict[str, Tensor]
 

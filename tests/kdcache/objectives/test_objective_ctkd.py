@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from kdcache_stores.errors import UsageError
 
 from kdcache.objectives import Objective, Step, ce, ctkd, kd, learned_temperature, reversal
+from kdcache_stores.errors import UsageError
 
 B, K = 8, 10
 GENERATOR = torch.Generator().manual_seed(0)

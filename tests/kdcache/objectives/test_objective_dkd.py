@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 from kdcache.objectives import (
     Objective,
@@ -24,6 +23,7 @@ from kdcache.objectives import (
     permutation,
     tckd_nckd,
 )
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 B, K = 6, 10
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdcache_stores.errors import UnknownName, UsageError
 
 from kdcache.objectives import (
     Ensemble,
@@ -22,6 +21,7 @@ from kdcache.objectives import (
     entropy_weights,
     kd,
 )
+from kdcache_stores.errors import UnknownName, UsageError
 
 B, K, M = 6, 10, 3
 GENERATOR = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -98,3 +99,17 @@ def test_float64_agrees_with_float32(options: dict[str, Any]) -> None:
         Step(keys=torch.arange(B), epoch=15),
     )
     torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=str)
+def test_no_value_is_waited_for(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Meta tensors have no values: a step that read one, and so made a GPU wait, would raise here.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    student, teacher = paired(options, *torch.randn(2, B, 10, device="meta"))
+    student.requires_grad_()
+    words = torch.zeros(B, 2, dtype=torch.int64, device="meta")
+    objective = Objective(**options).to("meta")
+    teachers = [teacher, teacher] if objective.needs_teacher else []
+    loss, parts = objective(student, teachers, words[:, 0], Step(keys=words))
+    loss.backward()
+    assert {loss.device.type, *(part.device.type for part in parts.values())} == {"meta"}

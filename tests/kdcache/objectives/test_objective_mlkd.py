@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 from kdcache.objectives import Ensemble, Noise, Objective, Step, ce, mlkd
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 
 def pairs(seed: int = 0, b: int = 8, k: int = 10) -> tuple[np.ndarray, np.ndarray]:

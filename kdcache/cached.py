@@ -21,9 +21,10 @@ from torch import Tensor
 
 from kdcache import replay
 from kdcache.datasets import Dataset
+from kdcache.philox import key_words
 from kdcache.resident import ResidentLogits, Rows
 from kdcache.views import ViewPlan
-from kdcache_stores import LogitStore, MismatchError, UnknownName, UsageError, open_store
+from kdcache_stores import LogitStore, MismatchError, Samples, UnknownName, UsageError, open_store
 
 SCHEDULES = ("epoch", "random")
 
@@ -39,6 +40,7 @@ class Batch:
         labels: int64 (B,), -1 where unlabelled.
         logits: one float32 (B, K) tensor per store.
         rows: int64 (B,), rows of the dataset.
+        keys: int64 (B,) on the device, 64 bits of the SHA-256 of each sample's key.
         views: int64 (B,), the view of each sample (the first of its pair).
         mix: None, or (partner labels int64 (B,), own share lambda float32 (B,)) for mixup and cutmix.
     """
@@ -47,6 +49,7 @@ class Batch:
     labels: Tensor
     logits: tuple[Tensor, ...]
     rows: Rows
+    keys: Tensor
     views: Rows
     mix: tuple[Tensor, Tensor] | None
 
@@ -107,34 +110,27 @@ class CachedViews:
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
         self.schedule, self.device = schedule, torch.device(device)
         self.group = 2 if pairs else 1
-        self.rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
+        rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
-        self.replay: replay.Result | None = None
+        self.replay: replay.Replayed | None = None
         self.logits: ResidentLogits | None = None
+        self.views = views
         if self.stores:
-            store_rows = self._use_stores(views, subset)
+            self.plan = self._plan_of_stores()
+            self.rows = self._join(rows, subset)
+            self.replay = replay.check(self.plan, self.stores[0], self.device)
             if read_logits:
-                self.logits = self._resident(store_rows, resident_views)
+                self.logits = self._resident(resident_views)
         elif plan is not None:
-            self.plan, self.views = plan, views
+            self.plan, self.rows = plan, rows
             if schedule == "random" and views is None:
                 raise UsageError("the random schedule without a store needs a number of views.")
         else:
             raise UsageError("CachedViews needs stores, or a plan when there are none.")
-        if not len(self.rows):
-            raise UsageError("there is no sample left to train on.")
+        words = key_words(self.plan.samples.key_hashes)
+        self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
 
-    def _resident(self, store_rows: Rows, resident_views: int | None) -> ResidentLogits:
-        assert self.views is not None
-        groups = self.views // self.group
-        wanted = groups if resident_views is None else max(1, resident_views // self.group)
-        window = 1 if self.schedule == "epoch" else min(wanted, groups)
-        return ResidentLogits(
-            self.stores, store_rows, self.views, window, self.device, group=self.group
-        )
-
-    def _use_stores(self, views: int | None, subset: bool) -> Rows:
-        """Check the stores against each other and the dataset; the stores' rows of ``self.rows``."""
+    def _plan_of_stores(self) -> ViewPlan:
         first = self.stores[0]
         for store in self.stores[1:]:
             if store.plan.digest != first.plan.digest:
@@ -144,17 +140,38 @@ class CachedViews:
                     f"teacher with --plan-from {first.where}."
                 )
         stored = min(store.n_views for store in self.stores)
-        if views is not None and not 1 <= views <= stored:
-            raise UsageError(f"--views {views}: the store holds {stored} views.")
-        self.plan = ViewPlan.from_store(first.plan, self.dataset)
-        self.views: int | None = stored if views is None else views
+        if self.views is not None and not 1 <= self.views <= stored:
+            raise UsageError(f"--views {self.views}: the store holds {stored} views.")
+        self.views = stored if self.views is None else self.views
         if self.views % self.group:
             raise UsageError(f"pairs of views need an even number of them, not {self.views}.")
-        keys = [self.dataset.keys[row] for row in self.rows]
-        joined = first.join(keys, self.dataset.labels[self.rows], subset=subset)
-        self.rows = self.rows[joined.found]
-        self.replay = replay.check(self.plan, first, device=self.device)
-        return joined.rows
+        samples = Samples(first.keys, first.labels, first.keys_hashed)
+        return ViewPlan.from_store(first.plan, self.dataset, samples, partial=True)
+
+    def _join(self, rows: Rows, subset: bool) -> Rows:
+        """The plan's rows of some rows of the dataset."""
+        there = np.flatnonzero(self.plan.dataset_rows >= 0)
+        plan_rows = np.full(len(self.dataset), -1, np.int64)
+        plan_rows[self.plan.dataset_rows[there]] = there
+        found = plan_rows[rows]
+        missing = rows[found < 0]
+        if len(missing) == len(rows) or (len(missing) and not subset):
+            keys = [self.dataset.keys[row] for row in missing[:3]]
+            raise MismatchError(
+                f"{len(missing)} of {len(rows)} samples of {self.dataset.name} are not in "
+                f"{self.stores[0].where}, the first: {keys}. Give the store of this dataset, or "
+                "--subset to train on the samples that it has."
+            )
+        return found[found >= 0]
+
+    def _resident(self, resident_views: int | None) -> ResidentLogits:
+        assert self.views is not None
+        groups = self.views // self.group
+        wanted = groups if resident_views is None else max(1, resident_views // self.group)
+        window = 1 if self.schedule == "epoch" else min(wanted, groups)
+        return ResidentLogits(
+            self.stores, self.rows, self.views, window, self.device, group=self.group
+        )
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -174,16 +191,24 @@ class CachedViews:
             workers=self.workers,
         )
         for part, batch in zip(parts, stream, strict=True):
-            images, logits = batch.images, ()
+            images = batch.images
+            logits: tuple[Tensor, ...] = ()
             if self.logits is not None:
                 place = torch.from_numpy(self._paired(part)).to(self.device)
                 logits = self.logits.take(batch.views, place)
             if self.group == 2:
-                images = images.unflatten(0, (len(part), 2))
-                logits = tuple(one.unflatten(0, (len(part), 2)) for one in logits)
+                images = images.view(-1, 2, *images.shape[1:])
+                logits = tuple(one.view(-1, 2, one.shape[1]) for one in logits)
             first = slice(None, None, self.group)
+            rows = batch.rows[first]
             yield Batch(
-                images, batch.labels[first], logits, batch.rows[first], batch.views[first], batch.mix
+                images=images,
+                labels=batch.labels[first],
+                logits=logits,
+                rows=self.plan.dataset_rows[rows],
+                keys=self._keys[torch.from_numpy(rows).to(self.device)],
+                views=batch.views[first],
+                mix=batch.mix,
             )
 
     def _request(self, part: Rows, views: Rows) -> tuple[Rows, Rows]:

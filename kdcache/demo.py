@@ -18,11 +18,12 @@ from typing import Any
 from kdcache.datasets import load_dataset
 from kdcache.dumping import Observer as DumpObserver
 from kdcache.dumping import dump
+from kdcache.loop import Observer
 from kdcache.objectives import Noise, ObjectiveConfig
 from kdcache.optim import Optimization
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher
-from kdcache.training import Observer, Training, train
+from kdcache.training import Training, train
 from kdcache.views import ViewPlan, make_augmentation
 
 DATASET, TEACHER, STUDENT, AUGMENT = "digits", "resnet20", "resnet8", "pad-crop-flip"
@@ -34,14 +35,14 @@ METHODS = {
     "kd": ObjectiveConfig(method="kd"),
     "kd+std": ObjectiveConfig(method="kd", standardize="unbiased"),
     "kd+std+noise": ObjectiveConfig(
-        method="kd", standardize="unbiased", noise=Noise.parse("gaussian:0.1")
+        method="kd", standardize="unbiased", noise=Noise.parse("gaussian:0.1,relative")
     ),
 }
 FLAGS = {
     "ce": ("--method", "ce"),
     "kd": ("--method", "kd"),
     "kd+std": ("--method", "kd", "--standardize"),
-    "kd+std+noise": ("--method", "kd", "--standardize", "--noise", "gaussian:0.1"),
+    "kd+std+noise": ("--method", "kd", "--standardize", "--noise", "gaussian:0.1,relative"),
 }
 
 

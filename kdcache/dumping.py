@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from kdcache import replay
@@ -62,13 +61,7 @@ class _Job:
 def provenance(device: torch.device, command: str) -> dict[str, Any]:
     """Where and with what a store was made: versions, device and command, never a path."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    versions = {
-        "kdcache": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
+    versions = {"kdcache": __version__, "python": platform.python_version()} | replay.versions()
     return {"versions": versions, "device": f"{device.type} ({name})", "command": command}
 
 
@@ -116,7 +109,7 @@ def dump(
                 path,
                 plan=plan.to_store(),
                 teacher=teacher.to_store(),
-                samples=plan.dataset.samples,
+                samples=plan.samples,
                 views=views,
                 fields={"logits": FieldSpec(shape=(plan.dataset.classes,), encoding=encoding)},
                 config={"batch_size": batch_size},
@@ -126,7 +119,7 @@ def dump(
             jobs.append(_Job(teacher, writer, set(writer.pending(part))))
         todo = sorted(set().union(*(job.pending for job in jobs)))
         rows = sum(shard.rows for shard in todo)
-        total = views * len(plan.dataset) if part == (0, 1) else rows
+        total = views * len(plan) if part == (0, 1) else rows
         if watch:
             watch.start(total - rows, total)
         with ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as pool:
@@ -177,7 +170,7 @@ def _forward(
                 _require_classes(job.teacher, said, plan)
                 job.outputs.append(said)
             hits += (said.argmax(1) == batch.labels).sum()
-            labelled += int((plan.dataset.labels[batch.rows] >= 0).sum())
+            labelled += int((plan.samples.labels[batch.rows] >= 0).sum())
             if watch:
                 # Reading the count waits for the device, so on a GPU it is done once a shard.
                 known = labelled and (device.type == "cpu" or stop == shard.stop)
@@ -199,7 +192,7 @@ def _finish(
     if len(bad):
         row = shard.start + int(bad[0])
         raise DataError(
-            f"the teacher gave a logit that is not finite for sample {plan.dataset.keys[row]!r} (row "
+            f"the teacher gave a logit that is not finite for sample {plan.samples.keys[row]!r} (row "
             f"{row}), view {shard.view}, and for {len(bad) - 1} more rows of that shard. Nothing of the "
             "shard was stored. Try --precision float32, and check the teacher's weights."
         )

@@ -101,23 +101,22 @@ class Loop:
             self.objective = Objective(training.objective)
         if training.init_weights:
             load_weights(training.init_weights).apply(self.model)
-        layout = torch.channels_last if training.channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=layout)
+        self.model.to(self.device)
+        if training.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
         self.forward: nn.Module = self.model
         if training.compile:
             self.forward = torch.compile(self.model)  # type: ignore[assignment]
         self.average = None
         if training.ema:
-            rule = get_ema_multi_avg_fn(training.ema)
+            rule = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
         optimization = training.optimization
         learned = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = optimization.make_optimizer(learned)
         self.scheduler = optimization.make_scheduler(self.optimizer, len(views))
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=training.precision == "fp16"
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         self.stores_read = [store.digest for store in views.stores]
         self.teacher_forwards = 0
         self.run_directory = Run(out, self._config(size))
@@ -210,13 +209,13 @@ class Loop:
             logits = tuple(teacher(images) for teacher in self.teachers)
             self.teacher_forwards += len(images) * len(self.teachers)
             if pairs:
-                logits = tuple(one.unflatten(0, (-1, 2)) for one in logits)
+                logits = tuple(one.view(-1, 2, one.shape[1]) for one in logits)
         step = Step(
             epoch=epoch,
             index=index,
             epochs=training.optimization.epochs,
             seed=training.seed,
-            keys=self.views.key_words[torch.from_numpy(batch.rows)].to(self.device),
+            keys=batch.keys,
             views=torch.from_numpy(batch.views).to(self.device),
         )
         images = self.preprocessing(images)
@@ -226,7 +225,7 @@ class Loop:
         with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
             student = self.forward(images)
         if pairs:
-            student = student.unflatten(0, (-1, 2))
+            student = student.view(-1, 2, student.shape[1])
         loss, parts = self.objective(student, logits, batch.labels, step, batch.mix)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

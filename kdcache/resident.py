@@ -73,9 +73,8 @@ class ResidentLogits:
         """
         now = self._views_of(epoch)
         needed = list(dict.fromkeys([*now, *self._views_of(epoch + 1)]))
-        stale = [v for v in np.flatnonzero(self._slot_of >= 0) if v not in needed]
-        for view in stale:
-            self._loading.pop(int(view)).result()
+        for view in set(np.flatnonzero(self._slot_of >= 0).tolist()) - set(needed):
+            self._loading.pop(view).result()
             self._slot_of[view] = -1
         free = sorted(set(range(len(self._buffers[0]))) - set(self._slot_of.tolist()))
         for view in needed:

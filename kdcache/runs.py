@@ -17,9 +17,8 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -207,14 +206,12 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     return summary
 
 
-@dataclass(frozen=True)
-class RunModel:
+class RunModel(NamedTuple):
     """A trained model as a run holds it: module (eval mode, CPU), its preprocessing, its config."""
 
     module: nn.Module
     preprocessing: Preprocessing
     config: dict[str, Any]
-    file: Path
 
 
 def load_run_model(path: str | os.PathLike[str]) -> RunModel:
@@ -239,4 +236,4 @@ def load_run_model(path: str | os.PathLike[str]) -> RunModel:
         module.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise DataError(f"{file} does not hold the weights of {spec['name']}: {error}") from error
-    return RunModel(module.eval(), preprocessing, config, file)
+    return RunModel(module.eval(), preprocessing, config)

@@ -27,7 +27,7 @@ from kdcache.models.library import (
     torchvision_class_names,
 )
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
-from kdcache.runs import load_run_model
+from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.weights import load_weights, names_file, tensor_digest
 from kdcache_stores import Teacher as StoredTeacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
@@ -217,7 +217,7 @@ def _built(
 def _from_run(path: Path, source: str | None) -> tuple[str, Pretrained]:
     """The architecture and model of a run, with another checkpoint of its training if given."""
     run = load_run_model(path)
-    file = load_weights(source or run.file)
+    file = load_weights(source or path / WEIGHTS)
     if source is not None:
         file.apply(run.module)
     trained = Pretrained(run.module, run.preprocessing, file_sha256=file.file_sha256)

@@ -50,7 +50,7 @@ class Training:
 
     dataset: str
     model: str
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(method="ce"))
     optimization: Optimization = field(default_factory=Optimization)
     stores: tuple[str, ...] = ()
     online: tuple[str, ...] = ()

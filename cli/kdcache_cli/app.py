@@ -18,12 +18,18 @@ from kdcache._version import __version__
 COMMANDS = {
     "demo": ("demo:demo", "Teacher, store and students on embedded data, compared in one table."),
     "train-teacher": ("training:train_teacher", "Train a network from labels."),
-    "dump-teacher": ("dumping:dump_teacher", "Run a teacher once and store its logits for every view."),
+    "dump-teacher": (
+        "dumping:dump_teacher",
+        "Run a teacher once and store its logits for every view.",
+    ),
     "train-student": ("training:train_student", "Train a student from labels and cached logits."),
     "evaluate": ("training:evaluate", "Accuracy and calibration of a trained run."),
     "inspect": ("stores:inspect", "Describe a store."),
     "verify": ("stores:verify", "Check every byte of a store."),
-    "list": ("listing:list_names", "Names of models, datasets, methods, augmentations, encodings, recipes."),
+    "list": (
+        "listing:list_names",
+        "Names of models, datasets, methods, augmentations, encodings, recipes.",
+    ),
 }
 
 

@@ -36,7 +36,9 @@ class Bar:
 @options.dataset
 @click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
 @click.option("--teacher", required=True, help="A run of train-teacher, or a model's name.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights, when --teacher is a name.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Weights, when --teacher is a name."
+)
 @click.option("--views", type=click.IntRange(1), required=True, help="Views of every sample.")
 @click.option("--augment", default="pad-crop-flip", show_default=True)
 @click.option("--encoding", default="float16", show_default=True)

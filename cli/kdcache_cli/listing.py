@@ -29,7 +29,7 @@ def _methods() -> dict[str, str]:
 
 
 def _augmentations() -> dict[str, str]:
-    from kdcache.views import AUGMENTATIONS
+    from kdcache.augment import AUGMENTATIONS
 
     return {name: first_line(kind) for name, kind in AUGMENTATIONS.items()}
 

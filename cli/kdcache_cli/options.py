@@ -39,7 +39,9 @@ device = together(
         show_default=True,
         help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.",
     ),
-    click.option("--workers", default=0, show_default=True, help="Processes that decode image files."),
+    click.option(
+        "--workers", default=0, show_default=True, help="Processes that decode image files."
+    ),
     click.option(
         "--threads",
         type=click.IntRange(1),
@@ -76,7 +78,10 @@ steps = together(
     click.option("--clip", type=float, help="Largest norm of the gradient."),
     click.option("--ema", type=float, help="Decay of a moving average of the weights to evaluate."),
     click.option(
-        "--precision", default="float32", show_default=True, help="float32, bf16 or fp16 (autocast)."
+        "--precision",
+        default="float32",
+        show_default=True,
+        help="float32, bf16 or fp16 (autocast).",
     ),
     click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
     click.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
@@ -91,7 +96,7 @@ steps = together(
 
 
 def fractions(text: str) -> tuple[float, ...]:
-    """"0.5,0.75" -> (0.5, 0.75).
+    """ "0.5,0.75" -> (0.5, 0.75).
 
     Raises:
         click.BadParameter: not numbers between 0 and 1.
@@ -114,7 +119,7 @@ run_out = click.option(
 
 
 def resolve_device(name: str) -> str:
-    """"auto" becomes the GPU if there is one.
+    """ "auto" becomes the GPU if there is one.
 
     Raises:
         UsageError: a device that this machine does not have.
@@ -124,7 +129,9 @@ def resolve_device(name: str) -> str:
     from kdcache_stores.errors import UsageError
 
     if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
         return found.type if found else "cpu"
     try:
         torch.empty(0, device=name)
@@ -149,7 +156,9 @@ def optimization(settings: dict[str, Any]) -> Any:
 
 
 objective = together(
-    click.option("--ce-weight", type=float, help="Weight of cross-entropy [default: the method's]."),
+    click.option(
+        "--ce-weight", type=float, help="Weight of cross-entropy [default: the method's]."
+    ),
     click.option("--kd-weight", type=float, help="Weight of distillation [default: the method's]."),
     click.option("--alpha", type=float, help="Short for --ce-weight A --kd-weight 1-A."),
     click.option("--temperature", type=float, help="T, or tau with --standardize [default: 4; 2]."),
@@ -158,7 +167,9 @@ objective = together(
     click.option("--standardize", is_flag=True, help="Z-score the logits of teacher and student."),
     click.option("--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."),
     click.option("--noise", help="On the teacher's logits, such as gaussian:0.1; see METHODS."),
-    click.option("--combine", default="mean-logits", help="How several teachers become one target."),
+    click.option(
+        "--combine", default="mean-logits", help="How several teachers become one target."
+    ),
     click.option("--teacher-weights", help="Of the teachers: 2,1,1, or entropy, or confidence."),
     click.option("--ablation", default="full", help="What of the teacher's answer is kept."),
     click.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),

@@ -48,7 +48,10 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         *rows,
         ("forwards", f"{info['views'] * info['samples']:,} teacher forwards spent once"),
-        ("made by", ", ".join(f"{k} {v}" for k, v in info["provenance"].get("versions", {}).items())),
+        (
+            "made by",
+            ", ".join(f"{k} {v}" for k, v in info["provenance"].get("versions", {}).items()),
+        ),
         ("plan digest", plan["digest"]),
         ("teacher digest", teacher["digest"]),
         ("content digest", info["digest"]),
@@ -58,7 +61,7 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
 def encoding_text(encoding: dict[str, Any]) -> str:
     """{"name": "topk", "k": 10} -> "topk (k=10)"."""
     options = ", ".join(f"{key}={value}" for key, value in encoding.items() if key != "name")
-    return encoding["name"] + (f" ({options})" if options else "")
+    return f"{encoding['name']} ({options})" if options else str(encoding["name"])
 
 
 @click.command("verify")

@@ -31,7 +31,9 @@ class Bars:
         if self.epochs is None:
             self.epochs = self.bars.add_task(self.title, total=epochs, note="")
         wait = record["data_wait_seconds"] / max(record["seconds"], 1e-9)
-        note = f"loss {record['train_loss']:.3f}  test {percent(record['test_top1'])}  wait {wait:.1%}"
+        note = (
+            f"loss {record['train_loss']:.3f}  test {percent(record['test_top1'])}  wait {wait:.1%}"
+        )
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
 
 
@@ -97,10 +99,14 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @click.option("--method", help="Name; see `kdcache list methods`. Required without --recipe.")
 @click.option("--recipe", help="Published settings, such as cifar100/kd-ls; flags override them.")
 @options.run_out
-@click.option("--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced.")
+@click.option(
+    "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
+)
 @click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
 @click.option("--augment", help="Views for training without a store [default: pad-crop-flip].")
-@click.option("--views", type=click.IntRange(1), help="Stored views to cycle through [default: all].")
+@click.option(
+    "--views", type=click.IntRange(1), help="Stored views to cycle through [default: all]."
+)
 @click.option(
     "--schedule",
     default="epoch",
@@ -110,12 +116,16 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @click.option("--resident-views", type=click.IntRange(1), help="Views in memory for `random`.")
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @click.option("--subset", is_flag=True, help="Leave out samples that the store does not have.")
-@click.option("--init-weights", type=click.Path(path_type=Path), help="File of weights to start from.")
+@click.option(
+    "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
+)
 @options.objective
 @options.steps
 @options.device
 @common
-def train_student(out: Path, as_json: bool, quiet: bool, recipe: str | None, **settings: Any) -> None:
+def train_student(
+    out: Path, as_json: bool, quiet: bool, recipe: str | None, **settings: Any
+) -> None:
     """Train a student from labels and cached logits, without its teacher."""
     from kdcache.training import Training
 
@@ -194,7 +204,10 @@ def evaluate(
             lambda images: module(model.preprocessing(images)), data, device=where, workers=workers
         )
     )
-    emit({"run": str(run), "dataset": data.name, "split": split, "samples": len(data)} | found, as_json)
+    emit(
+        {"run": str(run), "dataset": data.name, "split": split, "samples": len(data)} | found,
+        as_json,
+    )
     if not (quiet or as_json):
         rows = [
             ("top-1", percent(found["top1"])),

@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kdcache_stores.errors import UnknownName
-
 from kdcache.datasets import resident
 from kdcache.datasets.arrays import arrays
 from kdcache.datasets.base import Dataset, ResidentDataset
 from kdcache.datasets.folder import FolderDataset, image_folder
+from kdcache_stores.errors import UnknownName
 
 __all__ = [
     "DATASETS",

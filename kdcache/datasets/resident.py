@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from kdcache_stores.errors import DataError, UsageError
 
 from kdcache.datasets.base import Dataset, ResidentDataset, index_keys
+from kdcache_stores.errors import DataError, UsageError
 
 
 def digits(split: str, root: Path, download: bool) -> Dataset:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from kdcache_stores.errors import UnknownName, UsageError
 from torch import Tensor
 
 from kdcache.objectives.draws import Step
 from kdcache.objectives.target import check_labels, others, target_or_not, with_others
+from kdcache_stores.errors import UnknownName, UsageError
 
 ABLATIONS = ("full", "target-only", "target-removed", "non-target-permuted", "non-target-uniform")
 

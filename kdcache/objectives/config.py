@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kdcache_stores.errors import UnknownName, UsageError
-
 from kdcache.objectives.ablations import ABLATIONS
 from kdcache.objectives.ensembles import MEANS
 from kdcache.objectives.multilevel import VARIANTS
 from kdcache.objectives.noise import Noise
 from kdcache.objectives.scaling import Standardize
+from kdcache_stores.errors import UnknownName, UsageError
 
 DESCRIPTIONS = {
     "ce": "cross-entropy with the labels, no teacher",

@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from kdcache_stores.errors import UsageError
 from torch import Tensor
+
+from kdcache_stores.errors import UsageError
 
 
 @dataclass(frozen=True)

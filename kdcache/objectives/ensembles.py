@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from kdcache_stores.errors import UnknownName, UsageError
 from torch import Tensor
 
 from kdcache.objectives.draws import Step
@@ -18,6 +17,7 @@ from kdcache.objectives.scaling import (
     scaled,
     standardize,
 )
+from kdcache_stores.errors import UnknownName, UsageError
 
 MEANS = ("mean-logits", "mean-zscores", "mean-probs")
 

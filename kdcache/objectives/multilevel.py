@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from kdcache_stores.errors import DataError, UnknownName
 from torch import Tensor
 
 from kdcache.objectives.losses import kd
@@ -15,6 +14,7 @@ from kdcache.objectives.scaling import (
     reduced,
     scaled,
 )
+from kdcache_stores.errors import DataError, UnknownName
 
 VARIANTS = ("as-coded", "as-described")
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kdcache_stores.errors import UnknownName, UsageError
 from torch import Tensor
 
 from kdcache.objectives.draws import Step
 from kdcache.objectives.scaling import full_precision
+from kdcache_stores.errors import UnknownName, UsageError
 
 FAMILIES = ("gaussian", "uniform", "laplace")
 MODES = ("additive", "multiplicative")

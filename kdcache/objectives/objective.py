@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError, UsageError
 from torch import Tensor, nn
 
 from kdcache.objectives.ablations import permutation
@@ -24,6 +23,7 @@ from kdcache.objectives.ensembles import (
 from kdcache.objectives.losses import Mix, ce, dkd_warmup, kd, tckd_nckd
 from kdcache.objectives.multilevel import mlkd
 from kdcache.objectives.scaling import Softened, full_precision
+from kdcache_stores.errors import DataError, UsageError
 
 Terms = dict[str, Tensor]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import torch
-from kdcache_stores.errors import DataError, UsageError
 from torch import Tensor
+
+from kdcache_stores.errors import DataError, UsageError
 
 Convention = Literal["unbiased", "biased"]
 Standardize = Literal[False, "unbiased", "biased"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from kdcache_stores.errors import DataError
 from torch import Tensor
+
+from kdcache_stores.errors import DataError
 
 
 def check_labels(labels: Tensor | None, why: str) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import Trained, Result
+from tests.conftest import Result, Trained
 
 Run = Callable[..., Result]
 
@@ -71,8 +71,12 @@ def test_evaluate_repeats_the_summary(trained: Trained, kdcache: Run) -> None:
     assert found.json["ece"] == pytest.approx(summary["last_ece"], abs=1e-6)
 
 
-def test_val_split_chooses_on_held_out_samples(trained: Trained, tmp_path: Path, kdcache: Run) -> None:
-    done = kdcache(*student(trained.store, tmp_path, "--method", "kd", "--val-split", 0.2, "--json"))
+def test_val_split_chooses_on_held_out_samples(
+    trained: Trained, tmp_path: Path, kdcache: Run
+) -> None:
+    done = kdcache(
+        *student(trained.store, tmp_path, "--method", "kd", "--val-split", 0.2, "--json")
+    )
     assert done.code == 0, done.err
     assert done.json["best_chosen_on"] == "held-out training samples"
     assert done.json["train_samples"] == 48
@@ -170,7 +174,9 @@ def test_unfinished_store_is_refused(trained: Trained, tmp_path: Path, kdcache: 
     assert not (tmp_path / "run").exists()
 
 
-def test_store_of_another_dataset_is_refused(trained: Trained, tmp_path: Path, kdcache: Run) -> None:
+def test_store_of_another_dataset_is_refused(
+    trained: Trained, tmp_path: Path, kdcache: Run
+) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "other.npz", x_train=rng.integers(0, 256, (40, 8, 8), np.uint8),
              y_train=np.arange(40) % 10, x_test=rng.integers(0, 256, (20, 8, 8), np.uint8),
@@ -183,7 +189,9 @@ def test_store_of_another_dataset_is_refused(trained: Trained, tmp_path: Path, k
     assert "Traceback" not in done.err
 
 
-def test_teacher_for_other_classes_is_refused(trained: Trained, tmp_path: Path, kdcache: Run) -> None:
+def test_teacher_for_other_classes_is_refused(
+    trained: Trained, tmp_path: Path, kdcache: Run
+) -> None:
     np.savez(tmp_path / "five.npz", x_train=np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8),
              y_train=np.arange(40) % 5, x_test=np.zeros((20, 8, 8), np.uint8),
              y_test=np.arange(20) % 5)  # fmt: skip
@@ -197,5 +205,7 @@ def test_teacher_for_other_classes_is_refused(trained: Trained, tmp_path: Path, 
 def test_module_and_version() -> None:
     for command in ([sys.executable, "-m", "kdcache"], [sys.executable, "-m", "kdcache_cli"][:0]):
         if command:
-            done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [*command, "--version"], capture_output=True, text=True, check=True
+            )
             assert done.stdout.startswith("kdcache, version ")

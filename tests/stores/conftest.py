@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kdcache_stores import FieldSpec, Plan, Probe, Samples, StoreWriter, Teacher
 
 CLASSES = 10

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdcache_stores.errors import DataError, UsageError
 
 from kdcache.objectives import Noise, Objective, ObjectiveConfig, Step, ce, kd
+from kdcache_stores.errors import DataError, UsageError
 
 B, K = 8, 10
 

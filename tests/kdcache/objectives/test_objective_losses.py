@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdcache_stores.errors import DataError, UsageError
 
 import kdcache.objectives
 from kdcache.objectives import ce, kd, scaled, standardize
+from kdcache_stores.errors import DataError, UsageError
 
 
 def logits(seed: int, b: int = 6, k: int = 10, scale: float = 3.0) -> np.ndarray:

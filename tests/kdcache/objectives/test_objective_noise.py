@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kdcache_stores.errors import UnknownName, UsageError
 from scipy import stats
 
 from kdcache.objectives import Noise, Step
+from kdcache_stores.errors import UnknownName, UsageError
 
 
 def a_step(b: int = 8, **options: int) -> Step:

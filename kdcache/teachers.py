@@ -174,13 +174,15 @@ def load_teacher(
         side = (preprocessing and preprocessing.size) or size
         found = _built(name, source, classes, inputs, side, mapped=class_map is not None)
     else:
-        own = f", or the library's own: {name}@DEFAULT" if rest else ""
-        raise UsageError(f"teacher {name}: no weights are given. Give a file: {name}@FILE{own}")
+        own = f", or take the library's: {name}@DEFAULT" if rest else ""
+        raise DataError(
+            f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{own}"
+        )
     preprocessing = preprocessing or found.preprocessing
     if preprocessing is None:
         raise UsageError(
-            f"teacher {name}: its preprocessing is not known. Give the mean and std that it was "
-            f"trained with, by numbers or by name: {', '.join(PREPROCESSINGS)}"
+            f"teacher {name}: the mean and std that it was trained with are not known. Give them as "
+            f"its preprocessing, by numbers or by the name of one: {', '.join(PREPROCESSINGS)}"
         )
     state = found.module.state_dict()
     digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})

@@ -27,7 +27,7 @@ from kdcache.training import Training, train
 from kdcache.views import ViewPlan, make_augmentation
 
 DATASET, TEACHER, STUDENT, AUGMENT = "digits", "resnet20", "resnet8", "pad-crop-flip"
-TEACHER_EPOCHS, EPOCHS, SAMPLES, BATCH, VIEWS, SEEDS = 30, 100, 100, 16, 9, (0, 1, 2)
+TEACHER_EPOCHS, EPOCHS, SAMPLES, BATCH, VIEWS, SEEDS = 20, 60, 100, 20, 9, (0, 1, 2)
 THREADS = 1  # two compute threads are slower on networks as small as these
 
 METHODS = {

@@ -207,11 +207,12 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class RunModel(NamedTuple):
-    """A trained model as a run holds it: module (eval mode, CPU), its preprocessing, its config."""
+    """A trained model: module (eval mode, CPU), preprocessing, the run's config, file of weights."""
 
     module: nn.Module
     preprocessing: Preprocessing
     config: dict[str, Any]
+    file: Path
 
 
 def load_run_model(path: str | os.PathLike[str]) -> RunModel:
@@ -236,4 +237,4 @@ def load_run_model(path: str | os.PathLike[str]) -> RunModel:
         module.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise DataError(f"{file} does not hold the weights of {spec['name']}: {error}") from error
-    return RunModel(module.eval(), preprocessing, config)
+    return RunModel(module.eval(), preprocessing, config, file)

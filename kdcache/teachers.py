@@ -152,8 +152,8 @@ def load_teacher(
 
     Raises:
         UnknownName: no such model, weights or precision.
-        UsageError: no weights, or no preprocessing, where they must be given.
-        DataError: the weights are not readable.
+        UsageError: no preprocessing where it must be given.
+        DataError: no weights, or not readable ones.
         MismatchError: they do not fit the model, or the model does not fit the dataset.
     """
     name, at, after = str(spec).partition("@")

@@ -13,13 +13,13 @@ from torch import Tensor
 from kdcache.objectives.ablations import ablate, permutation
 from kdcache.objectives.config import ObjectiveConfig
 from kdcache.objectives.curriculum import ctkd, learned_temperature, reversal
-from kdcache.objectives.draws import Step
 from kdcache.objectives.ensembles import Ensemble, confidence_weights, entropy_weights
 from kdcache.objectives.losses import ce, dkd, dkd_warmup, kd, tckd_nckd
 from kdcache.objectives.multilevel import mlkd
 from kdcache.objectives.noise import Noise
 from kdcache.objectives.objective import Objective
 from kdcache.objectives.scaling import divergence, scaled, standardize
+from kdcache.objectives.step import Step
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     "ce": ce,

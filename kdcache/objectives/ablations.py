@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from kdcache.objectives.draws import Step
+from kdcache.objectives.step import Step
 from kdcache.objectives.target import check_labels, others, target_or_not, with_others
 from kdcache_stores.errors import UnknownName, UsageError
 
@@ -66,4 +66,4 @@ def ablate(
 
 def permutation(step: Step, classes: int) -> Tensor:
     """(B, K - 1) int64: a permutation per row, seeded by (seed, epoch, key, view)."""
-    return step.uniform(classes - 1, "permutation").argsort(-1)
+    return step.draw("uniform", classes - 1, "permutation").argsort(-1)

@@ -15,14 +15,7 @@ from kdcache.objectives.noise import Noise
 from kdcache.objectives.scaling import Standardize
 from kdcache_stores.errors import UnknownName, UsageError
 
-DESCRIPTIONS = {
-    "ce": "cross-entropy with the labels, no teacher",
-    "kd": "KL at one temperature (Hinton et al. 2015)",
-    "dkd": "target and non-target KL with weights of their own (Zhao et al., CVPR 2022)",
-    "mlkd": "KL, batch and class correlations at five temperatures, weak and strong views (Jin et"
-    " al., CVPR 2023)",
-    "ctkd": "KL at a temperature learned against the student (Li et al., AAAI 2023)",
-}
+METHODS = ("ce", "kd", "dkd", "mlkd", "ctkd")
 COMBINATIONS = (*MEANS, "mean-losses", "random")
 WEIGHTINGS = ("entropy", "confidence")
 
@@ -95,7 +88,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         for kind, name, known in (
-            ("method", self.method, tuple(DESCRIPTIONS)),
+            ("method", self.method, METHODS),
             ("combination", self.combine, COMBINATIONS),
             ("ablation", self.ablation, ABLATIONS),
             ("MLKD variant", self.mlkd_variant, VARIANTS),

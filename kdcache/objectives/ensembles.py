@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcache.objectives.draws import Step
 from kdcache.objectives.losses import Mix, ce
 from kdcache.objectives.scaling import (
     Standardize,
@@ -17,6 +16,7 @@ from kdcache.objectives.scaling import (
     scaled,
     standardize,
 )
+from kdcache.objectives.step import Step
 from kdcache_stores.errors import UnknownName, UsageError
 
 MEANS = ("mean-logits", "mean-zscores", "mean-probs")
@@ -166,11 +166,8 @@ def confidence_weights(
 
 
 def choose(shares: Sequence[float], step: Step) -> int:
-    """The teacher of this step, drawn with the given shares from (seed, epoch, step index).
-
-    On the CPU, so that all ranks of a run choose alike and no device is waited for.
-    """
-    left = step.stream("teacher", step.index) / 2**64
+    """The teacher of this step, drawn with the given shares from (seed, epoch, step index)."""
+    left = step.fraction("teacher")
     for teacher, share in enumerate(shares):
         left -= share
         if left < 0:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kdcache.objectives.draws import Step
 from kdcache.objectives.scaling import full_precision
+from kdcache.objectives.step import Step
+from kdcache.philox import DISTRIBUTIONS
 from kdcache_stores.errors import UnknownName, UsageError
 
-FAMILIES = ("gaussian", "uniform", "laplace")
 MODES = ("additive", "multiplicative")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -57,7 +57,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         for kind, name, known in (
-            ("noise", self.family, FAMILIES),
+            ("noise", self.family, DISTRIBUTIONS),
             ("noise mode", self.mode, MODES),
             ("noise schedule", self.schedule, SCHEDULES),
         ):
@@ -82,8 +82,8 @@ class Noise:
         'laplace:0.2,relative,cosine,copies=4'
         """
         family, _, rest = text.partition(":")
-        if family not in FAMILIES:
-            raise UnknownName("noise", family, FAMILIES)
+        if family not in DISTRIBUTIONS:
+            raise UnknownName("noise", family, DISTRIBUTIONS)
         fields: dict[str, Any] = {"family": family}
         scale, *options = rest.split(",")
         try:
@@ -125,17 +125,6 @@ class Noise:
             return self.scale * (1 + math.cos(math.pi * progress)) / 2
         return self.scale
 
-    def draw(self, n: int, step: Step, teacher: int = 0, copy: int = 0) -> Tensor:
-        """(B, n) float32 of mean 0 and standard deviation 1."""
-        purpose = ("noise", teacher, copy)
-        if self.family == "gaussian":
-            return step.normal(n, *purpose)
-        centred = 2 * step.uniform(n, *purpose) - 1
-        if self.family == "uniform":
-            return math.sqrt(3) * centred
-        # A Laplace variable of scale b has the standard deviation √2·b.
-        return -centred.sign() * (1 - centred.abs()).log() / math.sqrt(2)
-
     def __call__(self, logits: Tensor, step: Step, teacher: int = 0, copy: int = 0) -> Tensor:
         """Noisy `logits` (B, ..., K), float32, for the `copy`-th draw of the `teacher`-th teacher.
 
@@ -143,7 +132,8 @@ class Noise:
             UsageError: when the step has no keys to seed by.
         """
         logits = full_precision(logits)
-        numbers = self.draw(logits[0].numel(), step, teacher, copy)
+        n = math.prod(logits.shape[1:])
+        numbers = step.draw(self.family, n, "noise", teacher, copy)
         noise = self.scale_at(step) * numbers.view(logits.shape)
         if self.mode == "multiplicative":
             return logits * (1 + noise)

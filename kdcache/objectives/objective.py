@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from kdcache.objectives.ablations import permutation
 from kdcache.objectives.config import ObjectiveConfig
 from kdcache.objectives.curriculum import learned_temperature, reversal
-from kdcache.objectives.draws import Step
 from kdcache.objectives.ensembles import (
     Ensemble,
     choose,
@@ -23,6 +22,7 @@ from kdcache.objectives.ensembles import (
 from kdcache.objectives.losses import Mix, ce, dkd_warmup, kd, tckd_nckd
 from kdcache.objectives.multilevel import mlkd
 from kdcache.objectives.scaling import Softened, full_precision
+from kdcache.objectives.step import Step
 from kdcache_stores.errors import DataError, UsageError
 
 Terms = dict[str, Tensor]

@@ -146,7 +146,7 @@ BAD = {
     "weights": (["dump-teacher", "--dataset", "digits", "--teacher", "resnet8", "--weights",
                  "OUT/w.safetensors", "--views", "1", "--out", "OUT/s.zarr"], 1, ["w.safetensors"]),
     "no weights": (["dump-teacher", "--dataset", "digits", "--teacher", "resnet8", "--views", "1",
-                    "--out", "OUT/s.zarr"], 2, ["--weights"]),
+                    "--out", "OUT/s.zarr"], 1, ["no weights", "resnet8@FILE"]),
     "device": (["train-teacher", "--dataset", "digits", "--model", "resnet8", "--out", "OUT",
                 "--device", "gpu"], 2, ["gpu", "cpu"]),
 }  # fmt: skip

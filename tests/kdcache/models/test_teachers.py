@@ -183,7 +183,7 @@ def test_class_maps_that_do_not_fit_are_refused(checkpoint: Path) -> None:
 def test_refusals_name_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="they are for 10 classes, 7 are wanted"):
         load(checkpoint, classes=7)
-    with pytest.raises(UsageError, match=r"no weights are given.*resnet8@FILE"):
+    with pytest.raises(DataError, match=r"no weights are given.*resnet8@FILE"):
         load_teacher("resnet8", classes=10, preprocessing=GREY)
     with pytest.raises(UsageError, match=r"torchvision:resnet18@DEFAULT"):
         load_teacher("torchvision:resnet18", classes=10)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdcache.objectives import Noise, Step
-from kdcache_stores.errors import UnknownName, UsageError
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 
 def a_step(b: int = 8, **options: int) -> Step:
@@ -28,7 +28,7 @@ def a_step(b: int = 8, **options: int) -> Step:
     ],
 )
 def test_families_have_their_distribution(family: str, distribution: stats.rv_continuous) -> None:
-    draws = Noise(family).draw(500, a_step(200)).flatten().double()
+    draws = a_step(200).draw(family, 500).flatten().double()
     assert stats.kstest(draws.numpy(), distribution.cdf).pvalue > 1e-4
     assert draws.mean().item() == pytest.approx(0, abs=0.02)
     assert draws.std().item() == pytest.approx(1, abs=0.02)
@@ -51,6 +51,10 @@ def test_draws_are_of_seed_epoch_key_view_teacher_and_copy() -> None:
         noise(z, step, copy=1),
     ):
         assert (other != first).all(-1).all()
+    # One 64-bit key, or its two words.
+    words = torch.stack([step.keys & 0xFFFFFFFF, (step.keys >> 32) & 0xFFFFFFFF], 1)
+    assert torch.equal(noise(z, Step(3, seed=5, keys=words, views=step.views)), first)
+    assert torch.equal(noise(z, Step(3, seed=5, keys=words)), first)  # view 0 when absent
     # Row by row, whatever else is in the batch and in which order.
     order = torch.tensor([6, 2, 5])
     part = Step(3, seed=5, keys=step.keys[order], views=step.views[order])
@@ -61,7 +65,7 @@ def test_draws_are_of_seed_epoch_key_view_teacher_and_copy() -> None:
 def test_sizes_modes_and_schedules() -> None:
     step = a_step(epoch=1, epochs=4)
     z = torch.linspace(-3, 5, 80).view(8, 10)
-    numbers = Noise().draw(10, step)
+    numbers = step.draw("gaussian", 10, "noise", 0, 0)
     torch.testing.assert_close(Noise(scale=0.5)(z, step), z + 0.5 * numbers)
     torch.testing.assert_close(
         Noise(scale=0.5, relative=True)(z, step), z + 0.5 * numbers * z.std(-1, keepdim=True)
@@ -120,3 +124,5 @@ def test_unknown_names_and_missing_keys_say_what_there_is() -> None:
         Noise(schedule="cos")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"Step\(keys="):
         Noise()(torch.zeros(2, 3), Step())
+    with pytest.raises(DataError, match=r"shape \(2, 3\)"):
+        Step(keys=torch.zeros(2, 3, dtype=torch.int64))

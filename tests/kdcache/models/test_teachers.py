@@ -185,7 +185,7 @@ def test_refusals_name_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
         load(checkpoint, classes=7)
     with pytest.raises(DataError, match=r"no weights are given.*resnet8@FILE"):
         load_teacher("resnet8", classes=10, preprocessing=GREY)
-    with pytest.raises(UsageError, match=r"torchvision:resnet18@DEFAULT"):
+    with pytest.raises(DataError, match=r"torchvision:resnet18@DEFAULT"):
         load_teacher("torchvision:resnet18", classes=10)
     with pytest.raises(UsageError, match=r"mean and std.*not known.*cifar100"):
         load(checkpoint, preprocessing=None)

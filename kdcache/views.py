@@ -230,7 +230,7 @@ class ViewPlan:
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
         rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
-        views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape)
+        views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape).copy()
         if len(rows) == 0:
             raise UsageError("a batch must have at least one row")
         if rows.min() < 0 or rows.max() >= len(self):

@@ -1,5 +1,67 @@
-"""Knowledge distillation from a cache: run the teacher once, train any student from its logits."""
+"""Knowledge distillation from a cache: run the teacher once, train any student from its logits.
+
+The names below are imported when they are first used, so that what needs no torch does not load it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from kdcache._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from kdcache.cached import CachedViews
+    from kdcache.datasets import load_dataset
+    from kdcache.dumping import dump
+    from kdcache.models import build_model
+    from kdcache.preprocessing import Preprocessing
+    from kdcache.teachers import Teacher, load_teacher
+    from kdcache.training import Training, train
+    from kdcache.views import ViewPlan, make_augmentation
+    from kdcache_stores import KDCacheError, LogitStore, StoreWriter, open_store
+
+_HOMES = {
+    "CachedViews": "kdcache.cached",
+    "KDCacheError": "kdcache_stores",
+    "LogitStore": "kdcache_stores",
+    "Preprocessing": "kdcache.preprocessing",
+    "StoreWriter": "kdcache_stores",
+    "Teacher": "kdcache.teachers",
+    "Training": "kdcache.training",
+    "ViewPlan": "kdcache.views",
+    "build_model": "kdcache.models",
+    "dump": "kdcache.dumping",
+    "load_dataset": "kdcache.datasets",
+    "load_teacher": "kdcache.teachers",
+    "make_augmentation": "kdcache.views",
+    "open_store": "kdcache_stores",
+    "train": "kdcache.training",
+}
+
+__all__ = [
+    "CachedViews",
+    "KDCacheError",
+    "LogitStore",
+    "Preprocessing",
+    "StoreWriter",
+    "Teacher",
+    "Training",
+    "ViewPlan",
+    "__version__",
+    "build_model",
+    "dump",
+    "load_dataset",
+    "load_teacher",
+    "make_augmentation",
+    "open_store",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

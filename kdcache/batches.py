@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kdcache_stores.errors import UsageError
 from numpy.typing import NDArray
 
 from kdcache.datasets.base import Rows
+from kdcache_stores.errors import UsageError
 
 #: Rows and views of one batch: int64 (B,) each.
 Pairs = tuple[Rows, NDArray[np.int64]]

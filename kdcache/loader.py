@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 from kdcache.batches import Batch, Pairs
+from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 Render = Callable[..., Batch]
 _ERRORS = (DataError, MismatchError, UsageError)

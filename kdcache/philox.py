@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import UsageError
 from numpy.typing import NDArray
+
+from kdcache_stores.errors import UsageError
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from kdcache_stores.errors import DataError, UnknownName, UsageError
 from torch import Tensor
+
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 

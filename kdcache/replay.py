@@ -21,12 +21,12 @@ import PIL
 import PIL.features
 import torch
 import torchvision
-from kdcache_stores import Plan, Probe
-from kdcache_stores.errors import MismatchError, StoreError
 
 from kdcache.datasets.base import Rows, pixel_digest
 from kdcache.philox import derive_seed
 from kdcache.views import ViewPlan
+from kdcache_stores import Plan, Probe
+from kdcache_stores.errors import MismatchError, StoreError
 
 PROBES_PER_VIEW = 8
 PROBES_CHECKED = 32

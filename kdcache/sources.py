@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError
 from numpy.typing import NDArray
 
 from kdcache.augment import Augmentation, Parameters
 from kdcache.datasets.base import Dataset, Rows
+from kdcache_stores.errors import DataError
 
 
 class Source(ABC):

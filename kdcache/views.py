@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from kdcache_stores import Plan, Samples
-from kdcache_stores.errors import MismatchError, UsageError
 from numpy.typing import NDArray
 
 from kdcache.augment import Augmentation, Mix, Parameters, from_description, make_augmentation
@@ -23,6 +21,8 @@ from kdcache.datasets.base import Dataset, Rows
 from kdcache.loader import load
 from kdcache.philox import Draws, key_words, split_seed
 from kdcache.sources import Decoded, Resident, Source, header_sizes
+from kdcache_stores import Plan, Samples
+from kdcache_stores.errors import MismatchError, UsageError
 
 __all__ = ["Batch", "ViewPlan", "make_augmentation", "make_batches"]
 
@@ -88,6 +88,11 @@ class ViewPlan:
     def reordered(self) -> bool:
         """Whether samples had to be looked up by key: another order, or more files than planned."""
         return self._where is not None
+
+    @property
+    def dataset_rows(self) -> Rows:
+        """int64 (N,): the dataset's row of each row of the plan, -1 where it is absent."""
+        return np.arange(len(self)) if self._where is None else self._where
 
     def has(self, row: int) -> bool:
         """Whether the dataset holds the image of a row of the plan."""
@@ -225,7 +230,7 @@ class ViewPlan:
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
         rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
-        views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape)
+        views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape).copy()
         if len(rows) == 0:
             raise UsageError("a batch must have at least one row")
         if rows.min() < 0 or rows.max() >= len(self):

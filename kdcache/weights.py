@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdcache_stores.errors import DataError, MismatchError, UsageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
 
@@ -43,6 +44,14 @@ class Weights:
     state: dict[str, Tensor]
     path: Path
     file_sha256: str
+
+    @property
+    def classes(self) -> int:
+        """How many classes the last layer has."""
+        matrices = [t for n, t in self.state.items() if n.endswith("weight") and t.ndim >= 2]
+        if not matrices:
+            raise DataError(f"weights {self.path}: no layer with weights to count the classes of")
+        return matrices[-1].shape[0]
 
     def apply(self, module: nn.Module) -> None:
         """Load into a module; every name and every shape must agree.
@@ -77,6 +86,11 @@ def load_weights(path: str | Path) -> Weights:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Weights(_strip(_find_state(content, path)), path, digest)
+
+
+def names_file(text: str) -> bool:
+    """Whether a text means a file of weights rather than a library's name for some."""
+    return Path(text).suffix in (".safetensors", *TORCH_SUFFIXES) or Path(text).exists()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

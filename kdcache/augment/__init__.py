@@ -11,8 +11,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kdcache_stores.errors import UnknownName, UsageError
-
 from kdcache.augment.base import Augmentation, Chain, Identity, Parameters
 from kdcache.augment.colour import ColorJitter, RandAugment
 from kdcache.augment.crops import CenterCrop, Exhaustive, PadCropFlip, ResizedCropFlip
@@ -20,6 +18,7 @@ from kdcache.augment.custom import Custom, is_import_path
 from kdcache.augment.erase import Cutout, Erase
 from kdcache.augment.mix import Cutmix, Mix, Mixup
 from kdcache.augment.pairs import WeakStrong
+from kdcache_stores.errors import UnknownName, UsageError
 
 __all__ = [
     "AUGMENTATIONS",

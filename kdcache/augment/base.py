@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError, UsageError
 from numpy.typing import NDArray
 
 from kdcache.philox import Draws
+from kdcache_stores.errors import DataError, UsageError
 
 Parameters = dict[str, NDArray[Any]]
 Sizes = NDArray[np.int64]

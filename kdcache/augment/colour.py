@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import UsageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from kdcache.augment.base import Augmentation, Parameters, Sizes
 from kdcache.philox import Draws, below
+from kdcache_stores.errors import UsageError
 
 ADJUST = {
     "brightness": F.adjust_brightness,

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import UsageError
 from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from kdcache.augment.base import Augmentation, Parameters, Sizes, tensor
 from kdcache.philox import Draws, below, exp
+from kdcache_stores.errors import UsageError
 
 PADDING_MODES = ("constant", "reflect")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError, UsageError
 
 from kdcache.augment.base import Augmentation, Parameters, Sizes
 from kdcache.philox import Draws
+from kdcache_stores.errors import DataError, UsageError
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import UsageError
 from numpy.typing import NDArray
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 
 from kdcache.augment.base import Augmentation, Identity, Parameters, Sizes, tensor
 from kdcache.philox import Draws, below
+from kdcache_stores.errors import UsageError
 
 
 class Mix(Augmentation):

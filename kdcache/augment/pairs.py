@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import UsageError
 from numpy.typing import NDArray
 
 from kdcache.augment.base import Augmentation, Parameters, Sizes, within
 from kdcache.augment.mix import Mix
 from kdcache.philox import Draws
+from kdcache_stores.errors import UsageError
 
 
 class WeakStrong(Augmentation):

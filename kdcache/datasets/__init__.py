@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kdcache_stores.errors import UnknownName
-
 from kdcache.augment.custom import is_import_path
 from kdcache.datasets import resident
 from kdcache.datasets.arrays import arrays
@@ -15,6 +13,7 @@ from kdcache.datasets.base import Dataset, ResidentDataset, in_memory, without_b
 from kdcache.datasets.folder import FolderDataset, image_folder
 from kdcache.datasets.foreign import MapDataset, hugging_face, user_dataset
 from kdcache.datasets.imagenet import imagenet, tiny_imagenet
+from kdcache_stores.errors import UnknownName
 
 __all__ = [
     "DATASETS",

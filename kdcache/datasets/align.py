@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from kdcache_stores import Samples
-from kdcache_stores.errors import MismatchError
 
 from kdcache.datasets.base import Dataset, Rows
+from kdcache_stores import Samples
+from kdcache_stores.errors import MismatchError
 
 
 def find_rows(dataset: Dataset, samples: Samples, partial: bool = False) -> Rows | None:

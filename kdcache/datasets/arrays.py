@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError
 from numpy.typing import NDArray
 
 from kdcache.datasets.base import Dataset, ResidentDataset, index_keys
 from kdcache.datasets.resident import only_splits
+from kdcache_stores.errors import DataError
 
 
 def arrays(file: str, split: str) -> Dataset:

@@ -11,9 +11,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError
-from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
 from kdcache.datasets.base import Dataset, Rows
+from kdcache_stores.errors import DataError
 
 SPLITS = {"train": ("train",), "test": ("test", "val"), "unlabeled": ("unlabeled",)}
 _EXIF_ORIENTATION = 0x0112

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcache_stores.errors import DataError, UsageError
 from numpy.typing import NDArray
 from PIL import Image
 
 from kdcache.augment.custom import import_factory
 from kdcache.datasets.base import Dataset, Rows, index_keys
 from kdcache.datasets.folder import rgb_tensor
+from kdcache_stores.errors import DataError, UsageError
 
 _HF_SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from kdcache_stores.errors import DataError
 
 from kdcache.datasets.base import Dataset, in_memory
 from kdcache.datasets.folder import FolderDataset, image_folder
 from kdcache.datasets.resident import only_splits
+from kdcache_stores.errors import DataError
 
 _TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+
 from kdcache_stores import (
     DataError,
     MismatchError,

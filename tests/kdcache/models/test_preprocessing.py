@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kdcache_stores.errors import DataError, UnknownName, UsageError
 from torchvision.transforms.v2 import functional as F
 
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 CIFAR = PREPROCESSINGS["cifar100"]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kdcache_stores.errors import DataError, MismatchError, UsageError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdcache.models import build_model
 from kdcache.weights import load_weights, tensor_digest
+from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 
 @pytest.fixture

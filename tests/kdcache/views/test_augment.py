@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdcache_stores.errors import DataError, UnknownName, UsageError
 from torchvision.transforms import v2
 
 from kdcache.augment import (
@@ -28,6 +27,7 @@ from kdcache.augment.custom import Custom
 from kdcache.augment.erase import Cutout, Erase
 from kdcache.augment.mix import Cutmix, Mixup
 from kdcache.philox import Draws
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 
 class Shape:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kdcache_stores.errors import UsageError
 
 from kdcache.philox import (
     DISTRIBUTIONS,
@@ -22,6 +21,7 @@ from kdcache.philox import (
     philox4x32,
     split_seed,
 )
+from kdcache_stores.errors import UsageError
 
 # Random123, tests/kat_vectors: counter, key, result of philox4x32 with 10 rounds.
 ZEROS, ONES, PI = (

@@ -7,11 +7,11 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from kdcache_stores.errors import UsageError
 
 from kdcache.augment import from_description
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.views import ViewPlan, make_augmentation, make_batches
+from kdcache_stores.errors import UsageError
 
 SPECS = [
     "none",

@@ -1,0 +1,55 @@
+"""demo: the whole path on embedded data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdcache_cli.app import common
+from kdcache_cli.dumping import Bar
+from kdcache_cli.output import console, emit, percent, progress, say, table
+from kdcache_cli.training import Bars
+
+
+@click.command("demo")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("kdcache-demo"),
+    show_default=True,
+    help="Folder for the store and the runs; what is finished there is not done again.",
+)
+@common
+def demo(out: Path, as_json: bool, quiet: bool) -> None:
+    """Teacher, store and students on embedded data, compared in one table."""
+    from kdcache.demo import DATASET, SAMPLES, SEEDS, STUDENT, TEACHER, results, steps
+
+    silent = quiet or as_json
+    say(
+        f"{DATASET}: a {TEACHER} teaches a {STUDENT} that sees {SAMPLES} labelled samples; "
+        f"{len(SEEDS)} seeds",
+        silent,
+    )
+    for step in steps(out):
+        with progress(silent, "") as bars:
+            step.run(Bar(bars) if step.title == "store" else Bars(bars, step.title))
+        say(f"$ {step.command}", silent)
+    found = results(out)
+    emit(found, as_json)
+    if silent:
+        return
+    base = found["rows"][0]["top1_mean"]
+    rows = [
+        (
+            row["method"],
+            f"{percent(row['top1_mean'])} +- {percent(row['top1_std'])}",
+            f"{100 * (row['top1_mean'] - base):+.2f}",
+            f"{row['seconds_per_epoch']:.3f}",
+            f"{row['teacher_forwards']}",
+        )
+        for row in found["rows"]
+    ]
+    columns = ("method", "test accuracy", "vs ce", "s/epoch", "teacher forwards")
+    console.print(table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows))
+    say(f"store: {found['store']}\nruns:  {out}/*  (the commands above repeat each step by hand)")

@@ -1,0 +1,73 @@
+"""list: the names that options take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from kdcache_cli.app import common
+from kdcache_cli.output import emit
+
+
+def _models() -> dict[str, str]:
+    from kdcache.models import MODELS
+
+    return dict.fromkeys(MODELS, "")
+
+
+def _datasets() -> dict[str, str]:
+    from kdcache.datasets import DATASETS
+
+    return {name: first_line(loader) for name, loader in DATASETS.items()}
+
+
+def _methods() -> dict[str, str]:
+    from kdcache.objectives import METHODS
+
+    return {name: first_line(method) for name, method in METHODS.items()}
+
+
+def _augmentations() -> dict[str, str]:
+    from kdcache.augment import AUGMENTATIONS
+
+    return {name: first_line(kind) for name, kind in AUGMENTATIONS.items()}
+
+
+def _encodings() -> dict[str, str]:
+    from kdcache_stores import ENCODINGS
+
+    return {name: first_line(kind) for name, kind in ENCODINGS.items()}
+
+
+def _recipes() -> dict[str, str]:
+    return {}
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "models": _models,
+    "datasets": _datasets,
+    "methods": _methods,
+    "augmentations": _augmentations,
+    "encodings": _encodings,
+    "recipes": _recipes,
+}
+
+
+def first_line(thing: object) -> str:
+    """The first line of a docstring."""
+    return (thing.__doc__ or "").strip().partition("\n")[0]
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(list(KINDS)))
+@common
+def list_names(kind: str, as_json: bool, quiet: bool) -> None:
+    """The names of KIND."""
+    names = KINDS[kind]()
+    if as_json:
+        emit([{"name": name, "what": what} for name, what in names.items()], True)
+        return
+    width = max((len(name) for name in names), default=0)
+    for name, what in names.items():
+        click.echo(f"{name:<{width}}  {what}".rstrip())

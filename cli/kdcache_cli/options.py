@@ -1,0 +1,200 @@
+"""Options that several commands share, so that they read and mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in reading order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+dataset = together(
+    click.option("--dataset", required=True, help="Name; see `kdcache list datasets`."),
+    click.option(
+        "--data-root",
+        type=click.Path(path_type=Path),
+        help="Folder of the datasets [default: `data` in the user's cache folder].",
+    ),
+    click.option("--download", is_flag=True, help="Fetch the dataset if it is not there."),
+)
+
+device = together(
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.",
+    ),
+    click.option(
+        "--workers", default=0, show_default=True, help="Processes that decode image files."
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        help="Compute threads on the CPU; 1 is fastest for tiny networks.",
+    ),
+)
+
+steps = together(
+    click.option("--epochs", type=click.IntRange(1), default=240, show_default=True),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="Samples per step, over all ranks together.",
+    ),
+    click.option("--lr", type=float, default=0.05, show_default=True),
+    click.option("--optimizer", default="sgd", show_default=True, help="sgd or adamw."),
+    click.option("--momentum", type=float, default=0.9, show_default=True),
+    click.option("--nesterov", is_flag=True, help="Nesterov's momentum."),
+    click.option("--weight-decay", type=float, default=5e-4, show_default=True),
+    click.option(
+        "--lr-schedule",
+        default="step",
+        show_default=True,
+        help="step (a tenth after each milestone), cosine, one-cycle or constant.",
+    ),
+    click.option(
+        "--milestones",
+        callback=lambda ctx, param, value: value and fractions(value),
+        help="Fractions of the epochs for `step` [default: 0.625,0.75,0.875].",
+    ),
+    click.option("--warmup-epochs", type=float, default=0.0, help="Linear rise of the rate."),
+    click.option("--clip", type=float, help="Largest norm of the gradient."),
+    click.option("--ema", type=float, help="Decay of a moving average of the weights to evaluate."),
+    click.option(
+        "--precision",
+        default="float32",
+        show_default=True,
+        help="float32, bf16 or fp16 (autocast).",
+    ),
+    click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
+    click.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Of the initial weights, the order of the samples and their choice, and the noise.",
+    ),
+)
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """ "0.5,0.75" -> (0.5, 0.75).
+
+    Raises:
+        click.BadParameter: not numbers between 0 and 1.
+    """
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = (-1.0,)
+    if not all(0 < value < 1 for value in values):
+        raise click.BadParameter(f"{text!r}: expected fractions between 0 and 1, such as 0.5,0.75")
+    return values
+
+
+run_out = click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory of the run; an interrupted run is continued.",
+)
+
+
+def resolve_device(name: str) -> str:
+    """ "auto" becomes the GPU if there is one.
+
+    Raises:
+        UsageError: a device that this machine does not have.
+    """
+    import torch
+
+    from kdcache_stores.errors import UsageError
+
+    if name == "auto":
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        return found.type if found else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: not on this machine ({reason}); try cpu.") from error
+    return name
+
+
+def optimization(settings: dict[str, Any]) -> Any:
+    """Take what `Optimization` holds out of a command's arguments."""
+    from dataclasses import fields
+
+    from kdcache.optim import Optimization
+
+    settings["schedule"] = settings.pop("lr_schedule")
+    names = [field.name for field in fields(Optimization) if field.name in settings]
+    values = {name: settings.pop(name) for name in names}
+    if values["milestones"] is None:
+        del values["milestones"]
+    return Optimization(**values)
+
+
+objective = together(
+    click.option(
+        "--ce-weight", type=float, help="Weight of cross-entropy [default: the method's]."
+    ),
+    click.option("--kd-weight", type=float, help="Weight of distillation [default: the method's]."),
+    click.option("--alpha", type=float, help="Short for --ce-weight A --kd-weight 1-A."),
+    click.option("--temperature", type=float, help="T, or tau with --standardize [default: 4; 2]."),
+    click.option("--teacher-temperature", type=float, help="Another T for the teacher."),
+    click.option("--student-temperature", type=float, help="Another T for the student."),
+    click.option("--standardize", is_flag=True, help="Z-score the logits of teacher and student."),
+    click.option("--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."),
+    click.option("--noise", help="On the teacher's logits, such as gaussian:0.1; see METHODS."),
+    click.option(
+        "--combine", default="mean-logits", help="How several teachers become one target."
+    ),
+    click.option("--teacher-weights", help="Of the teachers: 2,1,1, or entropy, or confidence."),
+    click.option("--ablation", default="full", help="What of the teacher's answer is kept."),
+    click.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),
+    click.option("--label-smoothing", type=float, default=0.0, help="Of the cross-entropy."),
+    click.option("--dkd-alpha", type=float, default=1.0, help="Weight of DKD's target part."),
+    click.option("--dkd-beta", type=float, default=8.0, help="Weight of DKD's other part."),
+    click.option("--dkd-warmup", type=int, default=20, help="Epochs over which DKD's part grows."),
+    click.option("--mlkd-variant", default="as-coded", help="as-coded or as-described."),
+    click.option("--ctkd-ramp", type=int, default=10, help="Epochs until T is learned in full."),
+)
+
+
+def objective_config(settings: dict[str, Any]) -> Any:
+    """Take what `ObjectiveConfig` holds out of a command's arguments."""
+    from dataclasses import fields
+
+    from kdcache.objectives import Noise, ObjectiveConfig
+
+    unbiased, biased = settings.pop("standardize"), settings.pop("biased_std")
+    settings["standardize"] = "biased" if biased else "unbiased" if unbiased else False
+    settings["noise"] = Noise.parse(settings["noise"]) if settings["noise"] else None
+    settings["reverse"] = settings.pop("reverse_kl")
+    weights = settings.pop("teacher_weights")
+    if weights and weights[0].isdigit():
+        weights = tuple(float(word) for word in weights.split(","))
+    settings["weights"] = weights
+    names = [field.name for field in fields(ObjectiveConfig) if field.name in settings]
+    return ObjectiveConfig(**{name: settings.pop(name) for name in names})

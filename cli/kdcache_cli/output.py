@@ -1,0 +1,73 @@
+"""What people see (rich, on stderr) and what programs read (JSON, on stdout)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+
+
+def emit(document: Any, as_json: bool) -> None:
+    """Print the document on stdout if programs asked for it."""
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """A line for people, kept whole: paths and commands are never wrapped."""
+    if not quiet:
+        console.print(text, soft_wrap=True, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is left-aligned and whose others are numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def progress(quiet: bool, unit: str) -> Progress:
+    """Bars that vanish when done, so that what stays on the screen is results."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=quiet,
+    )
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """0.9312 -> "93.12%"."""
+    return f"{100 * value:.{digits}f}%"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.6 GB is 1.6e9 bytes."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,218 @@
+"""train-teacher, train-student, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from rich.progress import Progress, TaskID
+
+from kdcache_cli import options
+from kdcache_cli.app import common
+from kdcache_cli.output import console, emit, percent, progress, say, table
+
+
+class Bars:
+    """An epoch bar and a step bar over one training."""
+
+    def __init__(self, bars: Progress, title: str) -> None:
+        self.bars, self.title = bars, title
+        self.epochs: TaskID | None = None
+        self.steps = bars.add_task("  steps", total=None, note="")
+
+    def step(self, epoch: int, done: int, total: int) -> None:
+        """Move the step bar."""
+        self.bars.update(self.steps, completed=done, total=total)
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        """Move the epoch bar and show where the training stands."""
+        if self.epochs is None:
+            self.epochs = self.bars.add_task(self.title, total=epochs, note="")
+        wait = record["data_wait_seconds"] / max(record["seconds"], 1e-9)
+        note = (
+            f"loss {record['train_loss']:.3f}  test {percent(record['test_top1'])}  wait {wait:.1%}"
+        )
+        self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
+
+
+def _train(training: Any, out: Path, title: str, as_json: bool, quiet: bool) -> None:
+    from kdcache.training import train
+
+    with progress(quiet or as_json, "") as bars:
+        run = train(training, out, Bars(bars, title))
+    summary = run.summary() or {}
+    emit({"run": str(run.path)} | summary, as_json)
+    if not (quiet or as_json):
+        rows = [
+            ("test top-1, last epoch", percent(summary["last_top1"])),
+            (
+                f"test top-1, best epoch ({summary['best_epoch']}, chosen on "
+                f"{summary['best_chosen_on']})",
+                percent(summary["best_top1"]),
+            ),
+            ("seconds per epoch (median)", f"{summary['seconds_per_epoch']:.3f}"),
+            ("share of time waiting for data", percent(summary["data_wait_fraction"])),
+            ("teacher forwards", f"{summary['teacher_forwards']:,}"),
+        ]
+        console.print(table(title, ("", ""), rows))
+        say(f"run: {run.path}")
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The options that a `Training` takes as they are."""
+    settings["device"] = options.resolve_device(settings["device"])
+    for name in ("stores", "online"):
+        settings[name] = tuple(settings.get(name, ()))
+    root = settings.pop("data_root")
+    return settings | {
+        "optimization": options.optimization(settings),
+        "data_root": str(root) if root else None,
+    }
+
+
+@click.command("train-teacher")
+@options.dataset
+@click.option("--model", required=True, help="Name; see `kdcache list models`.")
+@options.run_out
+@click.option("--augment", default="pad-crop-flip", show_default=True)
+@click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
+@options.steps
+@options.device
+@common
+def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
+    """Train a network from labels."""
+    from kdcache.objectives import ObjectiveConfig
+    from kdcache.training import Training
+
+    training = Training(**_settings(settings), objective=ObjectiveConfig(method="ce"))
+    _train(training, out, f"teacher {training.model}", as_json, quiet)
+
+
+@click.command("train-student")
+@click.option(
+    "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
+)
+@options.dataset
+@click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
+@click.option("--method", help="Name; see `kdcache list methods`. Required without --recipe.")
+@click.option("--recipe", help="Published settings, such as cifar100/kd-ls; flags override them.")
+@options.run_out
+@click.option(
+    "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
+)
+@click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
+@click.option("--augment", help="Views for training without a store [default: pad-crop-flip].")
+@click.option(
+    "--views", type=click.IntRange(1), help="Stored views to cycle through [default: all]."
+)
+@click.option(
+    "--schedule",
+    default="epoch",
+    show_default=True,
+    help="epoch: view = epoch mod V; random: any view in memory, per sample.",
+)
+@click.option("--resident-views", type=click.IntRange(1), help="Views in memory for `random`.")
+@click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
+@click.option("--subset", is_flag=True, help="Leave out samples that the store does not have.")
+@click.option(
+    "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
+)
+@options.objective
+@options.steps
+@options.device
+@common
+def train_student(
+    out: Path, as_json: bool, quiet: bool, recipe: str | None, **settings: Any
+) -> None:
+    """Train a student from labels and cached logits, without its teacher."""
+    from kdcache.training import Training
+
+    if recipe:
+        settings |= _from_recipe(recipe, settings)
+    if settings["method"] is None:
+        raise click.UsageError("give --method (see `kdcache list methods`) or --recipe.")
+    if settings["stores"] and settings["augment"]:
+        raise click.UsageError(
+            "--augment is for training without a store; a store brings its own views."
+        )
+    settings["augment"] = settings["augment"] or "pad-crop-flip"
+    if settings["init_weights"]:
+        settings["init_weights"] = str(settings["init_weights"])
+    objective = options.objective_config(settings)
+    training = Training(**_settings(settings), objective=objective)
+    _train(training, out, f"student {training.model} by {objective.method}", as_json, quiet)
+
+
+def _from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's options, but for those given on the command line."""
+    from kdcache.recipes import resolve
+    from kdcache_stores import open_store
+
+    teacher = None
+    if settings["stores"]:
+        with open_store(settings["stores"][0]) as store:
+            teacher = store.teacher.architecture
+    found = resolve(name, settings["model"], teacher)
+    found["lr_schedule"] = found.pop("schedule")
+    found["milestones"] = tuple(found["milestones"])
+    source = click.get_current_context().get_parameter_source
+    given = {key for key in found if source(key) is ParameterSource.COMMANDLINE}
+    return {key: value for key, value in found.items() if key not in given}
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@options.dataset
+@click.option("--split", default="test", show_default=True)
+@options.device
+@common
+def evaluate(
+    run: Path,
+    dataset: str,
+    data_root: Path | None,
+    download: bool,
+    split: str,
+    device: str,
+    workers: int,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Accuracy and calibration of a trained RUN on a split."""
+    import torch
+
+    from kdcache.datasets import load_dataset
+    from kdcache.evaluation import clean_logits, scores
+    from kdcache.runs import load_run_model
+    from kdcache_stores.errors import MismatchError
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_run_model(run)
+    data = load_dataset(dataset, split, data_root, download)
+    spec = model.config["model"]
+    if data.classes != spec["classes"]:
+        raise MismatchError(
+            f"{run} was trained for {spec['classes']} classes, {data.name} has {data.classes}."
+        )
+    where = options.resolve_device(device)
+    module = model.module.to(where)
+    found = scores(
+        *clean_logits(
+            lambda images: module(model.preprocessing(images)), data, device=where, workers=workers
+        )
+    )
+    emit(
+        {"run": str(run), "dataset": data.name, "split": split, "samples": len(data)} | found,
+        as_json,
+    )
+    if not (quiet or as_json):
+        rows = [
+            ("top-1", percent(found["top1"])),
+            ("top-5", percent(found["top5"])),
+            ("negative log-likelihood (nats)", f"{found['nll']:.4f}"),
+            ("expected calibration error", percent(found["ece"])),
+        ]
+        console.print(table(f"{spec['name']} on {data.name} {split}", ("", ""), rows))

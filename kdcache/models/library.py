@@ -1,0 +1,209 @@
+"""Models that others define: torchvision's, timm's (an extra) and a user's own factory."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torchvision.models as tv
+from torch import nn
+
+from kdcache.preprocessing import Preprocessing
+from kdcache.weights import load_weights
+from kdcache_stores.errors import DataError, UnknownName, UsageError
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights, and what their source says of them.
+
+    Args:
+        module: with the weights loaded.
+        preprocessing: what they were evaluated with, its crop as the size; None if unknown.
+        file_sha256: of the file that they came from; None if unknown.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing | None = None
+    file_sha256: str | None = None
+
+
+def torchvision_names() -> list[str]:
+    """The classifiers of the installed torchvision."""
+    names: list[str] = tv.list_models(module=tv)
+    return names
+
+
+def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
+    """A torchvision classifier with fresh weights.
+
+    Raises:
+        UnknownName: torchvision has no such classifier.
+        UsageError: for other than 3 channels, which torchvision's models do not take.
+    """
+    if name not in torchvision_names():
+        raise UnknownName("torchvision model", name, torchvision_names())
+    if channels != 3:
+        raise UsageError(
+            f"model torchvision:{name} takes 3 channels, found {channels}: give a preprocessing "
+            "of three means and stds (it repeats grey images)"
+        )
+    module: nn.Module = tv.get_model(name, weights=None, num_classes=classes)
+    return module
+
+
+def pretrained_torchvision(name: str, entry: str) -> Pretrained:
+    """A torchvision classifier with weights of its enum, "IMAGENET1K_V1" or "DEFAULT" say.
+
+    Downloads them to torch's hub cache unless they are there.
+
+    Raises:
+        UnknownName: no such classifier or weights.
+        DataError: the download failed, or the weights are not plain tensors.
+    """
+    weights = _torchvision_weights(name, entry)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        if not cached.exists():
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        # torchvision unpickles whatever lies in the cache; this proves it to be tensors first.
+        file_sha256 = load_weights(cached).file_sha256
+        module = tv.get_model(name, weights=weights, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"torchvision:{name}@{entry}: the weights could not be had from {weights.url} "
+            f"({error}). Fetch them yourself and give the file: torchvision:{name}@FILE"
+        ) from error
+    preset = weights.transforms()
+    preprocessing = Preprocessing(
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        size=preset.crop_size[0],
+        interpolation=preset.interpolation.value,
+        antialias=bool(preset.antialias),
+    )
+    return Pretrained(module, preprocessing, file_sha256)
+
+
+def torchvision_class_names(name: str, entry: str = "DEFAULT") -> list[str]:
+    """The names of the classes of torchvision's own weights, in the order of the logits.
+
+    Raises:
+        UnknownName: no such classifier or weights.
+    """
+    return list(_torchvision_weights(name, entry).meta.get("categories", []))
+
+
+def _torchvision_weights(name: str, entry: str) -> tv.WeightsEnum:
+    if name not in torchvision_names():
+        raise UnknownName("torchvision model", name, torchvision_names())
+    members = tv.get_model_weights(name).__members__
+    if entry not in members:
+        raise UnknownName(f"weights of torchvision:{name}", entry, members)
+    return members[entry]
+
+
+def _timm() -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise UsageError(
+            f"models of timm need timm ({error}): pip install 'kdcache[timm]'"
+        ) from None
+
+
+def build_timm(name: str, classes: int, channels: int) -> nn.Module:
+    """A timm classifier with fresh weights, `resnet18` or `vit_tiny_patch16_224` say.
+
+    Raises:
+        UsageError: timm is not installed.
+        UnknownName: timm has no such model.
+    """
+    timm = _timm()
+    if not timm.is_model(name):
+        raise UnknownName("timm model", name, _timm_close(timm, name))
+    module: nn.Module = timm.create_model(
+        name, pretrained=False, num_classes=classes, in_chans=channels
+    )
+    return module
+
+
+def pretrained_timm(name: str, tag: str) -> Pretrained:
+    """A timm classifier with the weights of a tag, "a1_in1k" say, or "DEFAULT".
+
+    Raises:
+        UsageError: timm is not installed.
+        UnknownName: timm has no such model or tag.
+        DataError: the download failed.
+    """
+    timm = _timm()
+    if not timm.is_model(name):
+        raise UnknownName("timm model", name, _timm_close(timm, name))
+    tags = [n.removeprefix(f"{name}.") for n in timm.list_pretrained(f"{name}.*")]
+    if tag not in ("DEFAULT", *tags):
+        raise UnknownName(f"weights of timm:{name}", tag, ["DEFAULT", *tags])
+    full = name if tag == "DEFAULT" else f"{name}.{tag}"
+    try:
+        module = timm.create_model(full, pretrained=True)
+    except Exception as error:
+        raise DataError(
+            f"timm:{name}@{tag}: the weights could not be had ({error}). "
+            f"Fetch them yourself and give the file: timm:{name}@FILE"
+        ) from error
+    return Pretrained(module, timm_preprocessing(module))
+
+
+def timm_preprocessing(module: nn.Module) -> Preprocessing:
+    """What timm says that a model of its own was evaluated with."""
+    config: dict[str, Any] = importlib.import_module("timm.data").resolve_model_data_config(module)
+    return Preprocessing(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        size=config["input_size"][-1],
+        interpolation=config["interpolation"],
+    )
+
+
+def _timm_close(timm: ModuleType, name: str) -> list[str]:
+    """Names that begin like this one: timm has over a thousand, too many for a message."""
+    close: list[str] = timm.list_models(f"{name[:4]}*")
+    return close or ["see timm.list_models()"]
+
+
+def build_factory(spec: str, classes: int, channels: int, size: int) -> nn.Module:
+    """The module that a user's function gives, named `pkg.module:function`.
+
+    The working directory is searched too. The function is called with those of `classes`,
+    `channels` and `size` that it has parameters for.
+
+    Raises:
+        UsageError: there is no such module or function.
+        DataError: it gives something else than an nn.Module.
+    """
+    module_name, _, function_name = spec.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"model {spec}: {error}. Expected NAME of the zoo, torchvision:NAME, timm:NAME or "
+            f"MODULE:FUNCTION of your own, the module in the Python path or in {here}"
+        ) from None
+    finally:
+        sys.path.remove(here)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(f"model {spec}: module {module_name} has no function {function_name!r}")
+    offered = {"classes": classes, "channels": channels, "size": size}
+    wanted = inspect.signature(function).parameters
+    net = function(**{name: value for name, value in offered.items() if name in wanted})
+    if not isinstance(net, nn.Module):
+        raise DataError(f"model {spec}: expected an nn.Module, found {type(net).__name__}")
+    return net

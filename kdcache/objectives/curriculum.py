@@ -1,0 +1,64 @@
+"""CTKD: a temperature that is learned against the student."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from kdcache.objectives.losses import kd
+from kdcache.objectives.scaling import Softened
+
+
+def reversal(epoch: int, ramp: int = 10) -> float:
+    """λ_e = -(1 - cos(π·min(e, E)/E))/2: from 0 down to -1 in the first E = `ramp` epochs.
+
+    `epoch` counts from 0, the published e = epoch + 1 from 1. A ramp of 0 is -1 from the start.
+    """
+    share = min((epoch + 1) / ramp, 1.0) if ramp else 1.0
+    return -(1 - math.cos(math.pi * share)) / 2
+
+
+def learned_temperature(
+    theta: Tensor, *, strength: float = -1.0, start: float = 1.0, end: float = 20.0
+) -> Tensor:
+    """T = start + end·σ(θ), with the gradient of θ multiplied by `strength`.
+
+    A negative strength reverses it: the optimizer that lowers the student's loss raises it in θ, so
+    one optimizer plays both sides. The value does not depend on `strength`.
+    """
+    reversed_ = theta.detach() + strength * (theta - theta.detach())
+    return start + end * reversed_.sigmoid()
+
+
+def ctkd(
+    student: Tensor,
+    teacher: Tensor | Softened,
+    theta: Tensor,
+    *,
+    strength: float = -1.0,
+    start: float = 1.0,
+    end: float = 20.0,
+    **options: Any,
+) -> Tensor:
+    """Curriculum temperature: KD at a learned T, which is in both softmaxes and in T².
+
+    Args:
+        student: (B, K) logits v, any floating dtype.
+        teacher: (B, K) logits z, or several teachers as an `Ensemble`.
+        theta: 0-d parameter θ, published start 1 (T = 15.62), in the same optimizer as the student
+            with its learning rate and weight decay.
+        strength: λ_e of the epoch, see `reversal`.
+        start: smallest temperature; 2 with standardization.
+        end: range of temperatures above it.
+        options: as of `kd`, but its temperatures.
+
+    Returns:
+        A 0-d tensor, or (B,) with reduction "none", in nats.
+
+    Source: Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023; the global
+    variant, which is the official setting.
+    """
+    temperature = learned_temperature(theta, strength=strength, start=start, end=end)
+    return kd(student, teacher, temperature=temperature, **options)

@@ -1,0 +1,240 @@
+"""A run: the directory that a training leaves behind.
+
+    RUN/config.toml        everything that decides the result, resolved, with the digests of the stores read
+    RUN/metrics.jsonl      one line per epoch
+    RUN/model.safetensors  the weights after the last epoch
+    RUN/checkpoint.pt      what is needed to go on after the last finished epoch
+    RUN/summary.json       last and best accuracy, seconds per epoch, teacher forwards
+
+Files are written to a temporary name, flushed and renamed, so a killed run leaves whole files. Nothing
+in a run is ever executed: TOML, JSON and safetensors are data, and the checkpoint is read with
+``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import tomli_w
+import torch
+from torch import nn
+
+from kdcache.models import build_model
+from kdcache.preprocessing import Preprocessing
+from kdcache_stores.errors import DataError, MismatchError, UsageError
+
+CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
+    "config.toml",
+    "metrics.jsonl",
+    "model.safetensors",
+    "checkpoint.pt",
+    "summary.json",
+)
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all: temporary name in the same folder, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Run:
+    """The directory of one training; see the module's docstring for its files.
+
+    Args:
+        path: the directory; made if it is not there.
+        config: the resolved configuration, tables of TOML values (no None).
+
+    Raises:
+        UsageError: the directory holds something that is no run.
+        MismatchError: it holds a run of another configuration; the first differing entry is named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.config = config
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; --out needs a directory for the run.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / CONFIG).exists():
+            self._require_same(read_config(self.path))
+        elif any(self.path.iterdir()):
+            raise UsageError(
+                f"{self.path} is not empty and holds no {CONFIG}, so it is no run; "
+                "choose another --out."
+            )
+        else:
+            write_atomically(self.path / CONFIG, lambda s: s.write(tomli_w.dumps(config).encode()))
+
+    def _require_same(self, old: Mapping[str, Any]) -> None:
+        was, now = _flat(old), _flat(self.config)
+        for key in sorted(was.keys() | now.keys()):
+            if key not in _FREE_ON_RESUME and was.get(key) != now.get(key):
+                raise MismatchError(
+                    f"{self.path} holds a run with another configuration: {key} was "
+                    f"{was.get(key)!r}, now {now.get(key)!r}. Use the old value to go on with that "
+                    "run, or another --out for a new one."
+                )
+
+    # -- metrics ------------------------------------------------------------------------------
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of the finished epochs, oldest first."""
+        return read_metrics(self.path)
+
+    def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Drop records past ``epochs``: those of an epoch that finished without its checkpoint."""
+        kept = self.metrics()[:epochs]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.path / METRICS, lambda s: s.write(text.encode()))
+        return kept
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one epoch's record to ``metrics.jsonl``."""
+        with open(self.path / METRICS, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    # -- state --------------------------------------------------------------------------------
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint by ``state`` (tensors, numbers, strings, lists and dicts)."""
+        write_atomically(self.path / CHECKPOINT, lambda s: torch.save(dict(state), s))
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint, or None where the run has none yet."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged archive
+            raise DataError(
+                f"{path} cannot be read ({error}); delete it to start this run again."
+            ) from error
+        return state
+
+    def finish(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
+        """Write the weights and then the summary, whose presence means that the run is complete."""
+        state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+        blob = safetensors.torch.save(state)
+        write_atomically(self.path / WEIGHTS, lambda s: s.write(blob))
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.path / SUMMARY, lambda s: s.write(text.encode()))
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        return read_summary(self.path) if (self.path / SUMMARY).exists() else None
+
+
+# Where a run's data and stores lie, and what computes it, may change between a start and its resume.
+_FREE_ON_RESUME = {
+    "data.root", "training.device", "training.threads", "store_paths",
+}  # fmt: skip
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether the directory holds a run's config."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The resolved configuration of a run.
+
+    Raises:
+        DataError: there is no run, or its config is not TOML.
+    """
+    file = Path(path) / CONFIG
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is not a run: it holds no {CONFIG}. Give a directory made by "
+            "`kdcache train-teacher` or `kdcache train-student`."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not valid TOML: {error}") from error
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of ``metrics.jsonl``, oldest first; a torn last line is left out."""
+    file = Path(path) / METRICS
+    records: list[dict[str, Any]] = []
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+        DataError: not a finished run, or a summary that is not JSON.
+    """
+    file = Path(path) / SUMMARY
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} holds no {SUMMARY}: it is no finished run.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not valid JSON: {error}") from error
+    return summary
+
+
+class RunModel(NamedTuple):
+    """A trained model: module (eval mode, CPU), preprocessing, the run's config, file of weights."""
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    config: dict[str, Any]
+    file: Path
+
+
+def load_run_model(path: str | os.PathLike[str]) -> RunModel:
+    """The trained model of a finished run.
+
+    Raises:
+        DataError: not a run, unfinished (no weights), or weights that do not fit its config.
+    """
+    config = read_config(path)
+    file = Path(path) / WEIGHTS
+    if not file.is_file():
+        raise DataError(
+            f"{path} has no {WEIGHTS}: the run did not finish. Run its command again to go on."
+        )
+    try:
+        spec = config["model"]
+        module = build_model(spec["name"], spec["classes"], spec["channels"], spec["size"])
+        preprocessing = Preprocessing.from_dict(config["preprocessing"])
+    except KeyError as error:
+        raise DataError(f"{Path(path) / CONFIG} lacks the entry {error}.") from error
+    try:
+        module.load_state_dict(safetensors.torch.load_file(file))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise DataError(f"{file} does not hold the weights of {spec['name']}: {error}") from error
+    return RunModel(module.eval(), preprocessing, config, file)

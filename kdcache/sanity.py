@@ -1,0 +1,157 @@
+"""Is this teacher the right one? Its top-1 on clean images, before anything is dumped.
+
+The wrong weights, another normalisation or another order of classes give plausible-looking logits
+and a worthless store; each of them shows in the accuracy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binom  # type: ignore[import-untyped]
+from torch import Tensor
+
+from kdcache.models.classes import best_class_map
+from kdcache.teachers import Teacher
+from kdcache_stores.errors import MismatchError
+
+#: Chance explains an accuracy that it reaches at least this often.
+SIGNIFICANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a teacher predicts on clean labelled images.
+
+    Args:
+        labels: int64 (N,), none of them -1.
+        predictions: int64 (N,).
+        classes: how many there are.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    classes: int
+
+    @property
+    def top1(self) -> float:
+        """Share of right predictions, from 0 to 1."""
+        return float((self.labels == self.predictions).mean())
+
+    @property
+    def chance(self) -> float:
+        """Top-1 of always naming the most frequent class."""
+        counts = np.bincount(self.labels, minlength=self.classes)
+        return max(1 / self.classes, float(counts.max() / counts.sum()))
+
+    def near_chance(self) -> bool:
+        """Whether guessing would reach this top-1 too often to call the teacher trained."""
+        return _by_chance(self.labels == self.predictions, self.chance)
+
+    def class_order(self) -> tuple[int, ...] | None:
+        """The order of classes that explains the predictions better than the given one, if any.
+
+        It is fitted on every other image and counts only if it also holds on the rest: right there
+        more often than chance, and twice as often as the given order.
+
+        Returns:
+            As a class map: the teacher's class for each class of the dataset.
+        """
+        order = best_class_map(self.labels[::2], self.predictions[::2], self.classes)
+        rest, predictions = self.labels[1::2], self.predictions[1::2]
+        if not len(rest):
+            return None
+        right = np.asarray(order)[rest] == predictions
+        given = float((rest == predictions).mean())
+        if _by_chance(right, self.chance) or right.mean() < 2 * given:
+            return None
+        return best_class_map(self.labels, self.predictions, self.classes)
+
+
+def _by_chance(right: np.ndarray, chance: float) -> bool:
+    return bool(binom.sf(int(right.sum()) - 1, len(right), chance) > SIGNIFICANCE)
+
+
+def clean_check(
+    teacher: Teacher, images: Tensor, labels: Tensor | np.ndarray, batch_size: int = 250
+) -> Check:
+    """Run a teacher over clean images.
+
+    Args:
+        teacher: as it will be dumped.
+        images: uint8 (N, C, H, W), on any device.
+        labels: int64 (N,); images labelled -1 are left out.
+        batch_size: images per forward.
+
+    Raises:
+        MismatchError: a label is not among the teacher's classes.
+    """
+    truth = np.asarray(labels, dtype=np.int64)
+    if len(truth) and truth.max() >= teacher.classes:
+        raise MismatchError(
+            f"label {truth.max()} of the dataset is not among the {teacher.classes} classes "
+            f"(from 0) of teacher {teacher.architecture}"
+        )
+    rows = torch.from_numpy(np.flatnonzero(truth >= 0))
+    predictions = [
+        teacher(images[batch.to(images.device)].to(teacher.device)).argmax(1).cpu()
+        for batch in torch.split(rows, batch_size)
+        if len(batch)
+    ]
+    found = torch.cat(predictions).numpy() if predictions else np.zeros(0, np.int64)
+    return Check(truth[rows.numpy()], found, teacher.classes)
+
+
+def clean_accuracy(teacher: Teacher, images: Tensor, labels: Tensor | np.ndarray) -> float:
+    """Top-1, 0 to 1, on clean images uint8 (N, C, H, W); NaN where none is labelled."""
+    check = clean_check(teacher, images, labels)
+    return check.top1 if len(check.labels) else float("nan")
+
+
+def check_teacher(
+    teacher: Teacher,
+    images: Tensor,
+    labels: Tensor | np.ndarray,
+    where: str = "clean images",
+    allow_untrained: bool = False,
+) -> float | None:
+    """Top-1 of a teacher, or a refusal of one that cannot be right.
+
+    Args:
+        teacher: as it will be dumped.
+        images: a sample of clean images, uint8 (N, C, H, W); several times as many as classes.
+        labels: int64 (N,); -1 is left out.
+        where: names the sample in the message, "1000 test images of cifar100" say.
+        allow_untrained: refuse nothing.
+
+    Returns:
+        Top-1 from 0 to 1, or None where no image is labelled.
+
+    Raises:
+        MismatchError: its classes are ordered otherwise than the dataset's, or its top-1 is what
+            guessing gives.
+    """
+    check = clean_check(teacher, images, labels)
+    if not len(check.labels):
+        return None
+    if allow_untrained:
+        return check.top1
+    order = check.class_order()
+    if order is not None:
+        moved = [f"{d} is its {t}" for d, t in enumerate(order) if d != t]
+        more = f" and {len(moved) - 10} more" if len(moved) > 10 else ""
+        reordered = float((np.asarray(order)[check.labels] == check.predictions).mean())
+        raise MismatchError(
+            f"teacher {teacher.architecture}: top-1 {check.top1:.1%} on {where}, but "
+            f"{reordered:.1%} with its classes in another order: class {', '.join(moved[:10])}"
+            f"{more}. Give the right order as --class-map FILE"
+        )
+    if check.near_chance():
+        raise MismatchError(
+            f"teacher {teacher.architecture}: top-1 {check.top1:.1%} on {where} is what guessing "
+            f"gives ({check.chance:.1%}). Check the weights and the preprocessing "
+            f"({teacher.preprocessing}); --allow-untrained dumps it all the same"
+        )
+    return check.top1

@@ -1,0 +1,270 @@
+"""Teachers: a frozen model, its preprocessing, its precision, and a digest of all three.
+
+SPEC                                  what it is
+resnet32x4@FILE                       a network of the zoo with weights from a file
+torchvision:resnet34@IMAGENET1K_V1    torchvision's with its own weights (or @DEFAULT, or @FILE)
+timm:resnet18@a1_in1k                 timm's with the weights of a tag (or @DEFAULT, or @FILE)
+my.module:make_teacher[@FILE]         a user's own function
+RUN[@FILE]                            a directory written by `kdcache train-teacher`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.models import MODELS, build_model
+from kdcache.models.dropout import fix_dropout
+from kdcache.models.library import (
+    Pretrained,
+    pretrained_timm,
+    pretrained_torchvision,
+    torchvision_class_names,
+)
+from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.runs import WEIGHTS, load_run_model
+from kdcache.weights import load_weights, names_file, tensor_digest
+from kdcache_stores import Teacher as StoredTeacher
+from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
+
+#: What a teacher computes in; below float32 by autocast, which keeps sums and norms in float32.
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: Where weights come from when they are named and not a file.
+LIBRARIES = {
+    "torchvision": pretrained_torchvision,
+    "timm": pretrained_timm,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A frozen model from uint8 views to float32 logits.
+
+    Args:
+        architecture: its name, as `load_teacher` takes it, without the weights.
+        module: in eval mode, on the device, without gradients.
+        preprocessing: applied to the views first.
+        classes: how many logits it gives.
+        weights_sha256: `tensor_digest` of the module's state (batch counters left out).
+        file_sha256: of the file that the weights came from, if there was one.
+        precision: "float32", "bf16" or "fp16".
+        class_map: which of the module's logits is class 0, 1, ... of the dataset; None: in order.
+        dropout_seed: of the posterior sample whose dropout masks are in the module, or None.
+        channels_last: run the module in that memory format.
+        compile: run the module through torch.compile.
+    """
+
+    architecture: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    classes: int
+    weights_sha256: str
+    file_sha256: str | None = None
+    precision: str = "float32"
+    class_map: tuple[int, ...] | None = None
+    dropout_seed: int | None = None
+    channels_last: bool = False
+    compile: bool = False
+    _forward: nn.Module = field(init=False, repr=False)
+    _columns: Tensor | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UnknownName("precision", self.precision, PRECISIONS)
+        forward = torch.compile(self.module) if self.compile else self.module
+        mapped = self.class_map is not None
+        columns = torch.tensor(self.class_map, device=self.device) if mapped else None
+        object.__setattr__(self, "_forward", forward)
+        object.__setattr__(self, "_columns", columns)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module lies."""
+        return next(self.module.parameters(), torch.empty(0)).device
+
+    @torch.no_grad()  # not inference mode: a student's loss may save these logits for backward
+    def __call__(self, views: Tensor) -> Tensor:
+        """Logits float32 (B, classes) of views uint8 (B, C, H, W) on the teacher's device."""
+        images = self.preprocessing(views)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        dtype = PRECISIONS[self.precision]
+        cast = torch.autocast(views.device.type, dtype) if dtype else nullcontext()
+        with cast:
+            logits: Tensor = self._forward(images)
+        logits = logits.float()
+        return logits if self._columns is None else logits[:, self._columns]
+
+    def to_store(self, clean_top1: dict[str, float] | None = None) -> StoredTeacher:
+        """What a store keeps of it. Its digest covers the class map and the dropout seed too."""
+        preprocessing = self.preprocessing.to_dict()
+        if self.class_map is not None:
+            preprocessing["class_map"] = list(self.class_map)
+        if self.dropout_seed is not None:
+            preprocessing["dropout_seed"] = self.dropout_seed
+        return StoredTeacher(
+            architecture=self.architecture,
+            weights_sha256=self.weights_sha256,
+            preprocessing=preprocessing,
+            precision=self.precision,
+            classes=self.classes,
+            file_sha256=self.file_sha256,
+            clean_top1=clean_top1,
+        )
+
+
+def load_teacher(
+    spec: str | Path,
+    weights: str | Path | None = None,
+    *,
+    classes: int,
+    channels: int = 3,
+    size: int = 32,
+    preprocessing: Preprocessing | None = None,
+    class_map: Sequence[int] | None = None,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
+    compile: bool = False,
+    allow_untrained: bool = False,
+) -> Teacher:
+    """A teacher for views of a dataset.
+
+    Args:
+        spec: as in the table above; what follows "@" is `weights`.
+        weights: a file, or the name of a library's own weights.
+        classes: of the dataset.
+        channels: of the views.
+        size: side of the views in pixels.
+        preprocessing: of the model. None: what the library's weights or the run say.
+        class_map: the module's logit for each class of the dataset (`load_class_map`).
+        precision: "float32", "bf16" or "fp16".
+        device: where it runs.
+        channels_last: run in that memory format.
+        compile: through torch.compile.
+        allow_untrained: fresh weights where there is nothing to load.
+
+    Raises:
+        UnknownName: no such model, weights or precision.
+        UsageError: no preprocessing where it must be given.
+        DataError: no weights, or not readable ones.
+        MismatchError: they do not fit the model, or the model does not fit the dataset.
+    """
+    name, at, after = str(spec).partition("@")
+    if at and weights is not None:
+        raise UsageError(f"teacher {spec}: weights are given twice, {after} and {weights}")
+    if precision not in PRECISIONS:
+        raise UnknownName("precision", precision, PRECISIONS)
+    source = str(weights) if weights is not None else after or None
+    prefix, _, rest = name.partition(":")
+    if prefix in LIBRARIES and source is not None and not names_file(source):
+        found = LIBRARIES[prefix](rest, source)
+    elif name not in MODELS and Path(name).is_dir():
+        name, found = _from_run(Path(name), source)
+    elif "/" in name:
+        raise DataError(f"teacher {name}: there is no such directory")
+    elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
+        inputs = preprocessing.channels if preprocessing else channels
+        side = (preprocessing and preprocessing.size) or size
+        found = _built(name, source, classes, inputs, side, mapped=class_map is not None)
+    else:
+        own = f", or take the library's: {name}@DEFAULT" if rest else ""
+        raise DataError(
+            f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{own}"
+        )
+    preprocessing = preprocessing or found.preprocessing
+    if preprocessing is None:
+        raise UsageError(
+            f"teacher {name}: the mean and std that it was trained with are not known. Give them as "
+            f"its preprocessing, by numbers or by the name of one: {', '.join(PREPROCESSINGS)}"
+        )
+    state = found.module.state_dict()
+    digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
+    module = found.module.eval().requires_grad_(False).to(device)
+    if channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    teacher = Teacher(
+        architecture=name,
+        module=module,
+        preprocessing=preprocessing,
+        classes=classes,
+        weights_sha256=digest,
+        file_sha256=found.file_sha256,
+        precision=precision,
+        class_map=None if class_map is None else tuple(class_map),
+        channels_last=channels_last,
+    )
+    _try_out(teacher, channels, size)
+    return replace(teacher, compile=True) if compile else teacher
+
+
+def _built(
+    name: str, source: str | None, classes: int, channels: int, size: int, *, mapped: bool
+) -> Pretrained:
+    """A model by name with the weights of a file; with a class map, of as many classes as those."""
+    if source is None:  # a user's function that loads its own weights, or allow_untrained
+        return Pretrained(build_model(name, classes, channels, size))
+    file = load_weights(source)
+    module = build_model(name, file.classes if mapped else classes, channels, size)
+    file.apply(module)
+    return Pretrained(module, file_sha256=file.file_sha256)
+
+
+def _from_run(path: Path, source: str | None) -> tuple[str, Pretrained]:
+    """The architecture and model of a run, with another checkpoint of its training if given."""
+    run = load_run_model(path)
+    file = load_weights(source or path / WEIGHTS)
+    if source is not None:
+        file.apply(run.module)
+    trained = Pretrained(run.module, run.preprocessing, file_sha256=file.file_sha256)
+    return run.config["model"]["name"], trained
+
+
+def _try_out(teacher: Teacher, channels: int, size: int) -> None:
+    """One small batch: what does not fit is found now, and dropout masks are drawn."""
+    views = torch.zeros(2, channels, size, size, dtype=torch.uint8, device=teacher.device)
+    with torch.no_grad():
+        out = teacher.module(teacher.preprocessing(views))
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise DataError(f"teacher {teacher.architecture}: expected logits (B, K), found {found}")
+    if teacher.class_map is None and out.shape[1] != teacher.classes:
+        raise MismatchError(
+            f"teacher {teacher.architecture} gives {out.shape[1]} logits, the dataset has "
+            f"{teacher.classes} classes: choose another teacher, or give a class map (--class-map)"
+        )
+    if teacher.class_map is not None and (
+        len(teacher.class_map) != teacher.classes or max(teacher.class_map) >= out.shape[1]
+    ):
+        raise MismatchError(
+            f"class map of {len(teacher.class_map)} classes up to the teacher's class "
+            f"{max(teacher.class_map)}: the dataset has {teacher.classes} classes, "
+            f"teacher {teacher.architecture} has {out.shape[1]}, counted from 0"
+        )
+
+
+def teacher_class_names(spec: str | Path) -> list[str] | None:
+    """The names of a teacher's classes where its library knows them, for `load_class_map`."""
+    name, _, source = str(spec).partition("@")
+    prefix, _, rest = name.partition(":")
+    if prefix != "torchvision" or not source or names_file(source):
+        return None
+    return torchvision_class_names(rest, source)
+
+
+def mc_dropout(teacher: Teacher, seed: int) -> Teacher:
+    """One posterior sample of a teacher: its dropout layers stay active, with fixed masks.
+
+    The masks depend on the seed alone, not on the batch, so that rows of a store stay independent.
+    Weights are shared with the teacher. Sample `seed` is the same network on every device.
+
+    Raises:
+        UsageError: the teacher has no active dropout layer.
+    """
+    return replace(teacher, module=fix_dropout(teacher.module, seed), dropout_seed=seed)

@@ -1,0 +1,197 @@
+"""A training described and prepared: a teacher from labels, or a student from labels and stores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdcache.cached import CachedViews
+from kdcache.datasets import Dataset, load_dataset
+from kdcache.loop import Loop, Observer, Silent, images_of
+from kdcache.objectives import ObjectiveConfig
+from kdcache.optim import Optimization
+from kdcache.resident import Rows
+from kdcache.runs import Run
+from kdcache.teachers import Teacher, load_teacher
+from kdcache.views import ViewPlan, make_augmentation
+from kdcache_stores import LogitStore, MismatchError, UsageError, open_store
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that decides the result of a training.
+
+    Attributes:
+        dataset: a name as `load_dataset` takes it.
+        model: a name as `build_model` takes it.
+        objective: the loss; its method "ce" needs no store.
+        stores: paths of stores of one view plan.
+        online: teachers to run in the loop instead of reading their logits, as `load_teacher` takes
+            them; with a store they see the store's views.
+        augment: the views when there is no store (each epoch sees new ones).
+        views: how many stored views to cycle through (default: all).
+        schedule: of the views, "epoch" or "random", see `CachedViews`.
+        resident_views: views in memory at once, with schedule "random".
+        train_samples: train on so many samples, as many of each class as possible, drawn by ``seed``.
+        val_split: fraction of the training samples held out to choose the best epoch on.
+        subset: allow samples of the dataset that the store lacks.
+        init_weights: a file of weights to start from.
+        seed: of the initial weights, the sample order, the noise and the choice of samples.
+        precision: "float32", or "bf16"/"fp16" autocast; the loss is float32 always.
+        ema: decay of an exponential moving average of the weights that is evaluated and saved instead.
+        threads: compute threads on the CPU (default: as torch chooses; 1 is fastest for tiny networks).
+    """
+
+    dataset: str
+    model: str
+    objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(method="ce"))
+    optimization: Optimization = field(default_factory=Optimization)
+    stores: tuple[str, ...] = ()
+    online: tuple[str, ...] = ()
+    augment: str = "pad-crop-flip"
+    views: int | None = None
+    schedule: str = "epoch"
+    resident_views: int | None = None
+    train_samples: int | None = None
+    val_split: float = 0.0
+    subset: bool = False
+    init_weights: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    ema: float | None = None
+    workers: int = 0
+    threads: int | None = None
+    data_root: str | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        needs = self.objective.method != "ce"
+        if needs and not self.stores and not self.online:
+            raise UsageError(
+                f"--method {self.objective.method} needs at least one --store "
+                "(or --online TEACHER, to run the teacher in the loop)."
+            )
+        if self.precision not in ("float32", "bf16", "fp16"):
+            raise UsageError(f"--precision {self.precision}: use float32, bf16 or fp16.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
+        if not 0 <= self.val_split < 1:
+            raise UsageError(f"--val-split {self.val_split} must be in [0, 1).")
+
+
+def train(training: Training, out: str | os.PathLike[str], watch: Observer | None = None) -> Run:
+    """Train to the end, going on after the last finished epoch if ``out`` holds this very run.
+
+    On a CPU the result does not depend on interruptions: the resumed weights are equal bit for bit.
+
+    Args:
+        training: what to train.
+        out: the run's directory.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        KDCacheError: see `load_dataset`, `CachedViews`, `Run`; TrainingError for a loss that is not
+            finite.
+    """
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    root = Path(training.data_root) if training.data_root else None
+    trainset = load_dataset(training.dataset, "train", root, training.download)
+    testset = load_dataset(training.dataset, "test", root, training.download)
+    with ExitStack() as opened:
+        stores = [opened.enter_context(open_store(path)) for path in training.stores]
+        _require_classes(stores, trainset)
+        teachers = _online_teachers(training, stores, trainset)
+        rows, held_out = _choose(trainset, training)
+        plan = None
+        if not stores:
+            augmentation = make_augmentation(training.augment, trainset)
+            plan = ViewPlan(trainset, augmentation, training.seed)
+        views = CachedViews(
+            trainset,
+            stores,
+            training.optimization.batch_size,
+            plan=plan,
+            views=training.views,
+            rows=rows,
+            schedule=training.schedule,
+            resident_views=training.resident_views,
+            read_logits=training.objective.method != "ce" and not teachers,
+            seed=training.seed,
+            device=training.device,
+            workers=training.workers,
+            subset=training.subset,
+            pairs=training.objective.method == "mlkd",
+        )
+        opened.enter_context(views)
+        loop = Loop(training, Path(out), testset, held_out, views, teachers, watch or Silent())
+        return loop.run()
+
+
+def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
+    for store in stores:
+        if store.classes != dataset.classes:
+            raise MismatchError(
+                f"{store.where} holds logits over {store.classes} classes, {dataset.name} has "
+                f"{dataset.classes}. Give the store of a teacher for {dataset.name}."
+            )
+
+
+def _online_teachers(
+    training: Training, stores: Sequence[LogitStore], dataset: Dataset
+) -> list[Teacher]:
+    """The teachers to run in the loop; each must be the one of the store beside it."""
+    channels, size = images_of(dataset)
+    teachers = [
+        load_teacher(
+            spec, classes=dataset.classes, channels=channels, size=size, device=training.device
+        )
+        for spec in training.online
+    ]
+    if stores and teachers and len(stores) != len(teachers):
+        raise UsageError(
+            f"{len(teachers)} --online teachers and {len(stores)} --store: give a store for each "
+            "teacher, in the same order, or none."
+        )
+    for teacher, store in zip(teachers, stores, strict=False):
+        if teacher.to_store().digest != store.teacher.digest:
+            raise MismatchError(
+                f"the --online teacher {teacher.architecture} has digest "
+                f"{teacher.to_store().digest[:12]}, the logits in {store.where} are of "
+                f"{store.teacher.architecture}, digest {store.teacher.digest[:12]}."
+            )
+    return teachers
+
+
+def _choose(dataset: Dataset, training: Training) -> tuple[Rows, Rows]:
+    """Rows to train on and rows held out: both balanced over classes, drawn by the seed."""
+    rng = np.random.Generator(np.random.Philox(key=[training.seed, 2**63]))
+    shuffled = rng.permutation(len(dataset))
+    # The n-th sample of each class in shuffled order, for n = 0, 1, ...: any prefix is balanced.
+    labels = dataset.labels[shuffled]
+    turn = np.zeros(len(shuffled), np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    balanced = shuffled[np.argsort(turn, kind="stable")]
+    wanted = len(dataset) if training.train_samples is None else training.train_samples
+    if not 1 <= wanted <= len(dataset):
+        raise UsageError(f"--train-samples {wanted}: {dataset.name} has {len(dataset)} samples.")
+    held = round(wanted * training.val_split)
+    if training.val_split and not 0 < held < wanted:
+        raise UsageError(
+            f"--val-split {training.val_split} of {wanted} samples is {held}: none is left to "
+            f"{'hold out' if not held else 'train on'}."
+        )
+    chosen = balanced[:wanted]
+    return np.sort(chosen[held:]), np.sort(chosen[:held])

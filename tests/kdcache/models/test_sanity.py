@@ -1,0 +1,115 @@
+"""Refusing a teacher that cannot be the right one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from kdcache.preprocessing import Preprocessing
+from kdcache.sanity import Check, check_teacher, clean_accuracy, clean_check
+from kdcache.teachers import Teacher
+from kdcache_stores.errors import MismatchError
+
+CLASSES = 16
+
+
+def reader(order: list[int] | None = None) -> Teacher:
+    """A teacher that reads the class off the brightest of 16 pixels; `order` permutes them."""
+    rows: list[nn.Module] = [nn.Flatten()]
+    if order is not None:
+        layer = nn.Linear(CLASSES, CLASSES, bias=False)
+        layer.weight.data = torch.eye(CLASSES)[torch.tensor(order)]
+        rows.append(layer)
+    return Teacher("reader", nn.Sequential(*rows), Preprocessing((0,), (1,)), CLASSES, "0" * 64)
+
+
+def data(n: int, accuracy: float, seed: int = 0) -> tuple[Tensor, np.ndarray]:
+    """Images whose brightest pixel names the label with the given probability, else any class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    shown = np.where(rng.random(n) < accuracy, labels, rng.integers(0, CLASSES, n))
+    images = np.zeros((n, CLASSES), np.uint8)
+    images[np.arange(n), shown] = 255
+    return torch.from_numpy(images).view(n, 1, 4, 4), labels
+
+
+def test_a_good_teacher_passes() -> None:
+    images, labels = data(400, 0.7)
+    top1 = check_teacher(reader(), images, labels)
+    assert top1 == clean_accuracy(reader(), images, labels) == pytest.approx(0.72, abs=0.06)
+
+
+def test_a_weak_but_trained_teacher_passes() -> None:
+    assert check_teacher(reader(), *data(1000, 0.15)) == pytest.approx(0.2, abs=0.05)
+
+
+@given(st.integers(0, 2**31))
+def test_guessing_is_refused_whatever_the_seed(seed: int) -> None:
+    with pytest.raises(MismatchError, match=r"is what guessing gives|in another order"):
+        check_teacher(reader(), *data(400, 0.0, seed))
+
+
+def test_guessing_is_refused_as_such() -> None:
+    images, labels = data(400, 0.0)
+    with pytest.raises(MismatchError, match=r"on 400 images is what guessing gives.*weights and"):
+        check_teacher(reader(), images, labels, where="400 images")
+    assert check_teacher(reader(), images, labels, allow_untrained=True) is not None
+
+
+def test_always_naming_the_commonest_class_is_guessing() -> None:
+    labels = np.repeat([0, 1, 2], [300, 50, 50])
+    assert Check(labels, np.zeros(400, np.int64), 3).near_chance()
+    assert not Check(labels, labels, 3).near_chance()
+
+
+def test_another_order_of_classes_is_named() -> None:
+    order = [3, 0, 1, 2, *range(4, CLASSES)][::-1]
+    images, labels = data(600, 0.8)
+    with pytest.raises(MismatchError, match=r"class 0 is its \d+.*--class-map FILE"):
+        check_teacher(reader(order), images, labels)
+    found = clean_check(reader(order), images, labels).class_order()
+    assert found is not None
+    inverse = np.argsort(order)
+    assert found == tuple(inverse)
+    mapped = Teacher(
+        "mapped",
+        reader(order).module,
+        Preprocessing((0,), (1,)),
+        CLASSES,
+        "0" * 64,
+        class_map=found,
+    )
+    assert check_teacher(mapped, images, labels) == clean_accuracy(reader(), images, labels)
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 0.3, 1.0])
+def test_no_other_order_is_seen_in_a_teacher_that_has_the_right_one(accuracy: float) -> None:
+    for seed in range(5):
+        assert clean_check(reader(), *data(600, accuracy, seed)).class_order() is None
+
+
+def test_one_swapped_pair_is_left_to_the_user() -> None:
+    order = [1, 0, *range(2, CLASSES)]
+    assert check_teacher(reader(order), *data(400, 1.0)) == pytest.approx(0.875, abs=0.05)
+
+
+def test_unlabelled_images_are_left_out() -> None:
+    images, labels = data(100, 1.0)
+    labels[::2] = -1
+    assert len(clean_check(reader(), images, labels).labels) == 50
+    nothing = np.full(100, -1)
+    assert check_teacher(reader(), images, nothing) is None
+    assert math.isnan(clean_accuracy(reader(), images, nothing))
+
+
+def test_labels_beyond_the_classes_are_refused() -> None:
+    images, labels = data(10, 1.0)
+    labels[0] = CLASSES
+    with pytest.raises(MismatchError, match="label 16 of the dataset is not among the 16 classes"):
+        clean_check(reader(), images, labels)

@@ -1,0 +1,115 @@
+"""Half precision, autocast, masks, constant rows and two classes: finite everywhere."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+
+from kdcache.objectives import Noise, Objective, Step
+
+B = 6
+OBJECTIVES: list[dict[str, Any]] = [
+    {"method": "ce"},
+    *(
+        {"method": method, "standardize": standardize}
+        for method in ("kd", "dkd", "mlkd", "ctkd")
+        for standardize in (False, "unbiased", "biased")
+    ),
+    {"method": "mlkd", "mlkd_variant": "as-described", "standardize": "unbiased"},
+    {"method": "kd", "combine": "mean-probs", "weights": "entropy"},
+    {"method": "kd", "combine": "mean-losses", "weights": "confidence"},
+    {"method": "kd", "noise": Noise("laplace", relative=True, copies=2)},
+    {"method": "kd", "ablation": "target-only"},
+    {"method": "kd", "ablation": "target-removed"},
+    {"method": "kd", "ablation": "non-target-permuted"},
+    {"method": "kd", "ablation": "non-target-uniform"},
+]
+
+
+def paired(options: dict[str, Any], *logits: torch.Tensor) -> list[torch.Tensor]:
+    """The logits, with a second view where the method needs one."""
+    if options["method"] != "mlkd":
+        return list(logits)
+    return [torch.stack([x, x.flip(0)], 1) for x in logits]
+
+
+def rows(kind: str, generator: torch.Generator, k: int) -> torch.Tensor:
+    z = 3 * torch.randn(B, k, generator=generator)
+    if kind == "masked":
+        z[torch.arange(B), torch.arange(B) % k] = -1000
+    if kind == "certain":
+        z[torch.arange(B), torch.arange(B) % k] = 1000
+    if kind == "constant":
+        z[:] = 1.7
+    return z
+
+
+def value_and_gradient(
+    options: dict[str, Any], student: torch.Tensor, teacher: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    objective = Objective(**options)
+    student = student.detach().clone().requires_grad_()
+    teachers = [teacher, teacher.flip(0)] if objective.config.method != "ce" else []
+    loss, parts = objective(
+        student, teachers, torch.arange(B) % student.shape[-1], Step(keys=torch.arange(B), epoch=15)
+    )
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(part.isfinite() for part in parts.values()), parts
+    assert student.grad is not None
+    gradients = [student.grad, *(p.grad for p in objective.parameters() if p.grad is not None)]
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("k", [2, 10])
+@pytest.mark.parametrize("kind", ["plain", "masked", "certain", "constant"])
+def test_values_and_gradients_are_finite(options: dict[str, Any], k: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    awkward, plain = paired(options, rows(kind, generator, k), rows("plain", generator, k))
+    for student, teacher in ((plain, awkward), (awkward, plain), (awkward, awkward)):
+        loss, gradients = value_and_gradient(options, student, teacher)
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=str)
+def test_half_precision_and_autocast_change_nothing(options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = paired(options, *(rows("plain", generator, 10).half() for _ in range(2)))
+    exact, _ = value_and_gradient(options, student.float(), teacher.float())
+    half, _ = value_and_gradient(options, student, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under, _ = value_and_gradient(options, student, teacher)
+    assert exact == half == under
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=str)
+def test_float64_agrees_with_float32(options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = paired(options, *(rows("plain", generator, 10) for _ in range(2)))
+    single, _ = value_and_gradient(options, student, teacher)
+    double, _ = Objective(**options)(
+        student.double(),
+        [teacher.double(), teacher.flip(0).double()],
+        torch.arange(B) % 10,
+        Step(keys=torch.arange(B), epoch=15),
+    )
+    torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=str)
+def test_no_value_is_waited_for(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Meta tensors have no values: a step that read one, and so made a GPU wait, would raise here.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    student, teacher = paired(options, *torch.randn(2, B, 10, device="meta"))
+    student.requires_grad_()
+    words = torch.zeros(B, 2, dtype=torch.int64, device="meta")
+    objective = Objective(**options).to("meta")
+    teachers = [teacher, teacher] if objective.needs_teacher else []
+    loss, parts = objective(student, teachers, words[:, 0], Step(keys=words))
+    loss.backward()
+    assert {loss.device.type, *(part.device.type for part in parts.values())} == {"meta"}

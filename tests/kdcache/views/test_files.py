@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kdcache_stores import Samples
-from kdcache_stores.errors import DataError, MismatchError, UsageError
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -21,6 +19,8 @@ from kdcache.augment import make_augmentation
 from kdcache.augment.custom import Custom
 from kdcache.datasets import Dataset, load_dataset, without_bad_images
 from kdcache.views import ViewPlan, make_batches
+from kdcache_stores import Samples
+from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 SPEC = "resized-crop-flip:size=24"
 

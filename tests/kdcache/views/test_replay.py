@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdcache_stores import FieldSpec, LogitStore, StoreWriter, Teacher, open_store
-from kdcache_stores.errors import MismatchError, StoreError
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -20,6 +18,8 @@ from kdcache.augment import make_augmentation
 from kdcache.augment.crops import ResizedCropFlip
 from kdcache.datasets import Dataset, FolderDataset, load_dataset
 from kdcache.views import ViewPlan
+from kdcache_stores import FieldSpec, LogitStore, StoreWriter, Teacher, open_store
+from kdcache_stores.errors import MismatchError, StoreError
 
 VIEWS = 3
 

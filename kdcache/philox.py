@@ -140,9 +140,9 @@ def _double(high: Words, low: Words) -> NDArray[np.float64]:
 
 def below(uniform: NDArray[np.float64], bound: Any) -> NDArray[np.int64]:
     """Integers in [0, bound) from uniform numbers in [0, 1): the floor of their product."""
-    result: NDArray[np.int64] = np.minimum(
-        np.floor(uniform * bound), np.asarray(bound) - 1
-    ).astype(np.int64)
+    result: NDArray[np.int64] = np.minimum(np.floor(uniform * bound), np.asarray(bound) - 1).astype(
+        np.int64
+    )
     return result
 
 

@@ -29,7 +29,7 @@ def find_rows(dataset: Dataset, samples: Samples, partial: bool = False) -> Rows
         return None
     where = {digest: row for row, digest in enumerate(dataset.samples.key_hashes)}
     rows = np.array([where.get(digest, -1) for digest in samples.key_hashes], dtype=np.int64)
-    absent = np.flatnonzero(rows < 0)
+    absent = np.flatnonzero(rows < 0).tolist()
     place = f"{dataset.name} ({dataset.split}, {len(dataset)} samples)"
     if len(absent) and (not partial or len(absent) == len(rows)):
         skipped = [samples.keys[row] for row in absent if samples.keys[row] in dataset.skipped]
@@ -41,7 +41,7 @@ def find_rows(dataset: Dataset, samples: Samples, partial: bool = False) -> Rows
             "split, in the same version?"
         )
     here = np.where(rows >= 0, dataset.labels[rows], -1)
-    changed = np.flatnonzero((rows >= 0) & (here != samples.labels))
+    changed = np.flatnonzero((rows >= 0) & (here != samples.labels)).tolist()
     if len(changed):
         first = changed[0]
         raise MismatchError(

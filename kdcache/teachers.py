@@ -27,7 +27,7 @@ from kdcache.models.library import (
     torchvision_class_names,
 )
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
-from kdcache.runs import load_run_model
+from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.weights import load_weights, names_file, tensor_digest
 from kdcache_stores import Teacher as StoredTeacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
@@ -154,8 +154,8 @@ def load_teacher(
 
     Raises:
         UnknownName: no such model, weights or precision.
-        UsageError: no weights, or no preprocessing, where they must be given.
-        DataError: the weights are not readable.
+        UsageError: no preprocessing where it must be given.
+        DataError: no weights, or not readable ones.
         MismatchError: they do not fit the model, or the model does not fit the dataset.
     """
     name, at, after = str(spec).partition("@")
@@ -176,13 +176,15 @@ def load_teacher(
         side = (preprocessing and preprocessing.size) or size
         found = _built(name, source, classes, inputs, side, mapped=class_map is not None)
     else:
-        own = f", or the library's own: {name}@DEFAULT" if rest else ""
-        raise DataError(f"teacher {name}: no weights are given. Give a file: {name}@FILE{own}")
+        own = f", or take the library's: {name}@DEFAULT" if rest else ""
+        raise DataError(
+            f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{own}"
+        )
     preprocessing = preprocessing or found.preprocessing
     if preprocessing is None:
         raise UsageError(
-            f"teacher {name}: its preprocessing is not known. Give the mean and std that it was "
-            f"trained with, by numbers or by name: {', '.join(PREPROCESSINGS)}"
+            f"teacher {name}: the mean and std that it was trained with are not known. Give them as "
+            f"its preprocessing, by numbers or by the name of one: {', '.join(PREPROCESSINGS)}"
         )
     state = found.module.state_dict()
     digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
@@ -219,7 +221,7 @@ def _built(
 def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pretrained]:
     """The architecture and model of a run, with another checkpoint of its training if given."""
     run = load_run_model(path, allow_code)
-    file = load_weights(source or run.file)
+    file = load_weights(source or path / WEIGHTS)
     if source is not None:
         file.apply(run.module)
     trained = Pretrained(run.module, run.preprocessing, file_sha256=file.file_sha256)

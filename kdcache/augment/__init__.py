@@ -81,7 +81,7 @@ def make_augmentation(spec: str, dataset: Images, **options: Any) -> Augmentatio
         UnknownName: no such augmentation.
         UsageError: no such option, or a value that makes no sense.
     """
-    if is_import_path(spec):
+    if is_import_path(spec) and spec.partition(":")[0] not in AUGMENTATIONS:
         if options:
             raise UsageError(f"{spec!r} takes no options, found {sorted(options)}")
         return Custom(spec)

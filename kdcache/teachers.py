@@ -134,6 +134,7 @@ def load_teacher(
     channels_last: bool = False,
     compile: bool = False,
     allow_untrained: bool = False,
+    allow_code: bool = False,
 ) -> Teacher:
     """A teacher for views of a dataset.
 
@@ -151,6 +152,7 @@ def load_teacher(
         channels_last: run in that memory format.
         compile: through torch.compile.
         allow_untrained: fresh weights where there is nothing to load.
+        allow_code: import the function that a run names, if its network is a user's own.
 
     Raises:
         UnknownName: no such model, weights or precision.
@@ -168,7 +170,7 @@ def load_teacher(
     if prefix in LIBRARIES and source is not None and not names_file(source):
         found = LIBRARIES[prefix](rest, source)
     elif name not in MODELS and Path(name).is_dir():
-        name, found = _from_run(Path(name), source)
+        name, found = _from_run(Path(name), source, allow_code)
     elif "/" in name:
         raise DataError(f"teacher {name}: there is no such directory")
     elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
@@ -219,9 +221,9 @@ def _built(
     return Pretrained(module, file_sha256=file.file_sha256)
 
 
-def _from_run(path: Path, source: str | None) -> tuple[str, Pretrained]:
+def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pretrained]:
     """The architecture and model of a run, with another checkpoint of its training if given."""
-    run = load_run_model(path)
+    run = load_run_model(path, allow_code)
     file = load_weights(source or path / WEIGHTS)
     if source is not None:
         file.apply(run.module)

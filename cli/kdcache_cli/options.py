@@ -86,6 +86,9 @@ steps = together(
     click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
     click.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
     click.option(
+        "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
+    ),
+    click.option(
         "--seed",
         type=click.IntRange(0),
         default=0,
@@ -109,6 +112,10 @@ def fractions(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r}: expected fractions between 0 and 1, such as 0.5,0.75")
     return values
 
+
+allow_code = click.option(
+    "--allow-code", is_flag=True, help="Import the user's own network that a run names."
+)
 
 run_out = click.option(
     "--out",

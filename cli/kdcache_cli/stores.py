@@ -44,9 +44,15 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("encoding", encoding_text(logits["encoding"])),
         ("size", f"{size(info['nbytes'])}, {logits['bytes_per_row']:.1f} bytes a row"),
     ]  # fmt: skip
-    if logits["fidelity"]:
-        measured = ", ".join(f"{key} {value:.2g}" for key, value in logits["fidelity"].items())
-        rows.append(("fidelity of the encoding", measured))
+    if found := logits["fidelity"]:
+        rows += [
+            (
+                f"KL(live || stored), {name}",
+                f"{found[key + '_mean']:.1e}, worst {found[key + '_worst']:.1e}",
+            )
+            for key, name in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
+        ]
+        rows.append(("same top-1, live and stored", percent(found["top1_agreement"])))
     return [
         *rows,
         ("forwards", f"{info['views'] * info['samples']:,} teacher forwards spent once"),

@@ -76,6 +76,7 @@ def load_dataset(
     """
     folder = Path(root) if root is not None else default_root()
     dataset = _load(name, split, folder, download)
+    dataset.samples  # noqa: B018 (raises for keys that are not unique)
     return without_bad_images(dataset, workers) if skip_bad else dataset
 
 

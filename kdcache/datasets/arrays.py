@@ -28,7 +28,7 @@ def arrays(file: str, split: str) -> Dataset:
     if not path.is_file():
         raise DataError(f"arrays were looked for in {path}: there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
             content = {
                 name: loaded[name]
                 for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")

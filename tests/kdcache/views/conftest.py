@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +36,3 @@ def make_folder(root: Path, per_class: int = 6, splits: tuple[str, ...] = ("trai
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "images")
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    place = os.environ.get("KDCACHE_TEST_DATA")
-    if not place:
-        pytest.skip("needs real data: set KDCACHE_TEST_DATA to a folder made by its unpack.py")
-    return Path(place)

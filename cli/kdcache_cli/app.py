@@ -23,7 +23,8 @@ COMMANDS = {
         "Run a teacher once and store its logits for every view.",
     ),
     "train-student": ("training:train_student", "Train a student from labels and cached logits."),
-    "evaluate": ("training:evaluate", "Accuracy and calibration of a trained run."),
+    "evaluate": ("evaluating:evaluate", "Accuracy, calibration, cost and agreement of a network."),
+    "export": ("evaluating:export", "Write a trained network as a file that others can run."),
     "inspect": ("stores:inspect", "Describe a store."),
     "verify": ("stores:verify", "Check every byte of a store."),
     "list": (

@@ -127,6 +127,7 @@ def load_teacher(
     channels: int = 3,
     size: int = 32,
     preprocessing: Preprocessing | None = None,
+    fallback: Preprocessing | None = None,
     class_map: Sequence[int] | None = None,
     precision: str = "float32",
     device: torch.device | str = "cpu",
@@ -144,6 +145,7 @@ def load_teacher(
         channels: of the views.
         size: side of the views in pixels.
         preprocessing: of the model. None: what the library's weights or the run say.
+        fallback: preprocessing where neither says it; the teacher then holds this very object.
         class_map: the module's logit for each class of the dataset (`load_class_map`).
         precision: "float32", "bf16" or "fp16".
         device: where it runs.
@@ -172,15 +174,16 @@ def load_teacher(
     elif "/" in name:
         raise DataError(f"teacher {name}: there is no such directory")
     elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
-        inputs = preprocessing.channels if preprocessing else channels
-        side = (preprocessing and preprocessing.size) or size
+        assumed = preprocessing or fallback
+        inputs = assumed.channels if assumed else channels
+        side = (assumed and assumed.size) or size
         found = _built(name, source, classes, inputs, side, mapped=class_map is not None)
     else:
         own = f", or take the library's: {name}@DEFAULT" if rest else ""
         raise DataError(
             f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{own}"
         )
-    preprocessing = preprocessing or found.preprocessing
+    preprocessing = preprocessing or found.preprocessing or fallback
     if preprocessing is None:
         raise UsageError(
             f"teacher {name}: the mean and std that it was trained with are not known. Give them as "

@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "train-student": ("training:train_student", "Train a student from labels and cached logits."),
     "evaluate": ("training:evaluate", "Accuracy and calibration of a trained run."),
+    "report": ("report:report", "A page of figures about runs and stores."),
     "inspect": ("stores:inspect", "Describe a store."),
     "verify": ("stores:verify", "Check every byte of a store."),
     "list": (

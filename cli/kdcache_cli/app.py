@@ -22,11 +22,17 @@ COMMANDS = {
         "dumping:dump_teacher",
         "Run a teacher once and store its logits for every view.",
     ),
+    "seal": ("making:seal", "Finish a store whose parts several jobs dumped."),
     "train-student": ("training:train_student", "Train a student from labels and cached logits."),
     "evaluate": ("training:evaluate", "Accuracy and calibration of a trained run."),
     "report": ("report:report", "A page of figures about runs and stores."),
     "inspect": ("stores:inspect", "Describe a store."),
     "verify": ("stores:verify", "Check every byte of a store."),
+    "import": ("making:import_logits", "Make a store of logits in an .npz file."),
+    "export-views": (
+        "making:export_views",
+        "Write the parameters of every view as a Parquet table.",
+    ),
     "list": (
         "listing:list_names",
         "Names of models, datasets, methods, augmentations, encodings, recipes.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,9 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         raise UsageError(f"hf:{name} has the splits {tuple(_HF_SPLITS)}; asked for {split!r}")
     repository, _, config = name.partition(":")
     try:
-        found = datasets.load_dataset(
-            repository,
-            config or None,
-            cache_dir=str(root / "huggingface"),
-            download_config=datasets.DownloadConfig(local_files_only=not download),
-        )
+        with _offline(unless=download):
+            cache = str(root / "huggingface")
+            found = datasets.load_dataset(repository, config or None, cache_dir=cache)
     except (OSError, ValueError, RuntimeError) as error:
         advice = "" if download else "; add --download to fetch it from the hub"
         raise DataError(
@@ -150,6 +148,23 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         class_names=names,
         field=image,
     )
+
+
+@contextmanager
+def _offline(unless: bool) -> Iterator[None]:
+    """Keep the hub's libraries from asking the network, by the switches that they have for it."""
+    import datasets
+    import huggingface_hub  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [switch.HF_HUB_OFFLINE for switch in switches]
+    try:
+        for switch in switches if not unless else ():
+            switch.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.HF_HUB_OFFLINE = value
 
 
 def _feature(name: str, table: Any, kind: Any) -> str:

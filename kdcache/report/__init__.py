@@ -13,6 +13,7 @@ from kdcache.report.collect import Group, RunRecord, find_runs, grouped, read_ru
 from kdcache.report.logits import (
     TestLogits,
     by_group,
+    calibrated,
     find_teacher,
     spec_teacher,
     teacher_logits,
@@ -109,7 +110,8 @@ def _runs(
             left_out.append(f"Figures that compare with the teacher: {error}")
     row = Group(f"teacher {teacher.config['model']['name']}", (teacher,)) if teacher else None
     students = [runs[min(runs)] for runs in said.values()]
-    return [training_section(groups, row, {}), standardization_section(taught, students)]
+    training = training_section(groups, row, calibrated(groups, said))
+    return [training, standardization_section(taught, students)]
 
 
 def _taught(spec: str | None, run: RunRecord | None, testset: Dataset, device: str) -> TestLogits:

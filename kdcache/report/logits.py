@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcache.datasets import Dataset
-from kdcache.evaluation import clean_logits
+from kdcache.evaluation import calibration, clean_logits
 from kdcache.report.collect import Group, RunRecord
 from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.teachers import Teacher, load_teacher
@@ -48,18 +48,24 @@ def run_logits(run: RunRecord, label: str, dataset: Dataset, device: str) -> Tes
         raise DataError(f"{run.path} was trained for {classes} classes, {dataset.name} has "
                         f"{dataset.classes}.")  # fmt: skip
     module = model.module.to(device)
-    return _said(label, lambda images: module(model.preprocessing(images)), dataset, device)
+    size = model.config["model"]["size"]
+    return _said(label, lambda images: module(model.preprocessing(images)), dataset, device, size)
 
 
 def teacher_logits(teacher: Teacher, dataset: Dataset, device: str) -> TestLogits:
-    """Of a teacher."""
-    return _said(f"teacher {Path(teacher.architecture).name}", teacher, dataset, device)
+    """Of a teacher; images that differ in size are cropped to the usual 224 pixels."""
+    size = None if dataset.image_shape else 224
+    return _said(f"teacher {Path(teacher.architecture).name}", teacher, dataset, device, size)
 
 
 def _said(
-    label: str, network: Callable[[Tensor], Tensor], dataset: Dataset, device: str
+    label: str,
+    network: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    device: str,
+    size: int | None,
 ) -> TestLogits:
-    logits, labels = clean_logits(network, dataset, device=device)
+    logits, labels = clean_logits(network, dataset, size=size, device=device)
     return TestLogits(label, logits.cpu(), labels.cpu())
 
 
@@ -102,6 +108,22 @@ def by_group(
             except KDCacheError as error:
                 left_out.append(f"Test logits of {run.path.name}: {error}")
     return {label: runs for label, runs in found.items() if runs}
+
+
+def calibrated(
+    groups: Sequence[Group], said: dict[str, dict[int, TestLogits]]
+) -> dict[str, dict[int, dict[str, float]]]:
+    """NLL and ECE at the temperature that fits the test split best, for runs that do not say it.
+
+    Group's label -> seed -> `kdcache.evaluation.calibration`.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for group in groups:
+        known = group.values("calibrated_ece")
+        for seed, one in said.get(group.label, {}).items():
+            if seed not in known and (one.labels >= 0).any():
+                found.setdefault(group.label, {})[seed] = calibration(one.logits, one.labels)
+    return found
 
 
 def class_means(logits: Tensor, labels: Tensor) -> np.ndarray:

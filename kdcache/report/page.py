@@ -126,8 +126,8 @@ def _table(table: Table) -> str:
     kind = "facts" if len(table.columns) == 2 else "grid"
     thead = f"<thead><tr>{head}</tr></thead>" if kind == "grid" else ""
     return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}">'
-        f"<caption>{escape(table.title)}</caption>{thead}<tbody>{rows}</tbody></table></div>"
+        f'<p class="caption">{escape(table.title)}</p><div class="scroll" tabindex="0">'
+        f'<table class="{kind}">{thead}<tbody>{rows}</tbody></table></div>'
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def _store(
         f"Pictures of the samples of {name}",
         left_out,
     )
-    section = store_section(store, name, found, [])
+    section = store_section(store, name, found)
     if images is None:
         return section
     try:
@@ -151,10 +151,14 @@ def _store(
     except KDCacheError as error:
         left_out.append(f"Pictures of the samples of {name}: {error}")
         return section
-    return Section(
-        section.title, section.intro, section.tables, section.figures, strips, section.notes,
-        {f"{name}-samples.csv": table}, {f"{name}-samples.png": sheet},
-    )  # fmt: skip
+    return replace(
+        section,
+        strips=strips,
+        strips_intro=f"The {len(strips)} samples whose logits vary most over the views. Views are ordered "
+        "by the probability that the teacher gives to the label, least first.",
+        files={f"{name}-samples.csv": table},
+        pictures={f"{name}-samples.png": sheet},
+    )
 
 
 def _dataset(

@@ -97,6 +97,7 @@ def figure(
         draw(canvas.add_subplot())
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        canvas.set_layout_engine("none")  # keeps what was just laid out
         canvas.savefig(png, format="png", dpi=200, facecolor="white")
     return Figure(
         name, title, alt, caption, _for_page(svg.getvalue(), name), png.getvalue(),

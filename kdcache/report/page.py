@@ -46,6 +46,7 @@ class Section:
         title: its heading.
         intro: a sentence or two.
         tables, figures, strips: what it shows, in this order.
+        strips_intro: what the strips have in common.
         notes: how to read it, and what is not as one might expect.
         files: name -> text of further files to leave beside the page.
         pictures: name -> PNG of further files.
@@ -56,6 +57,7 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     strips: Sequence[Strip] = ()
+    strips_intro: str = ""
     notes: Sequence[str] = ()
     files: dict[str, str] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -111,6 +113,7 @@ def _section(index: int, section: Section) -> str:
         parts.append(f'<div class="figures">{figures}</div>')
     if section.strips:
         strips = "\n".join(_strip(strip) for strip in section.strips)
+        parts.append(f'<p class="caption">{escape(section.strips_intro)}</p>')
         parts.append(f'<div class="strips">{strips}</div>')
     return f'<section id="part-{index}">\n' + "\n".join(parts) + "\n</section>"
 

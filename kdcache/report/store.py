@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kdcache.break_even import break_even
 from kdcache.report.figures import COLOURS, INK, Figure, figure
-from kdcache.report.page import Section, Strip, Table
-from kdcache.report.survey import Survey, survey
+from kdcache.report.page import Section, Table
+from kdcache.report.survey import Survey
 from kdcache_stores import LogitStore
 
 BINS = 60
@@ -24,13 +24,12 @@ _DISTRIBUTIONS = {
 }
 
 
-def store_section(store: LogitStore, name: str, found: Survey, strips: list[Strip]) -> Section:
+def store_section(store: LogitStore, name: str, found: Survey) -> Section:
     """The section of one store.
 
     Args:
         name: for the files, unique among the report's stores.
         found: from `survey`.
-        strips: pictures of the samples whose logits vary most, if the dataset is there.
     """
     info = store.info()
     figures = [top1_per_view(name, found)] if found.top1 else []
@@ -52,7 +51,6 @@ def store_section(store: LogitStore, name: str, found: Survey, strips: list[Stri
         f"each of {len(store):,} samples of {store.plan.dataset} ({store.plan.split}).",
         tables=[facts(info, found)],
         figures=figures,
-        strips=strips,
         notes=notes,
     )
 
@@ -103,7 +101,7 @@ def top1_per_view(name: str, found: Survey) -> Figure:
         axes.axhline(float(np.mean(values)), color=INK, linewidth=1, linestyle="--", alpha=0.6)
         margin = max(0.5, 0.4 * (max(values) - min(values)))
         axes.set(xlabel="view", ylabel="teacher's top-1, %",
-                 ylim=(min(values) - margin, max(values) + margin))  # fmt: skip
+                 ylim=(min(values) - margin, min(max(values) + margin, 100 + margin / 4)))  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     return figure(
@@ -112,8 +110,7 @@ def top1_per_view(name: str, found: Survey) -> Figure:
         draw,
         alt=f"Top-1 of the teacher on {len(views)} views: mean {np.mean(values):.2f} %, from "
         f"{min(values):.2f} % to {max(values):.2f} %.",
-        caption=f"Mean {np.mean(values):.2f} % (dashed). A view that stands out was decoded or "
-        "augmented differently.",
+        caption=f"Mean {np.mean(values):.2f} % (dashed). A view far from the others deserves a look.",
         columns=("view", "top1"),
         rows=list(found.top1.items()),
     )
@@ -130,6 +127,11 @@ def distribution(name: str, found: Survey, kind: str) -> Figure:
         axes.stairs(100 * counts / counts.sum(), edges, fill=True, color=COLOURS[0], alpha=0.75)
         axes.axvline(middle[1], color=INK, linewidth=1, linestyle="--", alpha=0.6)
         axes.set(xlabel=label, ylabel="share of rows, %")
+        if (
+            kind == "entropy"
+        ):  # a good teacher is sure of nearly all rows: the others would not show
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
     words = (
         f"Median {middle[1]:.3g} (dashed), 5 % below {middle[0]:.3g}, 5 % above {middle[2]:.3g}."
@@ -158,23 +160,21 @@ def per_class(name: str, found: Survey, class_names: list[str] | None) -> Figure
 
     def draw(axes: Axes) -> None:
         if few:
-            axes.barh(range(len(there)), values, color=COLOURS[2])
+            axes.plot(values, range(len(there)), "o", color=COLOURS[2])
             axes.set_yticks(range(len(there)), names)
-            axes.set(xlabel="teacher's top-1, %", xlim=(max(0, 2 * values.min() - 100 - 1), 100))
+            axes.set(xlabel="teacher's top-1, %")
             axes.invert_yaxis()
-            axes.grid(visible=False, axis="y")
         else:
             axes.plot(range(1, len(there) + 1), values, color=COLOURS[2])
             axes.set(xlabel="classes, worst first", ylabel="teacher's top-1, %")
 
-    worst = ", ".join(f"{n} {v:.1f} %" for n, v in zip(names[:5], values[:5], strict=True))
+    worst = ", ".join(f"{n} ({v:.1f} %)" for n, v in zip(names[:5], values[:5], strict=True))
     return figure(
         f"{name}-classes",
         "Teacher's accuracy per class",
         draw,
         alt=f"Top-1 of the teacher per class over all views, worst first: {worst}.",
-        caption=f"Over all views. Hardest: {worst}."
-        + (" The axis does not begin at zero." if few and 2 * values.min() > 101 else ""),
+        caption=f"Over all views. Hardest: {worst}.",
         columns=("class", "name", "rows", "top1"),
         rows=[
             (int(k), n, int(found.class_rows[k]), v / 100)
@@ -206,6 +206,3 @@ def variation(name: str, found: Survey) -> Figure:
         columns=("row", "variation"),
         rows=[(int(row), float(v)) for row, v in zip(found.rows, found.variation, strict=True)],
     )
-
-
-__all__ = ["store_section", "survey"]

@@ -12,7 +12,7 @@ from kdcache_stores import LogitStore, Shard
 
 BUDGET = 4e8
 """Logits that are read at most (1.6 GB once decoded): more are sampled, and the page says so."""
-MANY_VIEWS = 16
+FEW_VIEWS = 16
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -49,9 +49,14 @@ class Survey:
         return chosen
 
 
-def survey(store: LogitStore) -> Survey:
-    """Read a store, or an even sample of its views and then of its shards where it is very large."""
-    views, shards = _chosen(store)
+def survey(store: LogitStore, budget: float = BUDGET, few_views: int = FEW_VIEWS) -> Survey:
+    """Read a store, or an even sample of its views and then of its shards where it is very large.
+
+    Args:
+        budget: logits to read at most (but at least a shard of a view).
+        few_views: so many views are read, of fewer samples, where the budget is not enough for them.
+    """
+    views, shards = _chosen(store, budget, few_views)
     labels, classes = store.labels, store.classes
     rows = np.concatenate([np.arange(shard.start, shard.stop) for shard in shards])
     hits = dict.fromkeys(views, 0)
@@ -90,13 +95,13 @@ def survey(store: LogitStore) -> Survey:
     )
 
 
-def _chosen(store: LogitStore) -> tuple[list[int], list[Shard]]:
+def _chosen(store: LogitStore, budget: float, few_views: int) -> tuple[list[int], list[Shard]]:
     """Views and shards (of view 0, for their rows) that stay within the budget, evenly spaced."""
     views, shards = list(range(store.n_views)), store.shards(0)
     size = len(store) * store.classes
-    most = max(MANY_VIEWS, int(BUDGET / size))
+    most = max(few_views, int(budget / size))
     views = _even(views, most)
-    share = BUDGET / (size * len(views))
+    share = budget / (size * len(views))
     return views, _even(shards, max(1, int(share * len(shards))))
 
 

@@ -212,7 +212,8 @@ def results(
         )
     if "best_top1" in shown:
         notes.append(
-            "Best is the maximum over epochs, chosen on what the run says (mostly the test set itself, which flatters); last involves no choice."
+            "Best is the maximum over epochs, on the test set unless a run held samples out, which "
+            "flatters; last involves no choice."
         )
     raw = table_csv(
         ["run", "method", "network", "seed", "epochs", *shown],

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kdcache_stores import FormatError, KDCacheError, StoreNotFound, open_store
 from kdcache_stores.canonical import parse_json, pretty_json
 from kdcache_stores.encodings import make_encoding

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
 from kdcache_stores import (
     KDCacheError,
     LogitStore,

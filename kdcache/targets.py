@@ -12,8 +12,8 @@ import torch
 
 from kdcache.augment import default_augmentation
 from kdcache.datasets import Dataset, load_dataset
-from kdcache.loop import normalisation
 from kdcache.models.classes import load_class_map
+from kdcache.outcome import normalisation
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.sanity import check_teacher
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names

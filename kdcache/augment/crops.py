@@ -181,10 +181,10 @@ class ResizedCropFlip(Augmentation):
         flip: bool = True,
         interpolation: str = "bilinear",
     ) -> None:
-        check_range(self.name, "scale", scale, 0, 1)
-        check_range(self.name, "ratio", ratio, 0.05, 20)
         check_size(self.name, size, interpolation)
-        self.size, self.scale, self.ratio = size, scale, ratio
+        self.size = size
+        self.scale = check_range(self.name, "scale", scale, 0, 1)
+        self.ratio = check_range(self.name, "ratio", ratio, 0.05, 20)
         self.flip, self.interpolation = flip, interpolation
 
     def describe(self) -> dict[str, Any]:
@@ -322,10 +322,11 @@ class CenterCrop(Augmentation):
 
 def check_range(
     name: str, option: str, value: tuple[float, float], low: float, high: float
-) -> None:
-    """Raise `UsageError` unless low <= value[0] <= value[1] <= high."""
+) -> tuple[float, float]:
+    """A range as floats; raises `UsageError` unless low <= from <= to <= high."""
     if not (len(value) == 2 and low <= value[0] <= value[1] <= high):
         raise UsageError(f"{name} needs {option}=from/to within {low:g}/{high:g}, found {value!r}")
+    return float(value[0]), float(value[1])
 
 
 def check_size(name: str, size: int, interpolation: str) -> None:

@@ -156,7 +156,7 @@ def _offline(unless: bool) -> Iterator[None]:
     import datasets
     import huggingface_hub  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-    switches = (datasets.config, huggingface_hub.constants)
+    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     try:
         for switch in switches if not unless else ():

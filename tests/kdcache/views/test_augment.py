@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
@@ -349,6 +350,9 @@ def test_options_by_keyword_and_in_the_name_are_the_same() -> None:
     assert a.describe() == b.describe()
     part = make_augmentation("resized-crop-flip:scale=0.5/1,ratio=1/1,interpolation=bicubic", CIFAR)
     assert part.describe()["scale"] == [0.5, 1]
+    for one, other in (("erase:p=1", "erase:p=1.0"), ("mixup:alpha=1", "mixup:alpha=1.0")):
+        texts = [json.dumps(make_augmentation(spec, CIFAR).describe()) for spec in (one, other)]
+        assert texts[0] == texts[1], "written either way it is the same plan"
     chain = make_augmentation("pad-crop-flip+erase:p=1+mixup:alpha=0.2", CIFAR)
     assert chain.describe()["base"]["parts"][1]["p"] == 1
 
@@ -363,7 +367,11 @@ def test_options_by_keyword_and_in_the_name_are_the_same() -> None:
         ("erase:fill=300", UsageError, "fill values in"),
         ("erase:scale=0.9/0.1", UsageError, "scale=from/to"),
         ("pad-crop-flip:padding=-1", UsageError, "padding >= 0"),
-        ("pad-crop-flip:padding=much", UsageError, "pad-crop-flip"),
+        ("pad-crop-flip:padding=much", UsageError, "needs padding as int, found 'much'"),
+        ("pad-crop-flip:padding=1.0", UsageError, "needs padding as int, found 1.0"),
+        ("pad-crop-flip:flip=1", UsageError, "needs flip as bool, found 1"),
+        ("erase:base=none", UnknownName, "unknown option of erase 'base'"),
+        ("erase:scale=0.1", UsageError, "erase: wrong options"),
         ("center-crop:size=9,resize=8", UsageError, "resize >= size"),
         ("resized-crop-flip:interpolation=nearest", UsageError, "bilinear or bicubic"),
         ("rand-augment:magnitude=31", UsageError, "magnitude in"),

@@ -114,7 +114,7 @@ def test_a_changed_crop_is_refused(plan: ViewPlan, tmp_path: Path) -> None:
     with dump(plan, tmp_path / "store") as store:
         message = refused(again(plan, augmentation=other), store)
     assert "augmentation: " in message
-    assert "'scale': [0.1, 1]" in message
+    assert "'scale': [0.1, 1.0]" in message
 
 
 def test_another_size_is_refused(plan: ViewPlan, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,6 +194,34 @@ def test_dry_run_estimates_and_writes_nothing(trained: Trained, dump: Run, tmp_p
     assert cost["online_forwards"] == 100 * 5 * 1437
     assert done.json["clean_top1"][0].keys() == {"train", "test"}
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_ctrl_c_leaves_a_store_and_says_how_to_go_on(
+    trained: Trained, kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcache_cli.dumping import Bar
+
+    forward = Bar.batch
+
+    def interrupt(self: Bar, rows: int, top1: float | None) -> None:
+        forward(self, rows, top1)
+        if self.rows > 3000:  # in the third view
+            raise KeyboardInterrupt
+
+    out = tmp_path / "my stores" / "s.zarr"
+    monkeypatch.setattr(Bar, "batch", interrupt)
+    stopped = kdcache("dump-teacher", "--dataset", "digits", "--teacher", trained.teacher, "--views", 4,
+                      "--encoding", "float32", "--device", "cpu", "--out", out)  # fmt: skip
+    assert stopped.code == 130
+    assert "Traceback" not in stopped.err
+    assert list(out.glob("records/*.json"))
+    said = next(line for line in stopped.err.splitlines() if "to go on: " in line)
+    monkeypatch.setattr(Bar, "batch", forward)
+    done = kdcache(*shlex.split(said.partition("to go on: kdcache ")[2]), "--json")
+    assert done.code == 0, done.err
+    assert done.json["skipped"] in (1437, 2 * 1437)
+    with open_store(out) as store, open_store(trained.store) as whole:
+        assert store.digest == whole.digest
 
 
 def test_exhaustive_needs_no_views(trained: Trained, dump: Run, tmp_path: Path) -> None:

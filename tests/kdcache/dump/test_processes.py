@@ -62,9 +62,8 @@ def test_killed_and_run_again(trained: Trained, whole: dict[str, bytes], tmp_pat
     assert tree(out) == whole
 
 
-def test_ctrl_c_says_how_to_go_on(
-    trained: Trained, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_ctrl_c_of_a_process(trained: Trained, whole: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     command = words(trained.teacher, out)[:-1]
     process = start(["-m", "kdcache", *command])

@@ -26,6 +26,7 @@ COMMANDS = {
     "train-student": ("training:train_student", "Train a student from labels and cached logits."),
     "evaluate": ("evaluating:evaluate", "Accuracy, calibration, cost and agreement of a network."),
     "export": ("evaluating:export", "Write a trained network as a file that others can run."),
+    "report": ("report:report", "A page of figures about runs and stores."),
     "inspect": ("stores:inspect", "Describe a store."),
     "verify": ("stores:verify", "Check every byte of a store."),
     "import": ("making:import_logits", "Make a store of logits in an .npz file."),

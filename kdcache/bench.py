@@ -72,7 +72,7 @@ GPU = Scale("resnet32x4", "resnet8x4", 50_000, 50_000, 50_000, 10_000, 20_000, 7
 
 
 def bench(
-    quick: bool = False,
+    scale: Scale,
     device: str = "cpu",
     store: str | None = None,
     watch: Callable[[str], None] = lambda section: None,
@@ -80,8 +80,9 @@ def bench(
     """Measure everything.
 
     Args:
-        quick: a small set that takes about a minute; its ratios are noisy.
-        device: "cpu", or a GPU, where the networks are resnet32x4 and resnet8x4 on CIFAR-100's shapes.
+        scale: `QUICK` (a minute or two, noisy), `CPU` or `GPU` (resnet32x4 and resnet8x4 on
+            CIFAR-100's shapes).
+        device: where the networks run.
         store: a store to take the logits for the encodings from, instead of synthetic ones.
         watch: told the name of each section before it is measured.
 
@@ -89,7 +90,6 @@ def bench(
         `machine`, `versions`, `scale`, `claims` (list of `Claim` as dicts), `encodings` (see
         `bench_encodings`) and `memory` (see `bench_memory`): plain JSON.
     """
-    scale = QUICK if quick else CPU if device == "cpu" else GPU
     claims = []
     for name, measure in (
         ("student epochs", training_claims),
@@ -106,7 +106,7 @@ def bench(
         "machine": machine(device),
         "versions": {"kdcache": __version__, "python": platform.python_version()}
         | replay.versions(),
-        "scale": asdict(scale) | {"quick": quick},
+        "scale": asdict(scale),
         "claims": [asdict(claim) for claim in claims],
         "encodings": {"logits": "of a store" if store else "synthetic", "table": encodings},
         "memory": memory,
@@ -186,6 +186,7 @@ def _random_images(file: Path, images: int) -> str:
         y_train=np.arange(images) % 100,
         x_test=rng.integers(0, 256, (100, 32, 32, 3), np.uint8),
         y_test=np.arange(100),
+        class_names=np.array([str(label) for label in range(100)]),
     )
     return f"arrays:{file}"
 

@@ -31,13 +31,15 @@ def bench(
     """Measure the claims of the README on this machine, as ratios within one run."""
     import torch
 
+    from kdcache.bench import CPU, GPU, QUICK
     from kdcache.bench import bench as measure
 
     if threads:
         torch.set_num_threads(threads)
     device = options.resolve_device("cuda" if gpu else "cpu")
     silent = quiet or as_json
-    found = measure(quick, device, store, lambda section: say(f"measuring {section} ...", silent))
+    scale = QUICK if quick else GPU if gpu else CPU
+    found = measure(scale, device, store, lambda section: say(f"measuring {section} ...", silent))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")

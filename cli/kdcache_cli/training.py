@@ -193,4 +193,6 @@ def _from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     found["milestones"] = tuple(found["milestones"])
     source = click.get_current_context().get_parameter_source
     given = {key for key in found if source(key) is ParameterSource.COMMANDLINE}
+    if settings["alpha"] is not None:  # short for both weights
+        given |= {"ce_weight", "kd_weight"}
     return {key: value for key, value in found.items() if key not in given}

@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--normalisation", help="of the teacher, where it does not say")
     parser.add_argument("--student", default="resnet8")
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--objectives", default=",".join(OBJECTIVES))
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--encodings", default="float32,float16,quantized")
     parser.add_argument("--threads", type=int, default=1)
@@ -66,7 +67,7 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         stores = _stores(Path(folder), dataset, teacher, args.encodings.split(","))
-        for name, config in OBJECTIVES.items():
+        for name, config in ((name, OBJECTIVES[name]) for name in args.objectives.split(",")):
             for encoding in args.encodings.split(",") if config.method != "ce" else ["float32"]:
                 pairs = config.method == "mlkd"
                 store = stores[pairs, encoding]

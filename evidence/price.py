@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,22 +52,22 @@ def main() -> None:
         device=args.device,
     )
     training_module.load_teacher = lambda spec, **options: teacher
-    training = Training(
-        dataset=args.dataset,
-        model=args.student,
-        objective=ObjectiveConfig(method=args.method, standardize="unbiased"),
-        optimization=Optimization(epochs=240, batch_size=args.batch_size),
-        train_samples=args.samples,
-        device=args.device,
-        threads=args.threads,
-    )
-    rows, _ = training_module._choose(dataset, training)
+    optimization = Optimization(epochs=240, batch_size=args.batch_size)
+    probe = Training(dataset=args.dataset, model=args.student, train_samples=args.samples)
+    rows, _ = training_module._choose(dataset, probe)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "teacher.zarr"
         some = dataset.subset(rows)
         plan = ViewPlan(some, make_augmentation("pad-crop-flip", some), seed=0)
         dump(plan, [(teacher, store)], views=4, device=args.device)
-        training = training_module.replace(training, stores=(str(store),))
+        training = replace(
+            probe,
+            objective=ObjectiveConfig(method=args.method, standardize="unbiased"),
+            optimization=optimization,
+            stores=(str(store),),
+            device=args.device,
+            threads=args.threads,
+        )
         found = bench_train(training, args.teacher, args.rounds)
     words = [word.rpartition("/")[2] if "/" in word else word for word in sys.argv[1:]]
     about = {

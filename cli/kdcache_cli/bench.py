@@ -51,10 +51,12 @@ def bench(
         f"kdcache {versions['kdcache']}; load before {where['load_before'] or 0:.1f}")  # fmt: skip
     claims = [
         (claim["what"], f"{claim['median']:.2f}", f"{claim['p25']:.2f} to {claim['p75']:.2f}",
-         str(claim["rounds"]), claim["better"])
+         str(claim["rounds"]))
         for claim in found["claims"]
     ]  # fmt: skip
-    console.print(table("ratios, side by side", ("", "median", "quartiles", "n", ""), claims))
+    console.print(table("ratios, side by side", ("", "median", "quartiles", "rounds"), claims))
+    for claim in found["claims"]:
+        say(f"{claim['what']}: {claim['about']}")
     encodings = [
         (one["encoding"], f"{one['bytes_per_row']:.1f}", f"{one['kl_t1_mean']:.1e}",
          f"{one['kl_t4_mean']:.1e}", f"{one['kl_z_mean']:.1e}", percent(one["top1_agreement"]),

@@ -21,7 +21,9 @@ from kdcache.bench_stores import (
 from kdcache_stores import ENCODINGS, open_store
 from tests.conftest import Result, Trained
 
-TINY = Scale("resnet8", "resnet8", 64, 256, 300, 200, 300, rounds=2, train_rounds=1, factors=(1, 2))
+TINY = Scale(
+    "resnet8", "resnet8", 64, 128, 300, 200, 300, 64, rounds=1, train_rounds=1, factors=(1, 2)
+)
 
 
 def test_everything_is_measured_and_printed(
@@ -31,10 +33,10 @@ def test_everything_is_measured_and_printed(
     done = kdcache("bench", "--quick", "--out", tmp_path / "new" / "bench.json")
     assert done.code == 0, done.err
     found: dict[str, Any] = json.loads((tmp_path / "new" / "bench.json").read_text())
-    assert [claim["rounds"] for claim in found["claims"]] == [1, 1, 2, 2, 2]
+    assert [claim["rounds"] for claim in found["claims"]] == [1, 1, 1, 1, 1, 1]
     for claim in found["claims"]:
         assert 0 < claim["p25"] <= claim["median"] <= claim["p75"]
-        assert claim["what"][:20] in " ".join(done.err.split())
+        assert claim["what"] in done.err
     training = found["claims"][0]["details"]
     assert len(training["cached"]["seconds"]) == 1
     assert training["images_per_epoch"] == 64
@@ -45,7 +47,7 @@ def test_everything_is_measured_and_printed(
 
 
 def test_claims_are_medians_with_quartiles() -> None:
-    claim = Claim.of("x", [1.0, 2.0, 3.0, 4.0, 100.0], "less", {})
+    claim = Claim.of("x", "what x is", [1.0, 2.0, 3.0, 4.0, 100.0], {})
     assert (claim.p25, claim.median, claim.p75, claim.rounds) == (2.0, 3.0, 4.0, 5)
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": ("evaluating:evaluate", "Accuracy, calibration, cost and agreement of a network."),
     "export": ("evaluating:export", "Write a trained network as a file that others can run."),
     "report": ("report:report", "A page of figures about runs and stores."),
+    "bench": ("bench:bench", "Measure the claims of the README on this machine."),
     "inspect": ("stores:inspect", "Describe a store."),
     "verify": ("stores:verify", "Check every byte of a store."),
     "import": ("making:import_logits", "Make a store of logits in an .npz file."),

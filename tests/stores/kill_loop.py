@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 from kdcache_stores import StoreNotFound, UnfinishedStore
-
 from tests.stores.conftest import tree
 from tests.stores.test_faults import check_committed, check_views, small_dump
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,16 +27,29 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     lines = "\n".join(blocks("console")).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line[1:] for line in words if line and line[0] == "kdcache"]
+    return [line[line.index("kdcache") + 1 :] for line in words if "kdcache" in line]
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", [code for code in blocks("python") if "teacher.zarr" in code])
 def test_python_runs(
     code: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained.store, tmp_path / "teacher.zarr")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_your_own_parts_train(tmp_path: Path) -> None:
+    (own,) = (code for code in blocks("python") if code.startswith("# my_parts.py"))
+    (tmp_path / "my_parts.py").write_text(own)
+    (words,) = (words for words in commands() if "my_parts:tiny" in words)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcache", *words, "--device", "cpu", "--json"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "my_parts:tiny"
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

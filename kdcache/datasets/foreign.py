@@ -38,6 +38,7 @@ class MapDataset(Dataset):
         labels: NDArray[np.int64],
         classes: int,
         class_names: Sequence[str] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
         flip: bool = True,
         field: str | None = None,
     ) -> None:
@@ -48,6 +49,7 @@ class MapDataset(Dataset):
             labels=labels,
             classes=classes,
             class_names=class_names,
+            image_shape=image_shape,
             flip=flip,
         )
         self.source, self.field = source, field
@@ -82,7 +84,7 @@ def user_dataset(path: str, split: str) -> Dataset:
 
     It must have `keys` (text, unique), `labels` or `targets` (integers, -1 unlabelled),
     `class_names` or `classes` (names or their number), and `[row]`, an image or a tuple that starts
-    with it.
+    with it. It may have `image_shape` (C, H, W), when all images are of one size, and `flip`.
     """
     source = import_factory(path)(split)
     keys = getattr(source, "keys", None)
@@ -103,6 +105,7 @@ def user_dataset(path: str, split: str) -> Dataset:
         labels=np.asarray(labels, dtype=np.int64),
         classes=len(classes) if named else classes,
         class_names=[str(name) for name in classes] if named else None,
+        image_shape=getattr(source, "image_shape", None),
         flip=bool(getattr(source, "flip", True)),
     )
 

@@ -208,8 +208,8 @@ def results(
         notes.append(
             "NLL (nats) and ECE (15 bins) are those of the last epoch; at T: after dividing the logits "
             "by the temperature that fits best (the test set, or samples that the run held out; at 100 % "
-            "accuracy it runs to its lower bound of 0.02). Students of standardized logits have small logits, so "
-            "only the latter compare."
+            "accuracy it runs to its lower bound of 0.02). Students of standardized logits "
+            "have small logits, so only the latter compare."
         )
     if "best_top1" in shown:
         notes.append(

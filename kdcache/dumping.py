@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache import replay
@@ -117,6 +118,7 @@ def dump(
             )
             opened.enter_context(writer)
             jobs.append(_Job(teacher, writer, set(writer.pending(part))))
+            _prepare(plan, jobs[-1], batch_size, where, workers)
         todo = sorted(set().union(*(job.pending for job in jobs)))
         rows = sum(shard.rows for shard in todo)
         total = views * len(plan) if part == (0, 1) else rows
@@ -129,6 +131,25 @@ def dump(
                 if not job.writer.sealed:
                     job.writer.seal()
     return Dumped(rows, total - rows, time.perf_counter() - begun)
+
+
+def _prepare(
+    plan: ViewPlan, job: _Job, batch_size: int, device: torch.device, workers: int
+) -> None:
+    """Let an encoding that learns do so: from two views of samples spread over the dataset."""
+    if (rows := job.writer.lesson) is None:
+        return
+    views = range(min(2, plan.views or 2))
+    cuts = [
+        (view, rows[i : i + batch_size]) for view in views for i in range(0, len(rows), batch_size)
+    ]
+    said: list[list[NDArray[np.float32]]] = [[] for _ in views]
+    stream = plan.stream([(part, view) for view, part in cuts], device=device, workers=workers)
+    for (view, _), batch in zip(cuts, stream, strict=True):
+        logits = job.teacher(batch.images)
+        _require_classes(job.teacher, logits, plan)
+        said[view].append(logits.float().cpu().numpy())
+    job.writer.prepare({"logits": np.stack([np.concatenate(parts) for parts in said])})
 
 
 def _cuts(shard: Shard, batch_size: int) -> Iterator[tuple[int, int]]:

@@ -146,10 +146,10 @@ def _strangers(source: SealedObjects) -> list[str]:
 def describe(store: LogitStore) -> dict[str, Json]:
     """What a store holds, plain JSON."""
     entries = store.source.entries
-    shards = [entry for entry in entries.values() if entry.kind == "shard"]
+    stored = [entry for entry in entries.values() if entry.kind in ("shard", "once")]
     fields = {}
     for name, item in store.fields.items():
-        own = [entry for entry in shards if entry.key.startswith(f"{name}/")]
+        own = [entry for entry in stored if entry.key.startswith(f"{name}/")]
         measured = [entry for entry in own if entry.fidelity is not None]
         labelled = sum(entry.labelled or 0 for entry in measured)
         nbytes = sum(entry.size for entry in own)
@@ -157,6 +157,10 @@ def describe(store: LogitStore) -> dict[str, Json]:
             **item.to_dict(),
             "nbytes": nbytes,
             "bytes_per_row": nbytes / (store.n_views * len(store)),
+            "arrays": {
+                spec.name: sum(e.size for e in own if e.key.split("/")[1] == spec.name)
+                for spec in item.encoding.arrays(item.shape)
+            },
             "labelled": labelled,
             "top1": sum(e.correct or 0 for e in measured) / labelled if labelled else None,
             "fidelity": combine([e.fidelity for e in measured if e.fidelity]) or None,

@@ -26,7 +26,7 @@ _FINE = 2
 an error of all of them, and its bits are paid once."""
 _ROUND = 0.4
 """A residual is rounded away from zero beyond a fraction of 0.6: zeros are cheap (a dead zone)."""
-_GAP = 2.0**-12
+_GAP = 2.0**-15
 """By how much, in row standard deviations, a restored argmax leads."""
 _FILL = 2**16 - 1
 _TAU = 2.0
@@ -94,6 +94,8 @@ class Compact:
         moved = views[-1] - views[0]
         # What every view pays for decides; the base, paid once, breaks ties.
         spread = moved.T @ moved + 0.01 * views[0].T @ views[0]
+        # Directions that these rows do not show come last, but before the mean, which is kept apart.
+        spread += (1e-9 * np.trace(spread) + 1e-12) * (np.eye(classes) - 1 / classes)
         vectors = np.linalg.eigh(spread)[1][:, ::-1].T[: _components(classes)]
         largest = np.abs(vectors).argmax(axis=1)
         vectors = vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
@@ -115,7 +117,8 @@ class Compact:
             step = math.sqrt(low * high)
             low, high = (step, high) if reached(step) <= self.kl else (low, step)
         codes = np.abs(np.stack([first, last])).max(axis=(0, 1)) / low
-        used = vectors[codes >= 0.5]
+        # What thousands of rows never use, no row needs; of what few rows say, nothing is certain.
+        used = vectors[codes >= 0.5] if rows.shape[1] >= 4 * classes else vectors
         basis = np.zeros((_components(classes), classes), np.float32)
         basis[: len(used)] = low * used
         return {"basis": basis}

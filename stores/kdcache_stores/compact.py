@@ -147,7 +147,7 @@ class Compact:
         top = self.arrays(rows.shape[1:])[3].dtype
         encoded: dict[str, Array] = {
             "values": _zigzag(codes),
-            "mean": mean.astype(np.float32),
+            "mean": _no_finer(mean, std).astype(np.float32),
             "std": std.astype(np.float32),
             "top": np.zeros(len(rows), top),
         }
@@ -184,6 +184,12 @@ class Compact:
         half = arrays["std"][rows] * np.float32(_GAP / 2)
         out[rows, true] = np.maximum(here, there) + half
         out[rows, other] = np.minimum(here, there) - half
+
+
+def _no_finer(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means rounded to a float32 unit of the standard deviation: a row's values hold no more."""
+    unit = np.ldexp(1.0, np.frexp(std)[1] - 24)
+    return np.where(std > 0, np.rint(mean / unit) * unit, mean)
 
 
 def _components(classes: int) -> int:

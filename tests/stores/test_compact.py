@@ -28,6 +28,7 @@ from kdcache_stores import (
     compact,
     open_store,
 )
+from kdcache_stores.cost import read_cost
 from kdcache_stores.fidelity import measure
 
 from .conftest import make_plan, make_teacher, tree
@@ -320,3 +321,12 @@ def test_some_rows_are_those_of_the_whole_view(tmp_path: Path) -> None:
     store = dump(tmp_path, teacher_like(3, 100, 10))
     rows = np.array([99, 3, 40, 3, 31, 32])
     np.testing.assert_allclose(store.read(2, rows), store.read(2)[rows], rtol=1e-6, atol=1e-6)
+
+
+def test_the_cost_of_reading_is_measured(tmp_path: Path) -> None:
+    cost = read_cost(dump(tmp_path, teacher_like(2, 64, 10)), repeats=2)
+    assert cost["encoding"] == {"name": "compact", "kl": 3e-4}
+    assert cost["rows"] == 64
+    assert cost["bytes_per_row"] > 0
+    assert cost["wall_us_per_row"] > 0
+    assert cost["cpu_us_per_row"] >= 0

@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo bench test test-slow check format clean
 
 help:
 	@echo "make demo       train a teacher, dump it, distill students, compare (embedded data)"
+	@echo "make bench      the claims about speed and size, measured here (minutes)"
 	@echo "make test       the tests (minutes)         make test-slow  the long ones"
 	@echo "make check      format, lint, types, tests  make format     rewrite the formatting"
 	@echo "make install    only make $(VENV)              make clean      remove it"
@@ -22,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/kdcache demo
+
+bench: $(STAMP)
+	$(BIN)/kdcache bench --out bench.json
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,11 +49,10 @@ def pack(
         known: what is kept once and is there already.
         classes: K; rows of this shape are logits, and measured.
     """
-    once, encoded = dict(known.arrays), dict[str, Array]()
-    if shard.view == 0 and isinstance(field.encoding, LearnedEncoding):
-        encoded = field.encoding.base(rows, once)
-        once |= encoded
-    encoded = encoded | field.encoding.encode(rows, labels, once)
+    encoded = _encode(field, rows, labels, shard, known.arrays)
+    specs = field.encoding.arrays(field.shape)
+    kept = {spec.name for spec in specs if spec.per != "row"}
+    once = {name: a for name, a in (known.arrays | encoded).items() if name in kept}
     measures = _measure(field, rows, labels, once) if field.shape == (classes,) else {}
     objects, entries = {}, list(known.entries)
     for layout in (layout for layout in layouts if layout.spec.name in encoded):
@@ -65,6 +65,26 @@ def pack(
             entries.append(Entry(key, len(data), sha256(data), "shard", **place, **measures))
             measures = {}
     return Packed(objects, tuple(entries))
+
+
+def _encode(
+    field: Field, rows: Floats, labels: NDArray[np.int64], shard: Shard, once: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Encode a few megabytes of rows at a time: encodings work in float64."""
+    encoding, parts = field.encoding, []
+    per = {spec.name: spec.per for spec in encoding.arrays(field.shape)}
+    step = max(1, 2**22 // math.prod(field.shape))
+    try:
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            own = {name: a[part] if per[name] == "sample" else a for name, a in once.items()}
+            based: dict[str, Array] = {}
+            if shard.view == 0 and isinstance(encoding, LearnedEncoding):
+                based = encoding.base(rows[part], own)
+            parts.append(based | encoding.encode(rows[part], labels[part], own | based))
+    except DataError as error:
+        raise DataError(f"{field.name} of {shard}: {error}") from None
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _measure(

@@ -35,7 +35,8 @@ def open_store(
     Args:
         path: its folder.
         expect: the content digest that it must have (`LogitStore.digest`).
-        verify: check the SHA-256 of each shard the first time it is read.
+        verify: check the SHA-256 of each shard the first time it is read, and again if its file
+            changed since.
 
     Raises `StoreNotFound`, `UnfinishedStore`, `FormatError`, `CorruptStore`, and `MismatchError` if
     its digest is not `expect`.

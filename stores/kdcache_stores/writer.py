@@ -160,7 +160,7 @@ class StoreWriter:
             return []
         self._records.refresh()
         mine = set(self.shards[index::parts])
-        if self._learns:  # what view 0 says of a sample is needed by all of its views
+        if self.learns:  # what view 0 says of a sample is needed by all of its views
             mine |= {Shard(0, shard.index, shard.start, shard.stop) for shard in mine}
         return sorted(shard for shard in mine if not self._is_done(shard))
 
@@ -176,13 +176,14 @@ class StoreWriter:
         return [layout for layout in self._layouts if layout.field == field.name]
 
     @property
-    def _learns(self) -> bool:
+    def learns(self) -> bool:
+        """Whether an encoding learns before the first shard, and needs view 0 before others."""
         return any(field.learns for field in self.header.fields.values())
 
     @property
     def lesson(self) -> NDArray[np.int64] | None:
         """Rows whose outputs `prepare` needs before the first `write`, or None if it needs none."""
-        if not self._learns or self.sealed or is_learned(self.files, self._layouts):
+        if not self.learns or self.sealed or is_learned(self.files, self._layouts):
             return None
         return lesson_rows(len(self.samples))
 
@@ -229,7 +230,7 @@ class StoreWriter:
             objects |= packed.objects
             entries += packed.entries
         record = Record(shard, tuple(entries), tuple(probes))
-        shared = shard.view == 0 and self._learns
+        shared = shard.view == 0 and self.learns
         with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=shared):
             self._records.found[shard] = self._commit(record, objects, shared)
 
@@ -237,7 +238,9 @@ class StoreWriter:
         """What is kept once and a shard's encoding needs."""
         first = Shard(0, shard.index, shard.start, shard.stop)
         if shard.view > 0 and field.learns and not self._is_done(first):
-            raise UsageError(f"{self.files.where}: {first} must be written before {shard}")
+            self._records.refresh()  # another rank may have written it meanwhile
+            if not self._is_done(first):
+                raise UsageError(f"{self.files.where}: {first} must be written before {shard}")
         try:
             return load_once(self.files, self._of(field), shard)
         except FileNotFoundError:

@@ -234,6 +234,16 @@ def test_ranks_that_compute_slightly_differently_share_one_base(tmp_path: Path) 
         assert np.minimum(*nearest).max() < 1
 
 
+def test_a_base_that_another_writer_wrote_is_found(tmp_path: Path) -> None:
+    logits = teacher_like(2, 64, 10)
+    with opened(tmp_path, logits) as one, opened(tmp_path, logits) as two:
+        prepare(one, logits)
+        for shard in one.pending():
+            put(one if shard.view == 0 else two, shard, logits)
+        two.seal()
+    check(open_store(tmp_path), logits, 4e-4)
+
+
 def test_growth_adds_views_to_the_same_base(tmp_path: Path) -> None:
     logits = teacher_like(4, 64, 10)
     before = dump(tmp_path / "grown", logits[:2]).view_digests

@@ -20,13 +20,13 @@ def test_compact_stores_do_not_depend_on_parts_and_keep_what_was_said(
     plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), live.plan.seed)
     teacher = load_teacher(trained.teacher, classes=10, channels=1, size=8)
 
-    def run(name: str, views: int, part: tuple[int, int] = (0, 1), seal: bool = True) -> int:
+    def run(name: str, views: int, part: tuple[int, int] = (0, 1)) -> int:
         target = (teacher, tmp_path / name)
-        return dump(plan, [target], views, encoding="compact:1e-3", part=part, seal=seal).rows
+        return dump(plan, [target], views, encoding="compact:1e-3", part=part).rows
 
     assert run("whole", 3) == 3 * 300
-    assert run("parts", 3, (1, 3), seal=False) == 2 * 300  # view 0 is needed for its base
-    assert run("parts", 3, (0, 3), seal=False) == 0
+    assert run("parts", 3, (1, 3)) == 2 * 300  # view 0 is needed for its base
+    assert run("parts", 3, (0, 3)) == 0
     assert run("parts", 3) == 300
     assert run("parts", 3) == 0
     whole, parts = open_store(tmp_path / "whole"), open_store(tmp_path / "parts")

@@ -190,14 +190,17 @@ class LocalFiles:
             ) from error
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Hold a lock that the system drops if this process dies; raises `StoreInUse` if taken."""
+    def lock(self, key: str, wait: bool = False) -> Iterator[None]:
+        """Hold a lock that the system drops if this process dies.
+
+        Raises `StoreInUse` if it is taken, unless told to `wait`.
+        """
         path = self.path(key)
         self._make_folders(os.path.dirname(path))
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise StoreInUse(f"{self.where}: another writer holds {key}") from None
             yield

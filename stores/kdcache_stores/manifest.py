@@ -44,9 +44,9 @@ class Entry:
         key: its name.
         size: bytes.
         sha256: hex.
-        kind: "metadata", "samples", "probes", "shard", "card" (may change afterwards), or what a
-            newer minor version adds.
-        view, index, start, stop: for shards, else None.
+        kind: "metadata", "samples", "probes", "shard", "once" (kept once for all views, or for
+            all rows), "card" (may change afterwards), or what a newer minor version adds.
+        view, index, start, stop: for shards; all but view for "once" per sample; else None.
         labelled, correct: labelled rows and how many of them the teacher gets right, on the first
             array of a field of logits.
         fidelity: rows measured and the values named in `FIDELITY`, on the same array.

@@ -151,6 +151,9 @@ class LogitStore:
         for entry in self.source.entries.values():
             if entry.kind == "shard" and entry.view is not None:
                 shards[entry.view].append((entry.key, entry.sha256))
+            elif entry.kind == "once":
+                for view in shards:
+                    view.append((entry.key, entry.sha256))
         identity = self.header.identity
         return [view_digest(identity, view, shards[view]) for view in range(self.n_views)]
 

@@ -109,6 +109,7 @@ class RecordBook:
         files: the store.
         shards: all shards that the store shall hold.
         thorough: read every object that a record names and check its SHA-256, not its size alone.
+            What is kept once is always read: a shard is lost if that has changed.
     """
 
     def __init__(self, files: LocalFiles, shards: list[Shard], thorough: bool = False) -> None:
@@ -143,4 +144,6 @@ class RecordBook:
     def _whole(self, entry: Entry) -> bool:
         if self._files.size(entry.key) != entry.size:
             return False
-        return not self._thorough or sha256(self._files.get(entry.key)) == entry.sha256
+        if not self._thorough and entry.kind != "once":
+            return True
+        return sha256(self._files.get(entry.key)) == entry.sha256

@@ -178,6 +178,16 @@ class SealedObjects:
 
     def _check_shards(self, layouts: list[ArrayLayout]) -> None:
         first = layouts[0]
+        once = [layout for layout in layouts if layout.spec.per != "row"]
+        layouts = [layout for layout in layouts if layout.spec.per == "row"]
+        for layout in once:
+            if layout.spec.per == "sample" and layout.shard_rows != first.shard_rows:
+                raise FormatError(f"{self.where}: {layout.path} has shards of other rows")
+            for shard in shards_of(range(layout.views), layout.samples, layout.shard_rows):
+                if self.entry(layout.key(shard.view, shard.index)).kind != "once":
+                    raise FormatError(
+                        f"{self.where}: the manifest's kind of {layout.path} is wrong"
+                    )
         for layout in layouts:
             if (layout.views, layout.shard_rows) != (first.views, first.shard_rows):
                 raise FormatError(

@@ -15,8 +15,10 @@ from kdcache_stores.errors import (
     UnknownName,
     UsageError,
 )
+from kdcache_stores.imports import import_npz
 from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
 from kdcache_stores.reader import LogitStore, open_store
+from kdcache_stores.samples import Join
 from kdcache_stores.verify import Problem, Report
 from kdcache_stores.writer import StoreWriter
 
@@ -26,6 +28,7 @@ __all__ = [
     "DataError",
     "FieldSpec",
     "FormatError",
+    "Join",
     "KDCacheError",
     "LogitStore",
     "MismatchError",
@@ -44,5 +47,6 @@ __all__ = [
     "UnfinishedStore",
     "UnknownName",
     "UsageError",
+    "import_npz",
     "open_store",
 ]

@@ -1,65 +1,23 @@
-"""How rows become arrays and back. An encoding is the arrays it writes, `encode` and `decode`.
+"""The encodings that there are, by name.
 
-To add one: a frozen dataclass with the members of `Encoding`, and its name in `ENCODINGS`.
+To add one: a frozen dataclass with the members of `Encoding`, its parameters as its fields, and its
+name in `ENCODINGS`. Nothing else in the package knows one encoding from another.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
+from kdcache_stores.encoding import Array, ArraySpec, Encoding, Floats, to_float16
 from kdcache_stores.errors import DataError, FormatError, UnknownName, UsageError
-
-Array = NDArray[Any]
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """One array that an encoding writes.
-
-    Args:
-        name: its name inside the field's group.
-        dtype: NumPy name of its data type.
-        shape: shape per row.
-        fill: what an unwritten region reads as: NaN, or a code that is never valid.
-        compressor: None or "zstd" (with byte shuffle, by Blosc).
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    fill: float | int
-    compressor: str | None = None
-
-    @property
-    def row_bytes(self) -> int:
-        """Uncompressed bytes per row."""
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
-
-
-class Encoding(Protocol):
-    """Members of an encoding; its dataclass fields are its parameters, kept with the field."""
-
-    name: ClassVar[str]
-
-    @classmethod
-    def parse(cls, parameter: str | None) -> Encoding:
-        """From what follows the colon in "name:parameter"; None if there is none."""
-
-    def arrays(self, shape: tuple[int, ...]) -> tuple[ArraySpec, ...]:
-        """The arrays written for rows of this shape; raises `UsageError` if it cannot hold them."""
-
-    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
-        """Arrays by name for finite rows float32 (n, *shape) and labels int64 (n,)."""
-
-    def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
-        """Fill `out`, float32 (n, *shape); unwritten or invalid codes become NaN."""
+from kdcache_stores.topk import TopK
 
 
 @dataclass(frozen=True)
@@ -112,21 +70,82 @@ class Float16:
         np.copyto(out, arrays["values"])
 
 
-def to_float16(rows: Floats) -> NDArray[np.float16]:
-    """Rows in half precision; raises `DataError` where a finite value would become infinite."""
-    with np.errstate(over="ignore"):
-        values = rows.astype(np.float16)
-    if not np.isfinite(values).all():
-        row = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise DataError(
-            f"row {row} holds {np.abs(rows[row]).max():g}, beyond float16 (65504): use float32"
+@dataclass(frozen=True)
+class Quantized:
+    """Uniform steps in units of the row's own standard deviation, entropy-coded by the compressor.
+
+    A code c stands for mean + std * step * (c - offset). Mean and (biased) standard deviation are
+    those of the row before it was rounded. The offset puts nearly all codes into the low byte, so
+    that the high bytes cost next to nothing.
+
+    Args:
+        step: size of a step in standard deviations, 0.001 to 1.
+    """
+
+    name: ClassVar[str] = "quantized"
+    step: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.step, float) or not 0.001 <= self.step <= 1:
+            raise UsageError(f"the step of quantized must be 0.001 to 1, found {self.step!r}")
+
+    @classmethod
+    def parse(cls, parameter: str | None) -> Quantized:
+        """Takes the step."""
+        try:
+            return cls() if parameter is None else cls(float(parameter))
+        except ValueError:
+            raise UsageError(
+                f"the step of quantized must be 0.001 to 1, found {parameter!r}"
+            ) from None
+
+    @property
+    def offset(self) -> int:
+        """The code of the row's mean: four standard deviations above zero."""
+        return round(4 / self.step)
+
+    def arrays(self, shape: tuple[int, ...]) -> tuple[ArraySpec, ...]:
+        """`values`, the codes, and `mean` and `std` of each row."""
+        largest = math.sqrt(math.prod(shape)) / self.step  # no value is further from the mean
+        if largest + self.offset > 2**15 - 1:
+            raise UsageError(f"steps of {self.step} are too small for rows of shape {shape}")
+        return (
+            ArraySpec("values", "int16", shape, -(2**15), compressed=True),
+            ArraySpec("mean", "float32", (), np.nan, compressed=True),
+            ArraySpec("std", "float32", (), np.nan, compressed=True),
         )
-    return values
+
+    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
+        """Round to the nearest step, ties to even."""
+        flat = rows.reshape(len(rows), -1).astype(np.float64)
+        mean, std = flat.mean(axis=1), flat.std(axis=1)
+        if std.size and not std.max() < np.finfo(np.float32).max:
+            raise DataError("the spread of a row is beyond float32: use another encoding")
+        flat -= mean[:, None]
+        scale = np.where(std > 0, self.step * std, 1.0)
+        codes = np.rint(flat / scale[:, None]) + self.offset
+        return {
+            "values": codes.astype(np.int16).reshape(rows.shape),
+            "mean": mean.astype(np.float32),
+            "std": std.astype(np.float32),
+        }
+
+    def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
+        """Steps from the mean."""
+        codes = arrays["values"]
+        ones = (1,) * (codes.ndim - 1)
+        np.subtract(codes, self.offset, out=out, dtype=np.float32)
+        out *= (arrays["std"] * np.float32(self.step)).reshape(-1, *ones)
+        out += arrays["mean"].reshape(-1, *ones)
+        if codes.min(initial=0) == -(2**15):
+            out[codes == -(2**15)] = np.nan
 
 
 ENCODINGS: dict[str, type[Encoding]] = {
     "float32": Float32,
     "float16": Float16,
+    "quantized": Quantized,
+    "topk": TopK,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encodings import Encoding, Floats
+from kdcache_stores.encoding import Encoding, Floats
 
 ROWS = 256
 """Rows of a shard that are measured, evenly spaced."""
@@ -66,9 +66,11 @@ def measure_encoding(
 
 def combine(parts: list[dict[str, float]]) -> dict[str, float]:
     """Measures of several shards as one: means weighted by rows, worst of the worst."""
+    if not parts:
+        return {}
     rows = sum(part["rows"] for part in parts)
     result = {"rows": rows}
-    for name in parts[0] if parts else ():
+    for name in parts[0]:
         values = [part[name] for part in parts]
         if name.endswith("_worst"):
             result[name] = max(values)

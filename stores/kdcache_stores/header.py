@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from kdcache_stores.canonical import Json, pretty_json
+from kdcache_stores.encoding import Encoding
 from kdcache_stores.encodings import (
-    Encoding,
     encoding_from_dict,
     encoding_to_dict,
     make_encoding,

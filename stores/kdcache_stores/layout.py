@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdcache_stores.canonical import Json, first_difference, pretty_json
-from kdcache_stores.encodings import ArraySpec
+from kdcache_stores.encoding import ArraySpec
 from kdcache_stores.errors import FormatError, UsageError
 from kdcache_stores.nouns import Shard
 
@@ -21,7 +21,6 @@ CHUNK_BYTES = 2**20
 
 _ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
-_COMPRESSORS: dict[str | None, list[dict[str, Json]]] = {None: []}
 _NAMES = ("view", "sample")
 
 
@@ -57,6 +56,19 @@ def shards_of(views: range, samples: int, shard_rows: int) -> list[Shard]:
         for view in views
         for index, start in enumerate(range(0, samples, shard_rows))
     ]
+
+
+def _blosc(dtype: str) -> dict[str, Json]:
+    return {
+        "name": "blosc",
+        "configuration": {
+            "cname": "zstd",
+            "clevel": 2,  # byte planes of codes are Huffman-coded; searching for matches costs more
+            "shuffle": "shuffle",
+            "typesize": np.dtype(dtype).itemsize,
+            "blocksize": 0,
+        },
+    }
 
 
 @dataclass(frozen=True)
@@ -113,9 +125,10 @@ class ArrayLayout:
         trailing = list(self.spec.shape)
         single = np.dtype(self.spec.dtype).itemsize == 1
         endian = {"name": "bytes"} if single else _ENDIAN
+        blosc = [_blosc(self.spec.dtype)] if self.spec.compressed else []
         sharding = {
             "chunk_shape": [1, self.chunk_rows, *trailing],
-            "codecs": [endian, *_COMPRESSORS[self.spec.compressor], _CRC32C],
+            "codecs": [endian, *blosc, _CRC32C],
             "index_codecs": [_ENDIAN, _CRC32C],
             "index_location": "end",
         }

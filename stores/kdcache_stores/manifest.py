@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 from kdcache_stores.canonical import Json, digest
 from kdcache_stores.errors import CorruptStore, FormatError
 from kdcache_stores.files import check_key
+from kdcache_stores.nouns import Shard
+from kdcache_stores.tables import read_table, write_table
 
 ROOT = "zarr.json"
 SAMPLES = "samples.parquet"
@@ -62,6 +63,13 @@ class Entry:
     labelled: int | None = None
     correct: int | None = None
     fidelity: dict[str, float] | None = None
+
+    @property
+    def shard(self) -> Shard:
+        """The shard that the object belongs to; raises `FormatError` if it is none."""
+        if self.view is None or self.index is None or self.start is None or self.stop is None:
+            raise FormatError(f"{self.key} is no shard")
+        return Shard(self.view, self.index, self.start, self.stop)
 
 
 def sha256(data: bytes) -> str:
@@ -117,50 +125,6 @@ def write_manifest(entries: Iterable[Entry]) -> bytes:
         row["bytes"] = row.pop("size")
         rows.append(row)
     return write_table(pa.Table.from_pylist(rows, schema=_schema()))
-
-
-def write_table(table: Any) -> bytes:
-    """A table as Parquet."""
-    import pyarrow.parquet as pq
-
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> Any:
-    """The named columns of a Parquet file of at most `limit` rows.
-
-    Args:
-        data: the file.
-        columns: Arrow type of each column, as text.
-        limit: rows beyond it raise.
-        where: how errors name the file.
-
-    Raises `FormatError` for anything else than a Parquet file with these columns without nulls
-    (nulls are fine in columns whose type ends in "?").
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        if file.metadata.num_rows > limit:
-            raise FormatError(f"{where} states {file.metadata.num_rows} rows, more than {limit}")
-        for name, kind in columns.items():
-            index = file.schema_arrow.get_field_index(name)
-            found = str(file.schema_arrow.field(index).type) if index >= 0 else "none"
-            if found != kind.rstrip("?"):
-                raise FormatError(f"{where}: column {name} must be {kind}, found {found:.80}")
-        table = file.read(columns=list(columns))
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{where} is no Parquet file that Arrow reads: {error}") from None
-    for name, kind in columns.items():
-        if not kind.endswith("?") and table.column(name).null_count:
-            raise FormatError(f"{where}: column {name} holds nulls")
-    return table
 
 
 def read_manifest(data: bytes, where: str) -> dict[str, Entry]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from kdcache_stores.canonical import Json, digest, parse_json, pretty_json
-from kdcache_stores.errors import CorruptStore, FormatError
-from kdcache_stores.manifest import RECORDS, Entry
+from kdcache_stores.errors import CorruptStore, FormatError, MismatchError
+from kdcache_stores.files import LocalFiles
+from kdcache_stores.manifest import RECORDS, Entry, sha256
 from kdcache_stores.nouns import Probe, Shard
+from kdcache_stores.tables import read_table, write_table
+
+_RECORD = re.compile(rf"{RECORDS}/(\d{{1,9}})-(\d{{1,9}})\.json")
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,6 @@ def write_probes(records: list[Record]) -> bytes:
     """The probes of these records as Parquet: row, view, sha256, coarse."""
     import pyarrow as pa
 
-    from kdcache_stores.manifest import write_table
-
     probes = sorted(
         (probe for record in records for probe in record.probes),
         key=lambda probe: (probe.view, probe.row),
@@ -81,8 +84,6 @@ def write_probes(records: list[Record]) -> bytes:
 
 def read_probes(data: bytes, where: str) -> list[Probe]:
     """The probes in a Parquet file; raises `FormatError`."""
-    from kdcache_stores.manifest import read_table
-
     columns = {"row": "int64", "view": "int64", "sha256": "string", "coarse": "binary"}
     return [Probe(**row) for row in read_table(data, columns, 10**7, where).to_pylist()]
 
@@ -99,3 +100,47 @@ def announced(data: bytes) -> str | None:
         return str(value["manifest"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+class RecordBook:
+    """The committed shards of an unfinished store, as its folder of records tells.
+
+    Args:
+        files: the store.
+        shards: all shards that the store shall hold.
+        thorough: read every object that a record names and check its SHA-256, not its size alone.
+    """
+
+    def __init__(self, files: LocalFiles, shards: list[Shard], thorough: bool = False) -> None:
+        self._files = files
+        self._shards = {record_key(shard): shard for shard in shards}
+        self._thorough = thorough
+        self.found: dict[Shard, Record] = {}
+
+    def refresh(self) -> None:
+        """Take in records that are new since the last look; raises `MismatchError` for others'."""
+        known = {record_key(shard) for shard in self.found}
+        for key in self._files.walk(RECORDS):
+            if key in known or not (match := _RECORD.fullmatch(key)):
+                continue
+            if key not in self._shards:
+                raise MismatchError(
+                    f"{self._files.where} already holds shard {match[2]} of view {match[1]}, which "
+                    "this dump would leave out: ask for as many views as the one that it resumes"
+                )
+            if record := self.look(self._shards[key]):
+                self.found[record.shard] = record
+
+    def look(self, shard: Shard) -> Record | None:
+        """The shard's record, if it is whole and so are the objects that it names."""
+        key = record_key(shard)
+        try:
+            record = read_record(self._files.get(key), shard, f"{self._files.where}/{key}")
+        except (FileNotFoundError, CorruptStore):
+            return None
+        return record if all(self._whole(entry) for entry in record.entries) else None
+
+    def _whole(self, entry: Entry) -> bool:
+        if self._files.size(entry.key) != entry.size:
+            return False
+        return not self._thorough or sha256(self._files.get(entry.key)) == entry.sha256

@@ -51,27 +51,37 @@ class ShardReader:
         self._crc32c = crc32c
         self._layout = layout
         self._data = np.frombuffer(data, np.uint8)
-        self._where = where
+        self.where = where
+        self._chunks: dict[int, NDArray[Any]] = {}
         size = 16 * layout.chunks + 4
         if len(data) < size:
             raise CorruptStore(f"{where}: {len(data)} bytes are too few for an index of {size}")
         self._index = np.frombuffer(self._checked(len(data) - size, size, "index"), "<u8")
         self._index = self._index.reshape(layout.chunks, 2)
 
-    def chunk(self, number: int) -> NDArray[Any]:
+    def rows(self, rows: range) -> NDArray[Any]:
+        """Rows of the shard that lie in one chunk, a read-only view of it."""
+        number, first = divmod(rows.start, self._layout.chunk_rows)
+        if number not in self._chunks:
+            self._chunks[number] = self._chunk(number)
+        return self._chunks[number][first : first + len(rows)]
+
+    def _chunk(self, number: int) -> NDArray[Any]:
         """One chunk, (chunk_rows, *spec.shape), a read-only view of the bytes where possible."""
         layout = self._layout
         offset, size = (int(value) for value in self._index[number])
         what = f"chunk {number}"
         if offset == size == 2**64 - 1:
-            raise CorruptStore(f"{self._where}: {what} was never written")
+            raise CorruptStore(f"{self.where}: {what} was never written")
         if size <= 4 or offset + size > len(self._data):
-            raise CorruptStore(f"{self._where}: {what} lies outside the shard")
+            raise CorruptStore(f"{self.where}: {what} lies outside the shard")
         expected = layout.chunk_rows * layout.spec.row_bytes
         payload = self._checked(offset, size, what)
+        if layout.spec.compressed:
+            payload = self._decompressed(payload, expected, what)
         if len(payload) != expected:
             raise CorruptStore(
-                f"{self._where}: {what} holds {len(payload)} bytes, expected {expected}"
+                f"{self.where}: {what} holds {len(payload)} bytes, expected {expected}"
             )
         values = payload.view(np.dtype(layout.spec.dtype).newbyteorder("<"))
         return values.reshape(layout.chunk_rows, *layout.spec.shape)
@@ -81,5 +91,19 @@ class ShardReader:
         payload = self._data[offset : offset + size - 4]
         stored = int.from_bytes(self._data[offset + size - 4 : offset + size].tobytes(), "little")
         if self._crc32c(payload) != stored:
-            raise CorruptStore(f"{self._where}: the crc32c of {what} does not agree with its bytes")
+            raise CorruptStore(f"{self.where}: the crc32c of {what} does not agree with its bytes")
         return payload
+
+    def _decompressed(self, payload: NDArray[np.uint8], size: int, what: str) -> NDArray[np.uint8]:
+        """The chunk before Blosc, if its header says that it has the size that it must have."""
+        from numcodecs import blosc
+
+        stated = int.from_bytes(payload[4:8].tobytes(), "little")
+        if len(payload) < 16 or stated != size:
+            raise CorruptStore(f"{self.where}: {what} states {stated} bytes, expected {size}")
+        out = np.empty(size, np.uint8)
+        try:
+            blosc.decompress(np.ascontiguousarray(payload), out)
+        except (RuntimeError, ValueError) as error:
+            raise CorruptStore(f"{self.where}: {what} does not decompress: {error}") from None
+        return out

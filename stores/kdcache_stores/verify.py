@@ -1,16 +1,20 @@
-"""Verification: every object of a store against the manifest, on all cores."""
+"""Verification: every object of a store against the manifest; and a description of a store."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from kdcache_stores.canonical import Json
-from kdcache_stores.errors import KDCacheError
-from kdcache_stores.manifest import Entry
+from kdcache_stores.decode import cores
+from kdcache_stores.errors import CorruptStore, KDCacheError
+from kdcache_stores.fidelity import combine
+from kdcache_stores.files import LocalFiles, is_temporary
+from kdcache_stores.manifest import CARD, MANIFEST, SAMPLES, SEAL, Entry
+from kdcache_stores.nouns import Samples
+from kdcache_stores.sealed import SealedObjects
 
 if TYPE_CHECKING:
     from kdcache_stores.reader import LogitStore
@@ -68,31 +72,104 @@ class Report:
 
 
 def verify_store(store: LogitStore, progress: Progress | None = None) -> Report:
-    """Check size and SHA-256 of every object, and that samples, probes and digests agree.
+    """Check size and SHA-256 of every object, the samples against the plan, and the probes.
 
-    A store that cannot be opened at all raises when it is opened; this finds the rest.
+    A store whose manifest or metadata is damaged raises already when it is opened.
     """
-    entries = [entry for entry in store.entries.values() if entry.kind != "card"]
+    source = store.source
+    entries = [entry for entry in source.entries.values() if entry.kind != "card"]
     total = sum(entry.size for entry in entries)
     report = Report(store.where, store.digest, len(entries), total)
     done = 0
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for entry, message in zip(entries, pool.map(store.check, entries), strict=True):
+    growing = source.announced() is not None
+    with ThreadPoolExecutor(cores()) as pool:
+
+        def check(entry: Entry) -> str | None:
+            if growing and entry.kind == "metadata":
+                return None  # checked when the store was opened; a growth may be replacing it
+            return _message(lambda: source.confirm(entry.key, source.load(entry.key)))
+
+        for entry, message in zip(entries, pool.map(check, entries), strict=True):
             if message is not None:
-                report.problems.append(_problem(entry, message))
+                shard = (entry.view, entry.start, entry.stop)
+                report.problems.append(Problem(entry.key, message, *shard))
             done += entry.size
             if progress is not None:
                 progress(done, total)
-    for what, check in (("samples.parquet", store.check_samples), ("probes", lambda: store.probes)):
-        try:
-            check()
-        except KDCacheError as error:
-            if not any(problem.key.startswith(what) for problem in report.problems):
-                report.problems.append(Problem(what, str(error)))
+    damaged = {problem.key.split("/")[0] for problem in report.problems}
+    for key, check_content in ((SAMPLES, _check_samples), ("probes", _check_probes)):
+        message = _message(lambda: check_content(store))  # noqa: B023
+        if message is not None and key not in damaged:
+            report.problems.append(Problem(key, message))
     report.problems.sort(key=lambda problem: problem.key)
-    report.notes.extend(store.strangers())
+    report.notes.extend(_strangers(source))
     return report
 
 
-def _problem(entry: Entry, message: str) -> Problem:
-    return Problem(entry.key, message, entry.view, entry.start, entry.stop)
+def _message(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except KDCacheError as error:
+        return str(error)
+    return None
+
+
+def _check_samples(store: LogitStore) -> None:
+    fingerprint = Samples(store.keys, store.labels, store.keys_hashed).fingerprint
+    if fingerprint != store.plan.fingerprint:
+        raise CorruptStore(
+            f"{store.where}/{SAMPLES}: keys and labels give the fingerprint {fingerprint}, "
+            f"the plan says {store.plan.fingerprint}"
+        )
+
+
+def _check_probes(store: LogitStore) -> None:
+    for probe in store.probes:
+        if not (0 <= probe.row < len(store) and 0 <= probe.view < store.n_views):
+            raise CorruptStore(f"{store.where}: a probe of row {probe.row}, view {probe.view}")
+
+
+def _strangers(source: SealedObjects) -> list[str]:
+    """What lies in the folder beside the store's objects, one sentence each."""
+    if not isinstance(source.objects, LocalFiles):
+        return []
+    known = {*source.entries, MANIFEST, SEAL, CARD}
+    found = []
+    for key in source.objects.walk():
+        if is_temporary(key):
+            found.append(f"{key} was left by an interrupted writer and may be deleted")
+        elif key not in known:
+            found.append(f"{key} is not in the manifest and is never read")
+    return found
+
+
+def describe(store: LogitStore) -> dict[str, Json]:
+    """What a store holds, plain JSON."""
+    entries = store.source.entries
+    shards = [entry for entry in entries.values() if entry.kind == "shard"]
+    fields = {}
+    for name, item in store.fields.items():
+        own = [entry for entry in shards if entry.key.startswith(f"{name}/")]
+        measured = [entry for entry in own if entry.fidelity is not None]
+        labelled = sum(entry.labelled or 0 for entry in measured)
+        nbytes = sum(entry.size for entry in own)
+        fields[name] = {
+            **item.to_dict(),
+            "nbytes": nbytes,
+            "bytes_per_row": nbytes / (store.n_views * len(store)),
+            "labelled": labelled,
+            "top1": sum(e.correct or 0 for e in measured) / labelled if labelled else None,
+            "fidelity": combine([e.fidelity for e in measured if e.fidelity]) or None,
+        }
+    return {
+        **store.header.to_dict(),
+        "where": store.where,
+        "digest": store.digest,
+        "views": store.n_views,
+        "view_digests": store.view_digests,
+        "objects": len(entries),
+        "nbytes": store.nbytes,
+        "shard_rows": store.shard_rows,
+        "probes": len(store.probes),
+        "fields": fields,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 
 from kdcache_stores import FieldSpec, Plan, Probe, Samples, StoreWriter, Teacher
+
+from .faults import QuickDisk
 
 CLASSES = 10
 SAMPLES = 50
@@ -70,12 +71,13 @@ def open_writer(
         "fields": {"logits": FieldSpec((CLASSES,), encoding)},
         "config": {"batch_size": 16},
         "shard_rows": 20,
+        "disk": QuickDisk(),
     }
     return StoreWriter(path, **{**arguments, **changes})
 
 
 def write_pending(writer: StoreWriter, limit: int | None = None) -> None:
-    n, classes = len(writer.samples), writer._header.plan.classes
+    n, classes = len(writer.samples), writer.header.plan.classes
     for shard in writer.pending()[:limit]:
         logits = make_logits(shard.view, n, classes)[shard.start : shard.stop]
         probes = [make_probe(shard.start, shard.view)]
@@ -100,6 +102,3 @@ def tree(path: Path) -> dict[str, bytes]:
 @pytest.fixture
 def store_path(tmp_path: Path) -> Path:
     return dump(tmp_path / "store")
-
-
-Dump = Callable[..., Path]

@@ -1,0 +1,150 @@
+"""From the bytes of a shard to float32 rows, checksums and conversion on all cores at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache_stores.encoding import Encoding, Floats
+from kdcache_stores.errors import CorruptStore, UsageError
+from kdcache_stores.layout import ArrayLayout
+from kdcache_stores.nouns import Shard
+from kdcache_stores.sealed import SealedObjects
+from kdcache_stores.shards import ShardReader
+
+Rows = slice | NDArray[np.integer[Any]] | Iterable[int] | None
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Wanted:
+    """Which rows are read and where they go: a range of rows, or any rows in any order.
+
+    Args:
+        rows: a slice, integers (negative ones count from the end), or None for all.
+        count: number of rows that there are.
+        where: how errors name the store.
+    """
+
+    def __init__(self, rows: Rows, count: int, where: str) -> None:
+        if rows is None:
+            rows = slice(None)
+        if isinstance(rows, slice):
+            span = range(*rows.indices(count))
+            self.first = span.start if span.step == 1 else None
+            numbers = np.arange(span.start, span.stop, span.step, dtype=np.int64)
+        else:
+            self.first = None
+            given = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows))
+            if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+                raise UsageError("rows must be a slice or a sequence of integers")
+            numbers = given.astype(np.int64)
+            if numbers.size and not -count <= numbers.min() <= numbers.max() < count:
+                raise UsageError(
+                    f"{where} has rows 0 to {count - 1}, "
+                    f"asked for {numbers.min()} to {numbers.max()}"
+                )
+            numbers = np.where(numbers < 0, numbers + count, numbers)
+        self.count = len(numbers)
+        self._order = None if self.first is not None else np.argsort(numbers, kind="stable")
+        self._numbers = numbers if self._order is None else numbers[self._order]
+
+    def within(self, start: int, stop: int) -> tuple[Any, Any] | None:
+        """Of the rows in [start, stop): (which, counted from start, and their places), or None."""
+        low, high = (int(i) for i in np.searchsorted(self._numbers, (start, stop)))
+        if low == high:
+            return None
+        if self._order is None:
+            first = int(self._numbers[low]) - start
+            return slice(first, first + high - low), slice(low, high)
+        return self._numbers[low:high] - start, self._order[low:high]
+
+
+def read_shards(
+    source: SealedObjects,
+    shards: Iterable[Shard],
+    layouts: list[ArrayLayout],
+    encoding: Encoding,
+    wanted: Wanted,
+    out: Floats,
+) -> None:
+    """Decode the wanted rows of these shards of one field into `out`.
+
+    Raises `CorruptStore` if a shard is not what the manifest or its checksums say, or holds values
+    that were never written.
+    """
+    touched = [shard for shard in shards if wanted.within(shard.start, shard.stop)]
+    with ThreadPoolExecutor(max(2, cores())) as pool:
+        for shard in touched:
+            _read_shard(source, shard, layouts, encoding, wanted, out, pool)
+
+
+def _read_shard(
+    source: SealedObjects,
+    shard: Shard,
+    layouts: list[ArrayLayout],
+    encoding: Encoding,
+    wanted: Wanted,
+    out: Floats,
+    pool: ThreadPoolExecutor,
+) -> None:
+    checks: list[Future[None]] = []
+    readers: dict[str, ShardReader] = {}
+    for layout in layouts:
+        key = layout.key(shard.view, shard.index)
+        data = source.load(key)
+        if source.needs_check(key):
+            checks.append(pool.submit(source.confirm, key, data))
+        readers[layout.spec.name] = ShardReader(layout, data, f"{source.where}/{key}")
+    blocks = [
+        pool.submit(_decode_block, readers, encoding, rows, wanted, out, shard.start)
+        for rows in _blocks(layouts, shard)
+        if wanted.within(shard.start + rows.start, shard.start + rows.stop)
+    ]
+    # The SHA-256 speaks first: it says that the shard is damaged, a block only how that shows.
+    for future in [*checks, *blocks]:
+        future.result()
+
+
+def _blocks(layouts: list[ArrayLayout], shard: Shard) -> Iterator[range]:
+    """Runs of rows of a shard that lie within one chunk of every array."""
+    step = min(layout.chunk_rows for layout in layouts)
+    for start in range(0, shard.rows, step):
+        yield range(start, min(start + step, shard.rows))
+
+
+def _decode_block(
+    readers: dict[str, ShardReader],
+    encoding: Encoding,
+    rows: range,
+    wanted: Wanted,
+    out: Floats,
+    shard_start: int,
+) -> None:
+    found = wanted.within(shard_start + rows.start, shard_start + rows.stop)
+    assert found is not None
+    which, places = found
+    arrays = {name: reader.rows(rows)[which] for name, reader in readers.items()}
+    in_place = isinstance(places, slice)
+    target = out[places] if in_place else np.empty((len(places), *out.shape[1:]), np.float32)
+    encoding.decode(arrays, target)
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(target.sum())  # far cheaper than asking each value
+    if suspicious and not np.isfinite(target).all():
+        where = next(iter(readers.values())).where
+        raise CorruptStore(
+            f"{where}: rows {shard_start + rows.start} to {shard_start + rows.stop - 1} hold "
+            "values that were never written"
+        )
+    if not in_place:
+        out[places] = target

@@ -1,0 +1,70 @@
+"""What an encoding is: the arrays that it writes, `encode` and `decode`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache_stores.errors import DataError
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array that an encoding writes.
+
+    Args:
+        name: its name inside the field's group.
+        dtype: NumPy name of its data type.
+        shape: shape per row.
+        fill: what an unwritten region reads as: NaN, or a code that is never valid.
+        compressed: by Blosc with zstd, after a byte shuffle.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    fill: float | int
+    compressed: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Uncompressed bytes per row."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+class Encoding(Protocol):
+    """Members of an encoding; its dataclass fields are its parameters, kept with the field."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def parse(cls, parameter: str | None) -> Encoding:
+        """From what follows the colon in "name:parameter"; None if there is none."""
+
+    def arrays(self, shape: tuple[int, ...]) -> tuple[ArraySpec, ...]:
+        """The arrays written for rows of this shape; raises `UsageError` if it cannot hold them."""
+
+    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
+        """Arrays by name for finite rows float32 (n, *shape) and labels int64 (n,)."""
+
+    def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
+        """Fill `out`, float32 (n, *shape); unwritten or invalid codes become NaN."""
+
+
+def to_float16(rows: Floats) -> NDArray[np.float16]:
+    """Rows in half precision; raises `DataError` where a finite value would become infinite."""
+    with np.errstate(over="ignore"):
+        values = rows.astype(np.float16)
+    if not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise DataError(
+            f"row {row} holds {np.abs(rows[row]).max():g}, beyond float16 (65504): use float32"
+        )
+    return values

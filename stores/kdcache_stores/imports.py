@@ -1,0 +1,108 @@
+"""Existing logits into a store: from arrays in memory, or from an .npz file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache_stores.canonical import Json
+from kdcache_stores.errors import DataError, UsageError
+from kdcache_stores.nouns import FieldSpec, Plan, Samples, Teacher
+from kdcache_stores.reader import LogitStore
+from kdcache_stores.writer import StoreWriter
+
+FIXED_VIEW: dict[str, Json] = {"name": "fixed"}
+"""Augmentation of a plan whose one view is whatever the logits were computed on."""
+
+
+def write_arrays(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, NDArray[Any]] | NDArray[Any],
+    *,
+    samples: Samples,
+    plan: Plan | None = None,
+    teacher: Teacher | None = None,
+    encoding: str = "float16",
+    **options: Any,
+) -> LogitStore:
+    """Write arrays that are in memory as a sealed store.
+
+    Args:
+        path: folder of the store.
+        arrays: logits, float (N, K) for one view or (V, N, K); or such arrays by field name, each
+            (V, N, *shape), with "logits" among them.
+        samples: keys and labels, in row order.
+        plan: the view plan; by default one fixed view of an unnamed dataset.
+        teacher: whose logits these are; by default unknown, told apart by the logits' own SHA-256.
+        encoding: of every field.
+        options: further arguments of `StoreWriter`.
+
+    Raises what `StoreWriter` raises, `DataError` for arrays that do not fit the samples, and
+    `UsageError` for several views without a plan.
+    """
+    fields = dict(arrays) if isinstance(arrays, Mapping) else {"logits": np.asarray(arrays)}
+    if "logits" not in fields:
+        raise DataError(f"expected an array of logits, found {sorted(fields)}")
+    fields = {
+        name: values[None] if name == "logits" and values.ndim == 2 else values
+        for name, values in fields.items()
+    }
+    logits = fields["logits"]
+    for name, values in fields.items():
+        if values.ndim < 3 or values.shape[:2] != (logits.shape[0], len(samples)):
+            raise DataError(
+                f"{name} must be (views, {len(samples)}, ...), as many views as the logits, "
+                f"found {values.shape}"
+            )
+    views, _, classes = logits.shape
+    if plan is None:
+        if views != 1:
+            raise UsageError(f"{views} views need a plan: without one there is one fixed view")
+        plan = Plan("imported", "train", classes, samples.fingerprint, FIXED_VIEW, seed=0)
+    if teacher is None:
+        content = np.ascontiguousarray(logits, dtype="<f4").tobytes()
+        identity = hashlib.sha256(b"kdcache unknown teacher\n" + content).hexdigest()
+        teacher = Teacher("unknown", identity, {}, "unknown", classes)
+    specs = {name: FieldSpec(values.shape[2:], encoding) for name, values in fields.items()}
+    with StoreWriter(
+        path, plan=plan, teacher=teacher, samples=samples, views=views, fields=specs, **options
+    ) as writer:
+        for shard in writer.pending():
+            rows = slice(shard.start, shard.stop)
+            writer.write(shard, {name: values[shard.view, rows] for name, values in fields.items()})
+        writer.seal()
+    return LogitStore(writer.files)
+
+
+def import_npz(
+    file: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any
+) -> LogitStore:
+    """Write the logits in an .npz file as a sealed store.
+
+    Args:
+        file: with the arrays `logits`, float (N, K) or (V, N, K), and `keys`, text (N,); `labels`,
+            integer (N,), is optional: without it the samples are unlabelled.
+        path: folder of the store.
+        options: further arguments of `write_arrays`.
+
+    Raises `DataError` for a file that lacks these or holds pickled objects.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if missing := sorted({"logits", "keys"} - set(archive.files)):
+                raise DataError(f"{file} lacks {missing}: it must hold logits and keys")
+            logits, keys = archive["logits"], archive["keys"]
+            labels = archive["labels"] if "labels" in archive.files else np.full(len(keys), -1)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        if isinstance(error, (DataError, FileNotFoundError)):
+            raise
+        raise DataError(f"{file} is no .npz file of plain arrays: {error}") from None
+    if keys.dtype.kind != "U" or keys.ndim != 1:
+        raise DataError(f"{file}: keys must be text (N,), found {keys.dtype} {keys.shape}")
+    return write_arrays(path, logits, samples=Samples(keys.tolist(), labels), **options)

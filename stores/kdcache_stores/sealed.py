@@ -1,0 +1,193 @@
+"""The objects of a sealed store, each confirmed by the SHA-256 in the manifest."""
+
+from __future__ import annotations
+
+from kdcache_stores.canonical import Json, parse_json
+from kdcache_stores.encoding import ArraySpec
+from kdcache_stores.errors import CorruptStore, FormatError, StoreNotFound, UnfinishedStore
+from kdcache_stores.files import Objects
+from kdcache_stores.header import Field, Header, read_header
+from kdcache_stores.layout import ArrayLayout, read_layout, shards_of
+from kdcache_stores.manifest import (
+    ANNOUNCEMENT,
+    MANIFEST,
+    ROOT,
+    SEAL,
+    Entry,
+    read_manifest,
+    read_seal,
+    sha256,
+)
+from kdcache_stores.records import announced
+
+_SMALL = 64 * 2**20
+"""No metadata object is larger."""
+
+
+class SealedObjects:
+    """The manifest, and the objects that it lists.
+
+    Args:
+        objects: where they are.
+        verify: check the SHA-256 of shards too; that of all else is always checked.
+
+    Raises `StoreNotFound`, `UnfinishedStore`, `CorruptStore`, `FormatError`.
+    """
+
+    def __init__(self, objects: Objects, verify: bool = True) -> None:
+        self.objects = objects
+        self.where = objects.where
+        self._verify = verify
+        self._checked: set[str] = set()
+        self.manifest_sha256, self.entries = self._open_manifest()
+
+    def _open_manifest(self) -> tuple[str, dict[str, Entry]]:
+        for _ in range(3):  # a growth may replace both files between two reads
+            try:
+                seal = read_seal(self.objects.get(SEAL), self.where)
+                data = self.objects.get(MANIFEST)
+            except FileNotFoundError:
+                raise self._not_sealed() from None
+            found = sha256(data)
+            if found == seal or found == self.announced():
+                return found, read_manifest(data, f"{self.where}/{MANIFEST}")
+        raise CorruptStore(
+            f"{self.where}: {MANIFEST} or {SEAL} is damaged: its SHA-256 is {found}, "
+            f"the seal says {seal}"
+        )
+
+    def _not_sealed(self) -> Exception:
+        if self.objects.size(ROOT) is None:
+            if self.objects.size(SEAL) is not None:
+                return CorruptStore(f"{self.where}/{ROOT} is missing")
+            return StoreNotFound(f"{self.where} holds no kdcache store: there is no {ROOT}")
+        read_header(parse_json(self.objects.get(ROOT), f"{self.where}/{ROOT}"), self.where)
+        if self.objects.size(SEAL) is not None:
+            return CorruptStore(f"{self.where}/{MANIFEST} is missing")
+        return UnfinishedStore(
+            f"{self.where} is not sealed ({SEAL} is missing): its dump is running or was "
+            "interrupted; run the same dump again to finish it"
+        )
+
+    def announced(self) -> str | None:
+        """Digest of the manifest that a growth is about to put in place, if one is under way."""
+        try:
+            return announced(self.objects.get(ANNOUNCEMENT))
+        except FileNotFoundError:
+            return None
+
+    def entry(self, key: str) -> Entry:
+        """The manifest's entry; raises `FormatError` if there is none."""
+        if key not in self.entries:
+            raise FormatError(f"{self.where}: the manifest does not list {key}")
+        return self.entries[key]
+
+    def load(self, key: str) -> bytes:
+        """An object's bytes, of the size that the manifest states; raises `CorruptStore`."""
+        entry = self.entry(key)
+        size = self.objects.size(key)
+        if size is None:
+            raise CorruptStore(f"{self.where}/{key} is missing")
+        if size != entry.size:
+            raise CorruptStore(
+                f"{self.where}/{key} has {size} bytes, the manifest says {entry.size}"
+            )
+        data = self.objects.get(key)
+        if len(data) != size:
+            raise CorruptStore(f"{self.where}/{key} changed while it was read")
+        return data
+
+    def needs_check(self, key: str) -> bool:
+        """Whether a shard's SHA-256 is still to be checked."""
+        return self._verify and key not in self._checked
+
+    def confirm(self, key: str, data: bytes) -> None:
+        """Check an object's SHA-256; raises `CorruptStore`."""
+        if (found := sha256(data)) != self.entry(key).sha256:
+            raise CorruptStore(
+                f"{self.where}/{key} is damaged: its SHA-256 is {found}, "
+                f"the manifest says {self.entry(key).sha256}"
+            )
+        self._checked.add(key)
+
+    def get(self, key: str) -> bytes:
+        """A small object's bytes, checked; raises `CorruptStore`."""
+        if self.entry(key).size > 2**32:
+            raise FormatError(f"{self.where}: {key} of {self.entry(key).size} bytes is too large")
+        data = self.load(key)
+        self.confirm(key, data)
+        return data
+
+    def document(self, key: str) -> dict[str, Json]:
+        """A metadata object; raises `CorruptStore`, `FormatError`."""
+        if self.entry(key).size > _SMALL:
+            raise FormatError(f"{self.where}: {key} of {self.entry(key).size} bytes is too large")
+        return parse_json(self.get(key), f"{self.where}/{key}")
+
+    # ---- metadata --------------------------------------------------------------------------------
+
+    def header(self) -> Header:
+        """The root's header, after the fields' groups were found to agree with it."""
+        header = read_header(self.document(ROOT), self.where)
+        for field in header.fields.values():
+            document = self.document(field.metadata_key)
+            if document.get("attributes") != {"kdcache": field.to_dict()}:
+                raise FormatError(f"{self.where}/{field.metadata_key} disagrees with {ROOT}")
+        return header
+
+    def layouts(self, header: Header) -> dict[str, list[ArrayLayout]]:
+        """The arrays of each field; every shard of them is in the manifest with its rows."""
+        layouts = {
+            field.name: [
+                self._array(field, spec, header.samples)
+                for spec in field.encoding.arrays(field.shape)
+            ]
+            for field in header.fields.values()
+        }
+        self._check_shards([layout for group in layouts.values() for layout in group])
+        return layouts
+
+    def _array(self, field: Field, spec: ArraySpec, samples: int) -> ArrayLayout:
+        key = f"{field.name}/{spec.name}/zarr.json"
+        where = f"{self.where}/{key}"
+        try:
+            return read_layout(self.document(key), field.name, spec, samples, where)
+        except CorruptStore:
+            # While a store grows, its arrays are longer than the sealed manifest says.
+            if self.announced() is None or self.objects.size(key) is None:
+                raise
+            document = parse_json(self.objects.get(key), where)
+            views = self._listed_views(f"{field.name}/{spec.name}/c/")
+            sealed = read_layout(document, field.name, spec, samples, where).grown(views)
+            if sha256(sealed.document()) != self.entry(key).sha256:
+                raise
+            return sealed
+
+    def _listed_views(self, prefix: str) -> int:
+        views = [
+            entry.view
+            for key, entry in self.entries.items()
+            if key.startswith(prefix) and entry.view is not None
+        ]
+        return 1 + max(views, default=-1)
+
+    def _check_shards(self, layouts: list[ArrayLayout]) -> None:
+        first = layouts[0]
+        for layout in layouts:
+            if (layout.views, layout.shard_rows) != (first.views, first.shard_rows):
+                raise FormatError(
+                    f"{self.where}: {layout.path} has {layout.views} views in shards of "
+                    f"{layout.shard_rows} rows, {first.path} {first.views} of {first.shard_rows}"
+                )
+        needed = first.views * -(-first.samples // first.shard_rows) * len(layouts)
+        listed = sum(entry.kind == "shard" for entry in self.entries.values())
+        if listed != needed:
+            raise FormatError(
+                f"{self.where}: the manifest lists {listed} shards, {first.views} views of "
+                f"{first.samples} samples need {needed}"
+            )
+        for shard in shards_of(range(first.views), first.samples, first.shard_rows):
+            for layout in layouts:
+                entry = self.entry(layout.key(shard.view, shard.index))
+                if entry.shard != shard:
+                    raise FormatError(f"{self.where}: the manifest's rows of {entry.key} are wrong")

@@ -1,0 +1,75 @@
+"""Kill a dump with SIGKILL at random times until it finishes, again and again.
+
+    python kill_loop.py FOLDER KILLS
+
+After each kill every committed shard must be whole, and a store that opens must hold the right
+logits; at the end of each dump the store must equal, byte for byte, one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet  # noqa: F401 (imported once here, not in each child)
+import zarr  # noqa: F401
+from kdcache_stores import StoreNotFound, UnfinishedStore
+
+from tests.stores.conftest import tree
+from tests.stores.test_faults import check_committed, check_views, small_dump
+
+
+def dump_in_child(path: Path, kill_after: float | None) -> tuple[bool, float]:
+    """Whether the dump finished, and how long it took, in a child that may be killed."""
+    begin = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            small_dump(path)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(3)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return False, time.monotonic() - begin
+    assert os.WEXITSTATUS(status) == 0, "the dump failed"
+    return True, time.monotonic() - begin
+
+
+def main(folder: Path, wanted: int) -> None:
+    rng = random.Random(wanted)
+    finished, longest = dump_in_child(folder / "whole", None)
+    assert finished
+    whole = tree(folder / "whole")
+    kills = dumps = resumed = 0
+    path = folder / "killed"
+    while kills < wanted:
+        finished, _ = dump_in_child(path, rng.uniform(0, longest))
+        if not finished:
+            kills += 1
+            if path.exists() and (path / "zarr.json").exists():
+                committed = check_committed(path)
+                resumed += committed > 0
+            with contextlib.suppress(UnfinishedStore, StoreNotFound):
+                check_views(path, 2)
+            continue
+        assert tree(path) == whole
+        dumps += 1
+        shutil.rmtree(path)
+    assert dumps > kills / 50
+    assert resumed > kills / 10
+    print(f"{kills} kills, {resumed} of them after a shard was committed, {dumps} dumps finished")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

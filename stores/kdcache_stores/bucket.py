@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote, urlunsplit
 
-from kdcache_stores.errors import RemoteError, StoreError, UsageError
+from kdcache_stores.errors import CorruptStore, RemoteError, StoreError, UsageError
 from kdcache_stores.files import check_key
 from kdcache_stores.urls import redact, split_url
 
@@ -68,7 +68,7 @@ class Bucket:
     def stream(self, key: str, limit: int = 2**26) -> Iterator[bytes]:
         """An object's bytes in pieces, without a gap, whatever happens to connections meanwhile.
 
-        Raises `FileNotFoundError`, `RemoteError`, and `StoreError` if there are more than `limit`.
+        Raises `FileNotFoundError`, `RemoteError`, and `CorruptStore` if there are more than `limit`.
         """
         check_key(key)
         done, failures, tag = 0, 0, None
@@ -79,7 +79,7 @@ class Bucket:
                 meta = result.meta
                 tag = meta["e_tag"]
                 if meta["size"] > limit:
-                    raise StoreError(
+                    raise CorruptStore(
                         f"{self.where}/{key} has {meta['size']} bytes, at most {limit} are expected"
                     )
                 for piece in result.stream(min_chunk_size=2**20):
@@ -90,7 +90,7 @@ class Bucket:
                     data, skip = data[skip:], 0
                     done += len(data)
                     if done > limit:
-                        raise StoreError(f"{self.where}/{key} has more than {limit} bytes")
+                        raise CorruptStore(f"{self.where}/{key} has more than {limit} bytes")
                     failures = 0
                     yield bytes(data)
                 if done >= meta["size"]:
@@ -111,12 +111,12 @@ class Bucket:
     def _open(self, key: str, start: int, tag: str | None) -> Any:
         import obstore
 
-        options: dict[str, Any] = {}
+        options: Any = {}
         if start:
             options["range"] = {"offset": start}
             if tag is not None:
                 options["if_match"] = tag
-        return self._call(lambda: obstore.get(self._store, key, options=options or None))
+        return self._call(lambda: obstore.get(self._store, key, options=options))
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""

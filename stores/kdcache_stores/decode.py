@@ -102,20 +102,29 @@ def _read_shard(
     pool: ThreadPoolExecutor,
 ) -> None:
     checks: list[Future[None]] = []
-    readers: dict[str, ShardReader] = {}
+    loaded: dict[str, tuple[ArrayLayout, bytes, str]] = {}
     for layout in layouts:
         key = layout.key(shard.view, shard.index)
         data = source.load(key)
         if source.needs_check(key):
             checks.append(pool.submit(source.confirm, key, data))
-        readers[layout.spec.name] = ShardReader(layout, data, f"{source.where}/{key}")
+        loaded[layout.spec.name] = layout, data, f"{source.where}/{key}"
+    try:
+        readers = {name: ShardReader(*arguments) for name, arguments in loaded.items()}
+    except CorruptStore:
+        _wait(checks)
+        raise
     blocks = [
         pool.submit(_decode_block, readers, encoding, rows, wanted, out, shard.start)
         for rows in _blocks(layouts, shard)
         if wanted.within(shard.start + rows.start, shard.start + rows.stop)
     ]
-    # The SHA-256 speaks first: it says that the shard is damaged, a block only how that shows.
-    for future in [*checks, *blocks]:
+    _wait([*checks, *blocks])
+
+
+def _wait(futures: list[Future[None]]) -> None:
+    """Wait, SHA-256 first: it says that a shard is damaged, a block only how that shows."""
+    for future in futures:
         future.result()
 
 

@@ -36,7 +36,6 @@ FIDELITY = (
 
 _PART = b"kdcache.part"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_KINDS = ("metadata", "samples", "probes", "shard", "card")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class Entry:
         key: its name.
         size: bytes.
         sha256: hex.
-        kind: "metadata", "samples", "probes", "shard", or "card" (may change afterwards).
+        kind: "metadata", "samples", "probes", "shard", "card" (may change afterwards), or what a
+            newer minor version adds.
         view, index, start, stop: for shards, else None.
         labelled, correct: labelled rows and how many of them the teacher gets right, on the first
             array of a field of logits.
@@ -163,7 +163,7 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
         numbers = [getattr(entry, name) for name in ("size", *names)]
         if (
             entry.key in entries
-            or entry.kind not in _KINDS
+            or not 0 < len(entry.kind) <= 64
             or not _SHA256.fullmatch(entry.sha256)
             or any(number is not None and not 0 <= number < 2**62 for number in numbers)
             or (entry.kind == "shard")

@@ -145,7 +145,9 @@ class SealedObjects:
         header = read_header(self.document(ROOT), self.where)
         for field in header.fields.values():
             document = self.document(field.metadata_key)
-            if document.get("attributes") != {"kdcache": field.to_dict()}:
+            found = document.get("attributes", {})
+            found = found.get("kdcache") if isinstance(found, dict) else None
+            if not isinstance(found, dict) or not found.items() >= field.to_dict().items():
                 raise FormatError(f"{self.where}/{field.metadata_key} disagrees with {ROOT}")
         return header
 

@@ -67,8 +67,8 @@ def seal_store(
 def finish_seal(files: LocalFiles, manifest_sha256: str) -> None:
     """The last step, also of a seal that was interrupted after its manifest."""
     files.put(SEAL, seal_text(manifest_sha256), replace=True)
+    files.clean()  # before the records go: a crash from here on leaves nothing else to tidy
     files.remove_folder(RECORDS)
-    files.clean()
 
 
 def tidy(files: LocalFiles, views: int) -> None:

@@ -1,6 +1,6 @@
 """Kill a dump with SIGKILL at random times until it finishes, again and again.
 
-    python kill_loop.py FOLDER KILLS
+    python kill_loop.py FOLDER KILLS SEED
 
 After each kill every committed shard must be whole, and a store that opens must hold the right
 logits; at the end of each dump the store must equal, byte for byte, one that was never interrupted.
@@ -17,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet  # noqa: F401 (imported once here, not in each child)
+import pyarrow as pa
+import pyarrow.parquet  # imported once here, not in each child
 import zarr  # noqa: F401
 from kdcache_stores import StoreNotFound, UnfinishedStore
 
@@ -31,7 +32,7 @@ def dump_in_child(path: Path, kill_after: float | None) -> tuple[bool, float]:
     child = os.fork()
     if child == 0:
         try:
-            small_dump(path)
+            small_dump(path, views=1)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -46,10 +47,11 @@ def dump_in_child(path: Path, kill_after: float | None) -> tuple[bool, float]:
     return True, time.monotonic() - begin
 
 
-def main(folder: Path, wanted: int) -> None:
-    rng = random.Random(wanted)
-    finished, longest = dump_in_child(folder / "whole", None)
-    assert finished
+def main(folder: Path, wanted: int, seed: int) -> None:
+    rng = random.Random(seed)
+    pa.table({"a": [1]})["a"].to_numpy()  # has Arrow import what it imports late
+    dump_in_child(folder / "whole", None)
+    longest = min(dump_in_child(folder / f"timed-{i}", None)[1] for i in range(3))
     whole = tree(folder / "whole")
     kills = dumps = resumed = 0
     path = folder / "killed"
@@ -58,10 +60,10 @@ def main(folder: Path, wanted: int) -> None:
         if not finished:
             kills += 1
             if path.exists() and (path / "zarr.json").exists():
-                committed = check_committed(path)
+                committed = check_committed(path, views=1)
                 resumed += committed > 0
             with contextlib.suppress(UnfinishedStore, StoreNotFound):
-                check_views(path, 2)
+                check_views(path)
             continue
         assert tree(path) == whole
         dumps += 1
@@ -72,4 +74,4 @@ def main(folder: Path, wanted: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -28,16 +28,16 @@ def small_dump(path: Path, views: int = 2, **changes: object) -> Path:
     return dump(path, views, **SMALL, **changes)
 
 
-def check_views(path: Path, views: int) -> None:
+def check_views(path: Path) -> None:
     store = open_store(path)
-    for view in range(views):
+    for view in range(store.n_views):
         expected = make_logits(view, 30).astype(np.float16).astype(np.float32)
         assert np.array_equal(store.read(view), expected)
 
 
-def check_committed(path: Path) -> int:
+def check_committed(path: Path, views: int = 2) -> int:
     """Every shard that has a record is whole; returns how many there are."""
-    with open_writer(path, 2, **SMALL) as writer:
+    with open_writer(path, views, **SMALL) as writer:
         book = RecordBook(writer.files, writer.shards)
         book.refresh()
         for record in book.found.values():
@@ -46,8 +46,13 @@ def check_committed(path: Path) -> int:
         return len(book.found)
 
 
+SOME_CALLS = pytest.param(7, id="some-calls")
+EVERY_CALL = pytest.param(1, id="every-call", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("stride", [SOME_CALLS, EVERY_CALL])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_failing_at_any_call(tmp_path: Path, code: int) -> None:
+def test_failing_at_any_call(tmp_path: Path, code: int, stride: int) -> None:
     whole = tree(small_dump(tmp_path / "whole"))
     n, finished, full = 0, False, False
     while not finished:
@@ -62,39 +67,42 @@ def test_failing_at_any_call(tmp_path: Path, code: int) -> None:
             pass  # a call that only tidies up
         if not finished:
             with contextlib.suppress(KDCacheError):
-                check_views(path, 2)
+                check_views(path)
             small_dump(path)
         assert tree(path) == whole, f"after failing at call {n}"
-        n += 1 if code == errno.EIO else 11
+        n += stride
     assert n > 100
     assert full == (code == errno.ENOSPC)
 
 
+@pytest.mark.parametrize("stride", [SOME_CALLS, EVERY_CALL])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
-def test_power_cuts_of_a_dump(tmp_path: Path, keep: float) -> None:
+def test_power_cuts_of_a_dump(tmp_path: Path, keep: float, stride: int) -> None:
     disk = LossyDisk()
     path = small_dump(tmp_path / "dump", disk=disk)
     whole = tree(path)
     rng = random.Random(7)
     seen = set()
-    for cut in range(0, len(disk.log) + 1, 1 if keep == 0.5 else 3):
+    for cut in reversed(range(len(disk.log), -1, -stride)):
         again = tmp_path / "again"
         shutil.rmtree(again, ignore_errors=True)
         restore(after_power_cut({}, disk.log[:cut], rng, keep), path, again)
         try:
-            check_views(again, 2)
+            check_views(again)
             seen.add("sealed")
         except KDCacheError as error:
             seen.add(type(error).__name__)
         check_committed(again)
         small_dump(again)
         assert tree(again) == whole, f"after a power cut at call {cut}"
-    assert {"UnfinishedStore", "StoreNotFound", "sealed"} <= seen
-    assert "CorruptStore" not in seen
+    assert seen == {"UnfinishedStore", "StoreNotFound", "sealed"}
 
 
+@pytest.mark.parametrize("stride", [SOME_CALLS, EVERY_CALL])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
-def test_power_cuts_of_a_growth_leave_the_old_views_readable(tmp_path: Path, keep: float) -> None:
+def test_power_cuts_of_a_growth_leave_the_old_views_readable(
+    tmp_path: Path, keep: float, stride: int
+) -> None:
     path = small_dump(tmp_path / "dump", views=1)
     before = {str(path / name): data for name, data in tree(path).items()}
     disk = LossyDisk()
@@ -103,13 +111,13 @@ def test_power_cuts_of_a_growth_leave_the_old_views_readable(tmp_path: Path, kee
     digests = open_store(path).view_digests
     rng = random.Random(8)
     views = set()
-    for cut in range(0, len(disk.log) + 1, 1 if keep == 0.5 else 3):
+    for cut in reversed(range(len(disk.log), -1, -stride)):
         again = tmp_path / "again"
         shutil.rmtree(again, ignore_errors=True)
         restore(after_power_cut(before, disk.log[:cut], rng, keep), path, again)
         store = open_store(again)  # never unreadable
         views.add(store.n_views)
-        check_views(again, store.n_views)
+        check_views(again)
         assert store.view_digests == digests[: store.n_views]
         assert store.verify().ok
         small_dump(again, views=2)
@@ -123,7 +131,7 @@ def test_readers_of_old_views_survive_each_step_of_a_growth(tmp_path: Path) -> N
     class Watching(LossyDisk):
         def __getattribute__(self, name: str) -> object:
             if name in ("link", "replace", "unlink"):
-                check_views(path, 1)
+                check_views(path)
             return super().__getattribute__(name)
 
     reader = open_store(path)
@@ -172,25 +180,37 @@ def test_missing_torn_and_misplaced_shards_are_written_again(tmp_path: Path) -> 
     assert tree(path) == whole
 
 
-def kill_loop(tmp_path: Path, kills: int) -> None:
+def kill_loops(tmp_path: Path, kills: int, at_once: int = 2) -> None:
+    """Kill dumps in several processes at once; they mostly wait."""
     script = Path(__file__).parent / "kill_loop.py"
-    folder = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(kills)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SOURCE_DATE_EPOCH": "17"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{kills} kills" in done.stdout
+    each = kills // at_once
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "SOURCE_DATE_EPOCH": "17",
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / str(seed)), str(each), str(seed)],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for seed in range(at_once)
+    ]
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        assert f"{each} kills" in output
 
 
 def test_two_hundred_kills(tmp_path: Path) -> None:
-    kill_loop(tmp_path, 200)
+    kill_loops(tmp_path, 200)
 
 
 @pytest.mark.slow
 def test_a_thousand_kills(tmp_path: Path) -> None:
-    kill_loop(tmp_path, 1000)
+    kill_loops(tmp_path, 1000)

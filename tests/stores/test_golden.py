@@ -1,0 +1,139 @@
+"""The golden stores of format 1 read as they were written, by kdcache and by other Zarr readers."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from kdcache_stores import LogitStore, open_store
+from kdcache_stores.encodings import make_encoding
+
+from tests.data.make_golden import STORES, make, samples, values
+
+DATA = Path(__file__).parents[1] / "data"
+DIGESTS = {
+    "train": "f6d647462d8d86f0cd121b95c7b50afa96f1471de4bd185c502f09d7a9ad490e",
+    "test": "e3a4b74be3917861cabf1c595512e76c1061027c7fe98b976f8e5770221a0bad",
+    "unlabelled": "59e7639a55cd835b4d4bafaa6a9830444d0d1a82a7d5bf45be0f5b9050023835",
+    "weak-strong": "5094b3e43a436bdd4a9418f62ecb2149cbd389ed89af9d5504661908839a60ed",
+    "feature-map": "5a510d29309d2ba548702318d43e03e1e8c7cb47d4fed2f9f2e6c6fec363e459",
+    "sequences": "21403a2d7eea013a70e5cb4f924f7bb6c57601d5b2980f557891afe6847ec1fd",
+}
+
+
+def golden(name: str) -> LogitStore:
+    return open_store(DATA / f"golden-{name}", expect=DIGESTS[name])
+
+
+def decoded(name: str, field: str, view: int) -> np.ndarray:
+    shape, encoding = STORES[name]["fields"][field]
+    live = values(view, len(STORES[name]["keys"]), shape)
+    out = np.empty_like(live)
+    item = make_encoding(encoding)
+    item.decode(item.encode(live, samples(name).labels), out)
+    return out
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_golden_stores_read_as_written(name: str) -> None:
+    store = golden(name)
+    assert store.verify().ok
+    assert store.plan.fingerprint == samples(name).fingerprint
+    assert np.array_equal(store.labels, samples(name).labels)
+    assert store.n_views == STORES[name]["views"]
+    for field in STORES[name]["fields"]:
+        for view in range(store.n_views):
+            assert np.array_equal(store.read(view, field=field), decoded(name, field, view))
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_the_generator_makes_the_same_stores(name: str, tmp_path: Path) -> None:
+    make(name, tmp_path / "store")
+    again = open_store(tmp_path / "store")
+    assert again.view_digests == golden(name).view_digests
+    assert again.digest == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_other_readers_see_equal_numbers(name: str) -> None:
+    tensorstore = pytest.importorskip("tensorstore")
+    path = DATA / f"golden-{name}"
+    store = golden(name)
+    for field in STORES[name]["fields"]:
+        for spec in store.fields[field].encoding.arrays(store.fields[field].shape):
+            ours = zarr.open_array(path / field / spec.name, mode="r")[...]
+            theirs = tensorstore.open(
+                {
+                    "driver": "zarr3",
+                    "kvstore": {"driver": "file", "path": f"{path / field / spec.name}/"},
+                },
+                read=True,
+            ).result()
+            assert np.array_equal(theirs.read().result(), ours)
+            assert ours.shape[:2] == (store.n_views, len(store))
+            if spec.name == "values" and spec.dtype.startswith("float") and len(spec.shape) == 1:
+                width = min(spec.shape[0], 7)
+                if spec.shape == store.fields[field].shape:
+                    assert np.array_equal(ours[0, :, :width], store.read(0)[:, :width])
+
+
+def test_a_reader_needs_nothing_but_the_description() -> None:
+    """The float32 store, read with hashlib, json-free arithmetic and pyarrow alone."""
+    import pyarrow.parquet as pq
+
+    path = DATA / "golden-test"
+    manifest = (path / "manifest.parquet").read_bytes()
+    assert (path / "manifest.sha256").read_text() == (
+        hashlib.sha256(manifest).hexdigest() + "  manifest.parquet\n"
+    )
+    table = pq.read_table(path / "manifest.parquet").to_pylist()
+    for row in table:
+        data = (path / row["key"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (row["bytes"], row["sha256"])
+    shard = next(row for row in table if row["kind"] == "shard" and row["start"] == 0)
+    data = (path / shard["key"]).read_bytes()
+    offset, size = (int(n) for n in np.frombuffer(data[-20:-4], "<u8"))
+    rows = np.frombuffer(data[offset : offset + size - 4], "<f4").reshape(-1, 7)
+    assert np.array_equal(rows[: shard["stop"]], values(0, 9, (7,))[: shard["stop"]])
+
+
+def test_sha256sum_checks_the_seal() -> None:
+    if shutil.which("sha256sum") is None:
+        pytest.skip("needs sha256sum")
+    command = ["sha256sum", "-c", "manifest.sha256"]
+    done = subprocess.run(command, cwd=DATA / "golden-train", capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_a_pair_of_views_is_two_views() -> None:
+    store = golden("weak-strong")
+    branches = store.plan.augmentation["branches"]
+    assert [branches[view % len(branches)] for view in range(4)] == ["weak", "strong"] * 2
+
+
+def test_sequences_are_runs_of_rows() -> None:
+    store = golden("sequences")
+    lengths: dict[str, int] = {}
+    for key in store.keys:
+        lengths[key.split("#")[0]] = lengths.get(key.split("#")[0], 0) + 1
+    assert lengths == {"text-0": 5, "text-1": 2, "text-2": 4}
+    second = store.read(0, slice(5, 7))
+    live = values(0, 11, (300,))[5:7]
+    assert second.shape == (2, 300)
+    assert np.array_equal(second.argmax(1), live.argmax(1))
+    assert second[0, 8] == live[0, 8]  # the label's own logit, whatever its rank
+
+
+def test_hashed_keys_join_by_the_real_ones() -> None:
+    store = golden("unlabelled")
+    assert store.keys_hashed
+    assert not any(key.startswith("unlabelled") for key in store.keys)
+    keys = STORES["unlabelled"]["keys"]
+    join = store.join(keys[::-2], np.full(5, -1))
+    assert list(join.rows) == [9, 7, 5, 3, 1]
+    assert join.extra == 5

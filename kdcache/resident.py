@@ -29,6 +29,7 @@ class ResidentLogits:
         views: V, how many of the stored views to cycle through, a multiple of ``group``.
         window: groups in memory that one epoch can draw from, 1 to V / group.
         group: views that belong together.
+        first: number of the first of these views, where the stores are parts.
         device: where the logits are wanted.
     """
 
@@ -40,9 +41,10 @@ class ResidentLogits:
         window: int,
         device: torch.device,
         group: int = 1,
+        first: int = 0,
     ) -> None:
         self.stores, self.rows, self.groups, self.window = stores, rows, views // group, window
-        self.group, self.device = group, device
+        self.group, self.device, self.first = group, device, first
         slots = min(window + 1, self.groups) * group
         self._slot_of = np.full(views, -1, np.int64)
         self._buffers = [
@@ -86,7 +88,7 @@ class ResidentLogits:
 
     def _load(self, view: int) -> None:
         for store, buffer in zip(self.stores, self._buffers, strict=True):
-            buffer[self._slot_of[view]] = torch.from_numpy(store.read(view, self.rows))
+            buffer[self._slot_of[view]] = torch.from_numpy(store.read(self.first + view, self.rows))
 
     def take(self, views: Rows, positions: Tensor) -> tuple[Tensor, ...]:
         """The logits of some samples, each from a view of the epoch that was prepared.
@@ -98,7 +100,7 @@ class ResidentLogits:
         Returns:
             float32 (..., K) per store.
         """
-        slots = torch.from_numpy(self._slot_of[views]).to(self.device)
+        slots = torch.from_numpy(self._slot_of[views - self.first]).to(self.device)
         return tuple(buffer[slots, positions].float() for buffer in self._buffers)
 
     def close(self) -> None:

@@ -72,7 +72,11 @@ def verify(store: str, expect: str | None, as_json: bool, quiet: bool) -> int:
     """Check every byte of a STORE against its manifest; exit 1 if it is damaged."""
     from kdcache_stores import open_store
 
-    with open_store(store, expect=expect) as opened, progress(quiet or as_json, "bytes") as bars:
+    # What is verified is what lies there, so nothing comes from the cache.
+    with (
+        open_store(store, expect=expect, cache_size=0) as opened,
+        progress(quiet or as_json, "bytes") as bars,
+    ):
         task = bars.add_task("verify", total=None, note="")
         report = opened.verify(
             progress=lambda done, total: bars.update(task, completed=done, total=total)

@@ -116,6 +116,7 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @click.option("--resident-views", type=click.IntRange(1), help="Views in memory for `random`.")
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @click.option("--subset", is_flag=True, help="Leave out samples that the store does not have.")
+@options.cache_size
 @click.option(
     "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
 )

@@ -8,37 +8,21 @@ worded here, from nothing of theirs but the status and the code.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import time
-from base64 import b64encode
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
-from urllib.parse import unquote, urlunsplit
 
-from kdcache_stores.errors import CorruptStore, RemoteError, StoreError, UsageError
+from kdcache_stores.connect import connect, not_after_a_fork
+from kdcache_stores.errors import CorruptStore, RemoteError, StoreError
 from kdcache_stores.files import check_key
 from kdcache_stores.urls import redact, split_url
 
 ATTEMPTS = 6
 """How often a body that brings nothing more is asked for, and a write is repeated."""
 
-_RETRY = {
-    "max_retries": 6,
-    "retry_timeout": timedelta(seconds=120),
-    "backoff": {
-        "init_backoff": timedelta(milliseconds=50),
-        "max_backoff": timedelta(seconds=8),
-        "base": 2,
-    },
-}
-# No limit on a whole request, which would fail large objects on slow lines; one on each silence.
-_CLIENT = {"timeout": "6h", "read_timeout": "30s", "connect_timeout": "10s"}
 _USER_METADATA = "kdcache_sha256"
-
-_runtime_pid: int | None = None
 
 
 class Bucket:
@@ -52,8 +36,8 @@ class Bucket:
         self.url = url
         self.where = redact(url)
         self.scheme = split_url(url).scheme
-        _not_after_a_fork()
-        self._store = _connect(url)
+        not_after_a_fork()
+        self._store = connect(url)
         self._ranges = True
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -129,8 +113,8 @@ class Bucket:
             return None
         return size
 
-    def sha256(self, key: str, size: int) -> str | None:
-        """The SHA-256 noted when the object was pushed, or None; also None if its size is another."""
+    def noted(self, key: str) -> tuple[int, str | None] | None:
+        """Size and, if it was noted when the object was pushed, SHA-256; None if there is no object."""
         import obstore
 
         def head() -> Any:
@@ -140,10 +124,8 @@ class Bucket:
             result = self._request("read", key, head)
         except FileNotFoundError:
             return None
-        if result.meta["size"] != size:
-            return None
         noted = result.attributes.get(_USER_METADATA)
-        return str(noted) if noted else None
+        return result.meta["size"], str(noted) if noted else None
 
     def children(self, folder: str = "") -> tuple[list[str], list[str]]:
         """Names of the folders and of the objects in a folder; raises `RemoteError`."""
@@ -223,7 +205,7 @@ class Bucket:
     # ---- requests ------------------------------------------------------------------------------
 
     def _call(self, request: Any) -> Any:
-        _not_after_a_fork()
+        not_after_a_fork()
         return request()
 
     def _request(self, what: str, key: str, request: Any) -> Any:
@@ -252,101 +234,6 @@ class Bucket:
         return RemoteError(
             f"cannot {what} {place} ({reason}); it was tried again with growing pauses. Everything "
             "that is done is kept: run the same again"
-        )
-
-
-def _connect(url: str) -> Any:
-    """The obstore store of a URL, with credentials from the usual places."""
-    from obstore.store import HTTPStore, from_url
-
-    parts = split_url(url)
-    options: dict[str, Any] = dict(_CLIENT)
-    if parts.scheme in ("http", "https", "hf"):
-        if parts.scheme == "hf":
-            from kdcache_stores.hub import resolve
-
-            base, token = resolve(url)
-            headers = {"authorization": f"Bearer {token}"} if token else {}
-        else:
-            host = parts.netloc.rpartition("@")[2]
-            base = urlunsplit((parts.scheme, host, parts.path, "", ""))
-            headers = _basic(parts.username, parts.password, parts.hostname or "")
-        options |= {"allow_http": base.startswith("http://")}
-        if headers:
-            options["default_headers"] = headers
-        return HTTPStore(base, client_options=options, retry_config=_RETRY)  # type: ignore[arg-type]
-    if parts.username or parts.password:
-        raise UsageError(
-            f"{redact(url)}: credentials do not belong into a {parts.scheme}:// URL; set them where "
-            "the service's own tools look for them"
-        )
-    more: dict[str, Any] = {}
-    if parts.scheme == "s3":
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        endpoint = endpoint or os.environ.get("AWS_ENDPOINT")
-        if endpoint:
-            more["endpoint"] = endpoint
-            options["allow_http"] = endpoint.startswith("http://")
-        more |= _aws_profile()
-    try:
-        return from_url(url, client_options=options, retry_config=_RETRY, **more)  # type: ignore[call-overload]
-    except Exception as error:
-        raise UsageError(f"{redact(url)} is no URL of a bucket ({_reason(error)})") from None
-
-
-def _basic(user: str | None, password: str | None, host: str) -> dict[str, str]:
-    """The header for a user and password in the URL, or in ~/.netrc."""
-    if user is None:
-        import netrc
-
-        try:
-            found = netrc.netrc().authenticators(host)
-        except (OSError, netrc.NetrcParseError):
-            return {}
-        if found is None:
-            return {}
-        user, password = found[0], found[2]
-    pair = f"{unquote(user)}:{unquote(password or '')}".encode()
-    return {"authorization": f"Basic {b64encode(pair).decode()}"}
-
-
-def _aws_profile() -> dict[str, Any]:
-    """Credentials and region of a profile in ~/.aws, which obstore leaves to boto3."""
-    if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE"):
-        return {}
-    files = [
-        os.environ.get(variable, os.path.expanduser(default))
-        for variable, default in (
-            ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
-            ("AWS_CONFIG_FILE", "~/.aws/config"),
-        )
-    ]
-    if not os.environ.get("AWS_PROFILE") and not any(map(os.path.exists, files)):
-        return {}
-    try:
-        from boto3 import Session
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        raise StoreError(
-            "credentials in ~/.aws are read by boto3: pip install 'kdcache[s3]', or set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from None
-    session = Session()
-    found: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
-    if session.region_name:
-        found["region"] = session.region_name
-    return found
-
-
-def _not_after_a_fork() -> None:
-    """obstore's threads do not live on in a forked process: there every request would hang."""
-    global _runtime_pid
-    if _runtime_pid is None:
-        _runtime_pid = os.getpid()
-    if _runtime_pid != os.getpid():
-        raise StoreError(
-            "a remote store was used before this process was forked, and cannot be used after it: "
-            "start worker processes with the method 'spawn', or pull the store first"
         )
 
 

@@ -27,7 +27,8 @@ def parse(url: str) -> HubPlace:
     if "@" in parts.netloc:
         raise UsageError(f"{redact(url)}: an hf:// URL has no user; log in with `hf auth login`")
     match = re.fullmatch(
-        r"datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", f"{parts.netloc}{parts.path}".rstrip("/")
+        r"datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?",
+        f"{parts.netloc}{parts.path}".rstrip("/"),
     )
     if match is None:
         raise UsageError(

@@ -68,8 +68,8 @@ class LogitStore:
         self.where = objects.where
         self.source = SealedObjects(objects, verify)
         self.header = self.source.header()
-        self._layouts = self.source.layouts(self.header)
-        first = next(iter(self._layouts.values()))[0]
+        self.layouts = self.source.layouts(self.header)
+        first = next(iter(self.layouts.values()))[0]
         self.first_view = self.source.first_view
         self.n_views, self.shard_rows = first.views - self.first_view, first.shard_rows
 
@@ -216,7 +216,7 @@ class LogitStore:
             raise UsageError(
                 f"out must be contiguous float32 {shape}, found {out.dtype} {out.shape}"
             )
-        layouts = self._layouts[field]
+        layouts = self.layouts[field]
         read_shards(self.source, self.shards(view), layouts, item.encoding, wanted, out)
         return out
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache_stores.errors import StoreError, UsageError
+from kdcache_stores.errors import UsageError
 from kdcache_stores.manifest import sha256
 
 DEFAULT_SIZE = 20 * 10**9
@@ -97,10 +97,8 @@ class ObjectCache:
                         with suppress(OSError):
                             os.utime(path)
                         return data
-        except FileNotFoundError:
+        except OSError:  # not here, or a cache that cannot be read: the server has it
             return None
-        except OSError as error:
-            raise StoreError(f"cannot read the cache {path}: {error.strerror}") from None
         with suppress(OSError):
             path.unlink()
         return None

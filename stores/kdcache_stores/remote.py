@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -52,6 +53,11 @@ class RemoteFiles:
         self._cache_size = cache_size
         self._cache = ObjectCache(limit=cache_size)
         self._entries: dict[str, Entry] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing on its way. Again in a forked process, which inherits neither threads nor locks."""
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: deque[str] = deque()
@@ -76,6 +82,8 @@ class RemoteFiles:
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `FileNotFoundError`, `CorruptStore`, `RemoteError`."""
+        if self._pid != os.getpid():
+            self._begin()
         entry = self._entries.get(key)
         if entry is None:
             return self.bucket.get(key, _LIMITS.get(key, 2**26))
@@ -122,6 +130,8 @@ class RemoteFiles:
 
     def prefetch(self, keys: Iterable[str]) -> None:
         """Start to fetch objects that are about to be read, in this order, a bounded number at once."""
+        if self._pid != os.getpid():
+            self._begin()
         with self._lock:
             known = {*self._waiting, *self._coming}
             self._waiting.extend(key for key in keys if key in self._entries and key not in known)

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from kdcache import replay
+from kdcache.augment import Mix
 from kdcache.datasets import Dataset
 from kdcache.philox import key_words
-from kdcache.resident import ResidentLogits, Rows
+from kdcache.resident import ResidentLogits, Rows, views_that_fit
 from kdcache.views import ViewPlan
 from kdcache_stores import LogitStore, MismatchError, Samples, UnknownName, UsageError, open_store
 
@@ -39,10 +40,11 @@ class Batch:
         images: uint8 (B, C, H, W), the augmented views, not normalised.
         labels: int64 (B,), -1 where unlabelled.
         logits: one float32 (B, K) tensor per store.
-        rows: int64 (B,), rows of the dataset.
+        rows: int64 (B,) array, rows of the dataset.
         keys: int64 (B,) on the device, 64 bits of the SHA-256 of each sample's key.
-        views: int64 (B,), the view of each sample (the first of its pair).
+        views: int64 (B,) on the device, the view of each sample (the first of its pair).
         mix: None, or (partner labels int64 (B,), own share lambda float32 (B,)) for mixup and cutmix.
+        total: samples in the batch over all parts, see `CachedViews`; B where there is one part.
     """
 
     images: Tensor
@@ -50,8 +52,9 @@ class Batch:
     logits: tuple[Tensor, ...]
     rows: Rows
     keys: Tensor
-    views: Rows
+    views: Tensor
     mix: tuple[Tensor, Tensor] | None
+    total: int
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.images, self.labels, self.logits, self.rows))
@@ -72,7 +75,8 @@ class CachedViews:
             store unlimited, so every epoch sees new views.
         rows: the dataset's rows to use (default: all).
         schedule: "epoch" or "random".
-        resident_views: with "random", how many views are kept in memory (default: all).
+        resident_views: with "random", how many views are kept in memory and drawn from; the window moves
+            on by one view each epoch (default: all that fit into half of the free memory).
         seed: of the order of the samples and of the random schedule.
         device: where the batches are wanted.
         workers: processes that decode image files; resident datasets need none.
@@ -80,6 +84,10 @@ class CachedViews:
         read_logits: False takes only the views of the stores, for training without their teachers.
         pairs: views 2i and 2i + 1 of a sample come together, as the augmentation weak+strong stores
             them; epoch ``e`` takes pair ``e mod V/2``.
+        part: (i, n) gives the i-th of n nearly equal parts of every batch, for n ranks.
+
+    Attributes:
+        window: with "random", how many views an epoch draws from (pairs of them count as one).
 
     Raises:
         MismatchError: stores of different plans, a store of another dataset, changed labels, or views
@@ -104,12 +112,13 @@ class CachedViews:
         subset: bool = False,
         read_logits: bool = True,
         pairs: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if schedule not in SCHEDULES:
             raise UnknownName("schedule of views", schedule, SCHEDULES)
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
         self.schedule, self.device = schedule, torch.device(device)
-        self.group = 2 if pairs else 1
+        self.group, self.part = 2 if pairs else 1, part
         rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
         self.replay: replay.Replayed | None = None
@@ -119,15 +128,21 @@ class CachedViews:
             self.plan = self._plan_of_stores()
             self.rows = self._join(rows, subset)
             self.replay = replay.check(self.plan, self.stores[0], self.device)
-            if read_logits:
-                self.logits = self._resident(resident_views)
         elif plan is not None:
             self.plan, self.rows = plan, rows
             if schedule == "random" and views is None:
                 raise UsageError("the random schedule without a store needs a number of views.")
         else:
             raise UsageError("CachedViews needs stores, or a plan when there are none.")
-        words = key_words(self.plan.samples.key_hashes)
+        if pairs and isinstance(self.plan.augmentation, Mix):
+            raise UsageError("mixed images come one by one, not as a weak and a strong view.")
+        self.window = self._window(resident_views, read_logits)
+        if self.stores and read_logits:
+            assert self.views is not None
+            self.logits = ResidentLogits(
+                self.stores, self.rows, self.views, self.window, self.device, self.group, self.first
+            )
+        words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
 
     def _plan_of_stores(self) -> ViewPlan:
@@ -173,20 +188,17 @@ class CachedViews:
             )
         return found[found >= 0]
 
-    def _resident(self, resident_views: int | None) -> ResidentLogits:
-        assert self.views is not None
-        groups = self.views // self.group
-        wanted = groups if resident_views is None else max(1, resident_views // self.group)
-        window = 1 if self.schedule == "epoch" else min(wanted, groups)
-        return ResidentLogits(
-            self.stores,
-            self.rows,
-            self.views,
-            window,
-            self.device,
-            group=self.group,
-            first=self.first,
-        )
+    def _window(self, wanted: int | None, read_logits: bool) -> int:
+        """Views (or pairs) that one epoch draws from."""
+        if self.schedule == "epoch" or self.views is None:
+            return 1
+        if wanted is None:
+            wanted = self.views
+            if self.stores and read_logits:
+                fit = views_that_fit(self.stores, len(self.rows), self.device)
+                # Beside a window that does not hold all views, the next one is being read.
+                wanted = self.views if fit >= self.views else fit - self.group
+        return min(max(1, wanted // self.group), self.views // self.group)
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -197,49 +209,54 @@ class CachedViews:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = rng.permutation(len(self.rows))
         views = self._views_of(epoch, rng)
+        cuts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        totals = [len(cut) for cut in cuts]
+        index, parts = self.part
+        cuts = [cut[index * len(cut) // parts : (index + 1) * len(cut) // parts] for cut in cuts]
+        # What the steps look up goes to the device once, not once per step.
+        mine = np.concatenate(cuts)
+        on_device = torch.from_numpy(mine).to(self.device)
+        keys, view_of = self._keys[on_device], torch.from_numpy(views[mine]).to(self.device)
         if self.logits is not None:
             self.logits.prepare(epoch)
-        parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            places = self.logits.places(*self._grouped(views[mine], mine))
         stream = self.plan.stream(
-            [self._request(part, views[part]) for part in parts],
+            [self._request(cut, views[cut]) for cut in cuts],
             device=self.device,
             workers=self.workers,
         )
-        for part, batch in zip(parts, stream, strict=True):
-            images = batch.images
-            logits: tuple[Tensor, ...] = ()
-            if self.logits is not None:
-                place = torch.from_numpy(self._paired(part)).to(self.device)
-                logits = self.logits.take(batch.views, place)
+        start = 0
+        for cut, total, batch in zip(cuts, totals, stream, strict=True):
+            here = slice(start, start := start + len(cut))
+            images, labels = batch.images, batch.labels
             if self.group == 2:
-                images = images.view(-1, 2, *images.shape[1:])
-                logits = tuple(one.view(-1, 2, one.shape[1]) for one in logits)
-            first = slice(None, None, self.group)
-            rows = batch.rows[first]
+                images, labels = images.view(-1, 2, *images.shape[1:]), labels[::2]
             yield Batch(
                 images=images,
-                labels=batch.labels[first],
-                logits=logits,
-                rows=self.plan.dataset_rows[rows],
-                keys=self._keys[torch.from_numpy(rows).to(self.device)],
-                views=batch.views[first],
+                labels=labels,
+                logits=() if self.logits is None else self.logits.take(places[here]),
+                rows=self.plan.dataset_rows[self.rows[cut]],
+                keys=keys[here],
+                views=view_of[here],
                 mix=batch.mix,
+                total=total,
             )
 
-    def _request(self, part: Rows, views: Rows) -> tuple[Rows, Rows]:
-        rows, views = self._paired(self.rows[part]), self._paired(views)
-        return rows, views + np.arange(len(views)) % self.group
+    def _grouped(self, views: Rows, positions: Rows) -> tuple[Rows, Rows]:
+        """Views and positions of single views (B,), or of both views of pairs (B, 2)."""
+        if self.group == 1:
+            return views, positions
+        return np.stack([views, views + 1], 1), np.stack([positions, positions], 1)
 
-    def _paired(self, values: Rows) -> Rows:
-        return values if self.group == 1 else np.repeat(values, 2)
+    def _request(self, part: Rows, views: Rows) -> tuple[Rows, Rows]:
+        views, positions = self._grouped(views, part)
+        return self.rows[positions].ravel(), views.ravel()
 
     def _views_of(self, epoch: int, rng: np.random.Generator) -> Rows:
         """The view of every row in this epoch, the first of its pair; (N,)."""
         groups = None if self.views is None else self.views // self.group
-        if self.schedule == "random":
-            window = np.arange(groups or 0)
-            if self.logits is not None:
-                window = self.logits.window_of(epoch)
+        if self.schedule == "random" and groups is not None:
+            window = (epoch + np.arange(self.window)) % groups
             return rng.choice(window, len(self.rows)) * self.group + self.first
         chosen = epoch if groups is None else epoch % groups
         return np.full(len(self.rows), chosen * self.group + self.first, np.int64)

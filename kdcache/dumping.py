@@ -1,8 +1,8 @@
 """Stage 1: run teachers once over the views of a dataset and write what they say to stores.
 
-Images are decoded and augmented once for all teachers. While the device forwards one shard, a thread
-encodes, hashes and writes the one before; what a store already holds is skipped before an image is
-decoded.
+Images are decoded and augmented once for all teachers, in a thread of its own; this one runs the
+teachers; a third encodes, hashes and writes. What a store already holds is skipped before an image
+is decoded.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +25,28 @@ from torch import Tensor
 
 from kdcache import replay
 from kdcache._version import __version__
+from kdcache.batches import Batch
+from kdcache.dump_ranks import DumpRanks
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan
-from kdcache_stores import DataError, FieldSpec, MismatchError, Probe, Shard, StoreWriter
+from kdcache_stores import DataError, FieldSpec, MismatchError, Shard, StoreWriter, UsageError
+from kdcache_stores.prefetch import prefetched
 
-Target = tuple[Teacher, str | os.PathLike[str]]
+AHEAD = 4
+"""Batches that wait augmented for the teachers."""
+DESCRIBED = 1024
+"""Batches that are described to the plan at a time, so that memory does not grow with the views."""
+
+
+class Target(NamedTuple):
+    """A teacher, the path of its store, and its top-1 on clean splits, if known."""
+
+    teacher: Teacher
+    path: str | os.PathLike[str]
+    clean_top1: dict[str, float] | None = None
+
+
+Targets = Sequence[Target | tuple[Teacher, str | os.PathLike[str]]]
 
 
 class Observer(Protocol):
@@ -38,24 +58,47 @@ class Observer(Protocol):
     def batch(self, rows: int, top1: float | None) -> None:
         """``rows`` more rows were forwarded; running top-1 of the first teacher, if it is known."""
 
+    def written(self, nbytes: int) -> None:
+        """A shard was committed; ``nbytes`` is what its store now takes on the disk."""
+
 
 @dataclass(frozen=True)
 class Dumped:
-    """What one call of `dump` did: rows forwarded, rows found finished, seconds."""
+    """What one call of `dump` did.
+
+    Attributes:
+        rows: rows forwarded, by all ranks together; each by every teacher that lacked it.
+        skipped: rows that every store held already.
+        seconds: wall-clock time.
+        sealed: whether the stores are finished.
+    """
 
     rows: int
     skipped: int
     seconds: float
+    sealed: bool
 
 
 @dataclass
 class _Job:
-    """One teacher and the store that it fills."""
+    """One teacher, the store that it fills, and how often it was right."""
 
     teacher: Teacher
     writer: StoreWriter
-    pending: set[Shard]
-    outputs: list[Tensor] = field(default_factory=list)
+    pending: set[Shard] = field(default_factory=set)
+    right: int = 0
+    labelled: int = 0
+
+    @property
+    def top1(self) -> float | None:
+        return self.right / self.labelled if self.labelled else None
+
+
+class _Probed(NamedTuple):
+    """Views whose pixels are to be proven: rows (P,), images uint8 (P, C, H, W) on the device."""
+
+    rows: np.ndarray
+    images: Tensor
 
 
 def provenance(device: torch.device, command: str) -> dict[str, Any]:
@@ -65,9 +108,43 @@ def provenance(device: torch.device, command: str) -> dict[str, Any]:
     return {"versions": versions, "device": f"{device.type} ({name})", "command": command}
 
 
+def open_writer(
+    plan: ViewPlan,
+    target: Target,
+    views: int,
+    *,
+    encoding: str,
+    batch_size: int,
+    device: torch.device | str,
+    hash_keys: bool = False,
+    repair: bool = False,
+    command: str = "",
+) -> StoreWriter:
+    """The writer of one target's store, new or resumed; arguments as for `dump`."""
+    if plan.views is not None and views > plan.views:
+        raise UsageError(f"{plan.augmentation.name} has {plan.views} views, {views} were asked for")
+    teacher = target.teacher
+    return StoreWriter(
+        target.path,
+        plan=plan.to_store(),
+        teacher=teacher.to_store(target.clean_top1),
+        samples=plan.samples,
+        views=views,
+        fields={"logits": FieldSpec(shape=(plan.dataset.classes,), encoding=encoding)},
+        config={
+            "batch_size": batch_size,
+            "channels_last": teacher.channels_last,
+            "compile": teacher.compile,
+        },
+        provenance=provenance(torch.device(device), command),
+        hash_keys=hash_keys,
+        repair=repair,
+    )
+
+
 def dump(
     plan: ViewPlan,
-    targets: Sequence[Target],
+    targets: Targets,
     views: int,
     *,
     encoding: str = "float16",
@@ -75,14 +152,16 @@ def dump(
     device: torch.device | str = "cpu",
     workers: int = 0,
     part: tuple[int, int] = (0, 1),
-    seal: bool = True,
+    ranks: DumpRanks | None = None,
+    hash_keys: bool = False,
+    repair: bool = False,
     command: str = "",
     watch: Observer | None = None,
 ) -> Dumped:
     """Write the logits of every teacher for ``views`` views of every sample, a store per teacher.
 
     Batches never cross a shard, so a row is forwarded in the same batch however often the dump was
-    interrupted and however many parts share it.
+    interrupted and however many ranks and parts share it.
 
     Args:
         plan: dataset, augmentation and seed of the views.
@@ -92,48 +171,84 @@ def dump(
         batch_size: images per forward pass.
         device: where the teachers are.
         workers: processes that decode image files.
-        part: (i, n) takes the i-th (from 0) of n disjoint parts of the shards.
-        seal: seal the stores at the end; False where other parts are still at work.
-        command: the command line to record in the store's provenance.
+        part: (i, n) takes the i-th (from 0) of n disjoint parts of the shards. The stores are
+            sealed if n is 1; otherwise `kdcache_stores.reopen` seals them when all are done.
+        ranks: the processes that share this part; rank 0 seals.
+        hash_keys: publish the SHA-256 of each key instead of the key.
+        repair: check finished stores first and write damaged shards anew.
+        command: the command line to record in the stores' provenance.
 
     Raises:
         MismatchError: a store at one of the paths was made with another plan, teacher, encoding,
             batch size or precision; or a teacher of another class count.
         DataError: a logit that is not finite; sample and view are named.
     """
-    begun, where = time.perf_counter(), torch.device(device)
+    begun, where, ranks = time.perf_counter(), torch.device(device), ranks or DumpRanks()
+    wanted = [Target(*target) for target in targets]
+    _require_distinct(wanted)
     with ExitStack() as opened:
-        jobs = []
-        for teacher, path in targets:
-            writer = StoreWriter(
-                path,
-                plan=plan.to_store(),
-                teacher=teacher.to_store(),
-                samples=plan.samples,
-                views=views,
-                fields={"logits": FieldSpec(shape=(plan.dataset.classes,), encoding=encoding)},
-                config={"batch_size": batch_size},
-                provenance=provenance(where, command),
-            )
-            opened.enter_context(writer)
-            jobs.append(_Job(teacher, writer, set(writer.pending(part))))
-        todo = sorted(set().union(*(job.pending for job in jobs)))
-        rows = sum(shard.rows for shard in todo)
-        total = views * len(plan) if part == (0, 1) else rows
+        jobs: list[_Job] = []
+
+        def open_all(repair: bool) -> None:
+            for target in wanted:
+                writer = open_writer(plan, target, views, encoding=encoding, batch_size=batch_size,
+                                     device=where, hash_keys=hash_keys, repair=repair,
+                                     command=command)  # fmt: skip
+                jobs.append(_Job(target.teacher, opened.enter_context(writer)))
+
+        ranks.first(partial(open_all, repair))
+        if ranks.rank > 0:
+            open_all(False)
+        # Rank 0's list holds for all: theirs may already lack what a quicker rank has committed.
+        pending = ranks.first(lambda: [job.writer.pending(part) for job in jobs])
+        todo = sorted(set().union(*pending))
+        mine = todo[ranks.rank :: ranks.world]
+        for job, missing in zip(jobs, pending, strict=True):
+            job.pending = set(missing) & set(mine)
+        shards = sorted(set(jobs[0].writer.shards[part[0] :: part[1]]) | set(todo))
+        skipped = sum(shard.rows for shard in shards) - sum(shard.rows for shard in todo)
         if watch:
-            watch.start(total - rows, total)
+            own = sum(shard.rows for shard in mine)
+            done = skipped if ranks.world == 1 else 0
+            watch.start(done, done + own)
         with ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as pool:
-            _forward(plan, jobs, todo, batch_size, where, workers, pool, watch)
-        if seal:
+            _forward(plan, jobs, mine, batch_size, where, workers, pool, watch)
+        ranks.wait()
+        whole = part[1] == 1
+
+        def seal_all() -> None:
             for job in jobs:
-                if not job.writer.sealed:
-                    job.writer.seal()
-    return Dumped(rows, total - rows, time.perf_counter() - begun)
+                job.writer.seal()
+
+        if whole:
+            ranks.first(seal_all)
+    return Dumped(sum(s.rows for s in todo), skipped, time.perf_counter() - begun, whole)
+
+
+def _require_distinct(targets: Sequence[Target]) -> None:
+    if not targets:
+        raise UsageError("a dump needs at least one teacher and the path of its store")
+    paths = [os.path.abspath(target.path) for target in targets]
+    if len(set(paths)) < len(paths):
+        raise UsageError(f"every teacher needs a store of its own, found the paths {paths}")
 
 
 def _cuts(shard: Shard, batch_size: int) -> Iterator[tuple[int, int]]:
     for start in range(shard.start, shard.stop, batch_size):
         yield start, min(start + batch_size, shard.stop)
+
+
+def _batches(
+    plan: ViewPlan, todo: Sequence[Shard], batch_size: int, device: torch.device, workers: int
+) -> Iterator[Batch]:
+    """The views of all shards in order, batch by batch."""
+    cuts = (
+        (np.arange(start, stop), shard.view)
+        for shard in todo
+        for start, stop in _cuts(shard, batch_size)
+    )
+    while described := list(islice(cuts, DESCRIBED)):
+        yield from plan.stream(described, device=device, workers=workers)
 
 
 def _forward(
@@ -146,57 +261,69 @@ def _forward(
     pool: ThreadPoolExecutor,
     watch: Observer | None,
 ) -> None:
-    """Forward every shard; the pool finishes them one behind."""
-    batches = [
-        (np.arange(start, stop), shard.view)
-        for shard in todo
-        for start, stop in _cuts(shard, batch_size)
-    ]
-    stream = iter(plan.stream(batches, device=device, workers=workers))
+    """Run the teachers over every shard; the pool finishes shards while the next is under way."""
+    views = _batches(plan, todo, batch_size, device, workers)
     writing: list[Future[None]] = []
-    hits, labelled = torch.zeros((), dtype=torch.int64, device=device), 0
-    for shard in todo:
-        wanted = [job for job in jobs if shard in job.pending]
-        probe_rows = replay.probe_rows(plan, shard.view)
-        probes: list[Probe] = []
-        for _, stop in _cuts(shard, batch_size):
-            batch = next(stream)
-            probed = np.flatnonzero(np.isin(batch.rows, probe_rows))
-            if len(probed):
-                images = batch.images[torch.from_numpy(probed).to(device)]
-                probes += replay.measure(plan, batch.rows[probed], shard.view, images)
-            for job in wanted:
-                said = job.teacher(batch.images)
-                _require_classes(job.teacher, said, plan)
-                job.outputs.append(said)
-            hits += (said.argmax(1) == batch.labels).sum()
-            labelled += int((plan.samples.labels[batch.rows] >= 0).sum())
-            if watch:
-                # Reading the count waits for the device, so on a GPU it is done once a shard.
-                known = labelled and (device.type == "cpu" or stop == shard.stop)
-                watch.batch(len(batch.rows), hits.item() / labelled if known else None)
-        for job in wanted:
-            logits, job.outputs = torch.cat(job.outputs), []
-            writing.append(pool.submit(_finish, job.writer, shard, logits, probes, plan))
-        while len(writing) > len(jobs):
-            writing.pop(0).result()
+    with closing(prefetched(lambda batch: batch, views, AHEAD)) as stream:
+        for shard in todo:
+            wanted = [job for job in jobs if shard in job.pending]
+            outputs: list[list[Tensor]] = [[] for _ in wanted]
+            probe_rows, probed = replay.probe_rows(plan, shard.view), []
+            for _ in _cuts(shard, batch_size):
+                batch = next(stream)
+                chosen = np.flatnonzero(np.isin(batch.rows, probe_rows))
+                if len(chosen):
+                    # Copied on the device; the writing thread brings them to the host.
+                    index = torch.from_numpy(chosen).to(device)
+                    probed.append(_Probed(batch.rows[chosen], batch.images.index_select(0, index)))
+                for job, said in zip(wanted, outputs, strict=True):
+                    logits = job.teacher(batch.images)
+                    _require_classes(job.teacher, logits, plan)
+                    said.append(logits)
+                if writing and writing[0].done():
+                    writing.pop(0).result()
+                if watch:
+                    watch.batch(len(batch.rows), jobs[0].top1)
+            for job, said in zip(wanted, outputs, strict=True):
+                writing.append(pool.submit(_finish, job, shard, said, probed, plan, watch))
+            while len(writing) > len(jobs):
+                writing.pop(0).result()
     for future in writing:
         future.result()
 
 
 def _finish(
-    writer: StoreWriter, shard: Shard, logits: Tensor, probes: list[Probe], plan: ViewPlan
+    job: _Job,
+    shard: Shard,
+    outputs: list[Tensor],
+    probed: list[_Probed],
+    plan: ViewPlan,
+    watch: Observer | None,
 ) -> None:
-    values = logits.float().cpu().numpy()
+    """Bring a shard's logits to the host, check them and commit them."""
+    values = torch.cat(outputs).cpu().numpy()
+    outputs.clear()
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
         row = shard.start + int(bad[0])
         raise DataError(
-            f"the teacher gave a logit that is not finite for sample {plan.samples.keys[row]!r} (row "
-            f"{row}), view {shard.view}, and for {len(bad) - 1} more rows of that shard. Nothing of the "
-            "shard was stored. Try --precision float32, and check the teacher's weights."
+            f"the teacher {job.teacher.architecture} gave a logit that is not finite for sample "
+            f"{plan.samples.keys[row]!r} (row {row}), view {shard.view}, and for {len(bad) - 1} more "
+            "rows of that shard. Nothing of the shard was stored. Try --precision float32, and check "
+            "the teacher's weights."
         )
-    writer.write(shard, {"logits": values}, probes=probes)
+    probes = [p for one in probed for p in replay.measure(plan, one.rows, shard.view, one.images)]
+    job.writer.write(shard, {"logits": values}, probes=probes)
+    labels = plan.samples.labels[shard.start : shard.stop]
+    job.right += int((values.argmax(1) == labels).sum())
+    job.labelled += int((labels >= 0).sum())
+    if watch:
+        watch.written(_size_on_disk(job.writer.path))
+
+
+def _size_on_disk(folder: Path) -> int:
+    files = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
+    return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
 def _require_classes(teacher: Teacher, logits: Tensor, plan: ViewPlan) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +24,7 @@ def clean_logits(
     network: Callable[[Tensor], Tensor],
     dataset: Dataset,
     rows: np.ndarray | None = None,
+    size: int | None = None,
     device: torch.device | str = "cpu",
     workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -29,12 +32,19 @@ def clean_logits(
 
     Args:
         network: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
+        size: side that the network was trained at; images of another size are resized to 256/224 of it
+            and cropped centrally, as usual on ImageNet. None takes images as they are.
 
     Returns:
         float32 (N, K) logits and int64 (N,) labels, on ``device``.
     """
     rows = np.arange(len(dataset)) if rows is None else rows
-    plan = ViewPlan(dataset, make_augmentation("none", dataset), seed=0)
+    way = "none"
+    if size is not None and (
+        dataset.image_shape is None or dataset.image_shape[1:] != (size, size)
+    ):
+        way = f"center-crop:size={size},resize={round(size * 256 / 224)}"
+    plan = ViewPlan(dataset, make_augmentation(way, dataset), seed=0)
     batches = [(rows[i : i + BATCH], 0) for i in range(0, len(rows), BATCH)]
     logits, labels = [], []
     for batch in plan.stream(batches, device=device, workers=workers):
@@ -72,4 +82,53 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "top5": hit.any(1).float().mean().item(),
         "nll": F.cross_entropy(logits, labels).item(),
         "ece": (gap.abs().sum() / len(labels)).item(),
+    }
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T > 0 that minimises the negative log-likelihood of logits / T (Guo et al. 2017, sec. 4.2).
+
+    Found by bounded scalar minimisation over log T in float64, between T = 0.02 and 50. Unlabelled
+    samples (-1) are left out.
+
+    Args:
+        logits: float (N, K).
+        labels: int64 (N,).
+    """
+    known = labels >= 0
+    wide, wanted = logits[known].double().cpu(), labels[known].cpu()
+
+    def nll(log_temperature: float) -> float:
+        return F.cross_entropy(wide / math.exp(log_temperature), wanted).item()
+
+    bounds = (math.log(0.02), math.log(50))
+    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(found.x)
+
+
+def calibration(
+    logits: Tensor,
+    labels: Tensor,
+    fit_logits: Tensor | None = None,
+    fit_labels: Tensor | None = None,
+) -> dict[str, float]:
+    """NLL and ECE at a fitted temperature.
+
+    Args:
+        logits: float (N, K), measured.
+        labels: int64 (N,).
+        fit_logits: what the temperature is fitted to (default: the same as is measured).
+        fit_labels: their labels.
+
+    Returns:
+        temperature, calibrated_nll and calibrated_ece.
+    """
+    if fit_logits is None or fit_labels is None:
+        fit_logits, fit_labels = logits, labels
+    temperature = fit_temperature(fit_logits, fit_labels)
+    found = scores(logits / temperature, labels)
+    return {
+        "temperature": temperature,
+        "calibrated_nll": found["nll"],
+        "calibrated_ece": found["ece"],
     }

@@ -31,8 +31,8 @@ from kdcache_stores.errors import MismatchError, StoreError
 PROBES_PER_VIEW = 8
 PROBES_CHECKED = 32
 LATTICE = 8
-MEAN_TOLERANCE = 0.75
-MAX_TOLERANCE = 16
+MEAN_TOLERANCE = 0.5
+MAX_TOLERANCE = 4
 
 
 class Store(Protocol):

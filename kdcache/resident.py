@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,6 +14,25 @@ from torch import Tensor
 from kdcache_stores import LogitStore
 
 Rows = NDArray[np.int64]
+
+#: The share of the free memory that the default window of views may take.
+SHARE_OF_FREE = 0.5
+
+
+def views_that_fit(
+    stores: Sequence[LogitStore], rows: int, device: torch.device, sharers: int = 1
+) -> int:
+    """How many views of ``rows`` samples fit into half of the device's free memory; at least 1.
+
+    Args:
+        sharers: processes that share the memory of a CPU.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available // sharers
+    per_view = max(1, sum(rows * store.classes * _dtype(store).itemsize for store in stores))
+    return max(1, int(SHARE_OF_FREE * free) // per_view)
 
 
 class ResidentLogits:
@@ -54,17 +74,8 @@ class ResidentLogits:
         self._loading: dict[int, Future[None]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kdcache-read")
 
-    @staticmethod
-    def bytes_per_view(stores: Sequence[LogitStore], rows: int) -> int:
-        """Memory that one view takes."""
-        return sum(rows * store.classes * _dtype(store).itemsize for store in stores)
-
-    def window_of(self, epoch: int) -> Rows:
-        """The groups that epoch ``epoch`` can use, in order; group i holds views i·group and on."""
-        return (epoch + np.arange(self.window)) % self.groups
-
     def _views_of(self, epoch: int) -> list[int]:
-        firsts = self.window_of(epoch) * self.group
+        firsts = (epoch + np.arange(self.window)) % self.groups * self.group
         return [int(first) + i for first in firsts for i in range(self.group)]
 
     def prepare(self, epoch: int) -> None:
@@ -90,18 +101,27 @@ class ResidentLogits:
         for store, buffer in zip(self.stores, self._buffers, strict=True):
             buffer[self._slot_of[view]] = torch.from_numpy(store.read(self.first + view, self.rows))
 
-    def take(self, views: Rows, positions: Tensor) -> tuple[Tensor, ...]:
-        """The logits of some samples, each from a view of the epoch that was prepared.
+    def places(self, views: Rows, positions: Rows) -> Tensor:
+        """Where the logits of samples lie, each in a view of the epoch that was prepared.
 
         Args:
-            views: int64 (...,).
-            positions: int64 (...,) on the device, indices into ``rows``.
+            views: int64 (B,), or (B, 2) for pairs.
+            positions: int64 of the same shape, indices into ``rows``.
 
         Returns:
-            float32 (..., K) per store.
+            int64 of the same shape on the device, for `take`.
         """
-        slots = torch.from_numpy(self._slot_of[views - self.first]).to(self.device)
-        return tuple(buffer[slots, positions].float() for buffer in self._buffers)
+        return torch.from_numpy(self._slot_of[views - self.first] * len(self.rows) + positions).to(
+            self.device
+        )
+
+    def take(self, places: Tensor) -> tuple[Tensor, ...]:
+        """The logits at some of the `places`: float32 (..., K) per store."""
+        flat = places.reshape(-1)
+        return tuple(
+            buffer.flatten(0, 1).index_select(0, flat).float().view(*places.shape, -1)
+            for buffer in self._buffers
+        )
 
     def close(self) -> None:
         """Stop reading."""

@@ -5,6 +5,7 @@
     RUN/model.safetensors  the weights after the last epoch
     RUN/checkpoint.pt      what is needed to go on after the last finished epoch
     RUN/summary.json       last and best accuracy, seconds per epoch, teacher forwards
+    RUN/tensorboard/       events, where they were asked for
 
 Files are written to a temporary name, flushed and renamed, so a killed run leaves whole files. Nothing
 in a run is ever executed: TOML, JSON and safetensors are data, and the checkpoint is read with
@@ -30,12 +31,13 @@ from kdcache.models import build_model
 from kdcache.preprocessing import Preprocessing
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
-CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
+CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY, TENSORBOARD = (
     "config.toml",
     "metrics.jsonl",
     "model.safetensors",
     "checkpoint.pt",
     "summary.json",
+    "tensorboard",
 )
 
 
@@ -70,9 +72,11 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; --out needs a directory for the run.")
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         if (self.path / CONFIG).exists():
             self._require_same(read_config(self.path))
-        elif any(self.path.iterdir()):
+        elif any(file.name != TENSORBOARD for file in self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty and holds no {CONFIG}, so it is no run; "
                 "choose another --out."
@@ -83,7 +87,8 @@ class Run:
     def _require_same(self, old: Mapping[str, Any]) -> None:
         was, now = _flat(old), _flat(self.config)
         for key in sorted(was.keys() | now.keys()):
-            if key not in _FREE_ON_RESUME and was.get(key) != now.get(key):
+            free = key in _FREE_ON_RESUME or key.startswith("store_paths.")
+            if not free and was.get(key) != now.get(key):
                 raise MismatchError(
                     f"{self.path} holds a run with another configuration: {key} was "
                     f"{was.get(key)!r}, now {now.get(key)!r}. Use the old value to go on with that "
@@ -139,14 +144,15 @@ class Run:
 
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
-_FREE_ON_RESUME = {
-    "data.root", "training.device", "training.threads", "store_paths",
-}  # fmt: skip
+_FREE_ON_RESUME = {"data.root", "training.device", "training.threads"}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its dotted name; the items of a list by their number."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
+        if isinstance(value, (list, tuple)):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
@@ -215,10 +221,16 @@ class RunModel(NamedTuple):
     file: Path
 
 
-def load_run_model(path: str | os.PathLike[str]) -> RunModel:
+def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> RunModel:
     """The trained model of a finished run.
 
+    Args:
+        path: the run's directory.
+        allow_code: import and call the function that the run names, if its network is a user's own
+            (MODULE:FUNCTION). A run is data, so without this a stranger's run starts nobody's code.
+
     Raises:
+        UsageError: the network is a user's own and ``allow_code`` is off.
         DataError: not a run, unfinished (no weights), or weights that do not fit its config.
     """
     config = read_config(path)
@@ -229,12 +241,18 @@ def load_run_model(path: str | os.PathLike[str]) -> RunModel:
         )
     try:
         spec = config["model"]
-        module = build_model(spec["name"], spec["classes"], spec["channels"], spec["size"])
+        name = spec["name"]
+        if ":" in name and name.partition(":")[0] not in ("torchvision", "timm") and not allow_code:
+            raise UsageError(
+                f"the network of {path} is made by {name}, code that is not kdcache's. If you trust "
+                "it, give --allow-code (allow_code=True) to import and run it."
+            )
+        module = build_model(name, spec["classes"], spec["channels"], spec["size"])
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"{Path(path) / CONFIG} lacks the entry {error}.") from error
     try:
         module.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise DataError(f"{file} does not hold the weights of {spec['name']}: {error}") from error
+        raise DataError(f"{file} does not hold the weights of {name}: {error}") from error
     return RunModel(module.eval(), preprocessing, config, file)

@@ -27,7 +27,7 @@ from kdcache.models.library import (
     torchvision_class_names,
 )
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
-from kdcache.runs import load_run_model
+from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.weights import load_weights, names_file, tensor_digest
 from kdcache_stores import Teacher as StoredTeacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
@@ -127,12 +127,14 @@ def load_teacher(
     channels: int = 3,
     size: int = 32,
     preprocessing: Preprocessing | None = None,
+    fallback: Preprocessing | None = None,
     class_map: Sequence[int] | None = None,
     precision: str = "float32",
     device: torch.device | str = "cpu",
     channels_last: bool = False,
     compile: bool = False,
     allow_untrained: bool = False,
+    allow_code: bool = False,
 ) -> Teacher:
     """A teacher for views of a dataset.
 
@@ -143,17 +145,19 @@ def load_teacher(
         channels: of the views.
         size: side of the views in pixels.
         preprocessing: of the model. None: what the library's weights or the run say.
+        fallback: preprocessing where neither says it; the teacher then holds this very object.
         class_map: the module's logit for each class of the dataset (`load_class_map`).
         precision: "float32", "bf16" or "fp16".
         device: where it runs.
         channels_last: run in that memory format.
         compile: through torch.compile.
         allow_untrained: fresh weights where there is nothing to load.
+        allow_code: import the function that a run names, if its network is a user's own.
 
     Raises:
         UnknownName: no such model, weights or precision.
-        UsageError: no weights, or no preprocessing, where they must be given.
-        DataError: the weights are not readable.
+        UsageError: no preprocessing where it must be given.
+        DataError: no weights, or not readable ones.
         MismatchError: they do not fit the model, or the model does not fit the dataset.
     """
     name, at, after = str(spec).partition("@")
@@ -166,21 +170,24 @@ def load_teacher(
     if prefix in LIBRARIES and source is not None and not names_file(source):
         found = LIBRARIES[prefix](rest, source)
     elif name not in MODELS and Path(name).is_dir():
-        name, found = _from_run(Path(name), source)
+        name, found = _from_run(Path(name), source, allow_code)
     elif "/" in name:
         raise DataError(f"teacher {name}: there is no such directory")
     elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
-        inputs = preprocessing.channels if preprocessing else channels
-        side = (preprocessing and preprocessing.size) or size
+        assumed = preprocessing or fallback
+        inputs = assumed.channels if assumed else channels
+        side = (assumed and assumed.size) or size
         found = _built(name, source, classes, inputs, side, mapped=class_map is not None)
     else:
-        own = f", or the library's own: {name}@DEFAULT" if rest else ""
-        raise DataError(f"teacher {name}: no weights are given. Give a file: {name}@FILE{own}")
-    preprocessing = preprocessing or found.preprocessing
+        own = f", or take the library's: {name}@DEFAULT" if rest else ""
+        raise DataError(
+            f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{own}"
+        )
+    preprocessing = preprocessing or found.preprocessing or fallback
     if preprocessing is None:
         raise UsageError(
-            f"teacher {name}: its preprocessing is not known. Give the mean and std that it was "
-            f"trained with, by numbers or by name: {', '.join(PREPROCESSINGS)}"
+            f"teacher {name}: the mean and std that it was trained with are not known. Give them as "
+            f"its preprocessing, by numbers or by the name of one: {', '.join(PREPROCESSINGS)}"
         )
     state = found.module.state_dict()
     digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
@@ -214,10 +221,10 @@ def _built(
     return Pretrained(module, file_sha256=file.file_sha256)
 
 
-def _from_run(path: Path, source: str | None) -> tuple[str, Pretrained]:
+def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pretrained]:
     """The architecture and model of a run, with another checkpoint of its training if given."""
-    run = load_run_model(path)
-    file = load_weights(source or run.file)
+    run = load_run_model(path, allow_code)
+    file = load_weights(source or path / WEIGHTS)
     if source is not None:
         file.apply(run.module)
     trained = Pretrained(run.module, run.preprocessing, file_sha256=file.file_sha256)

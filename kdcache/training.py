@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,15 @@ import torch
 
 from kdcache.cached import CachedViews
 from kdcache.datasets import Dataset, load_dataset
-from kdcache.loop import Loop, Observer, Silent, images_of
+from kdcache.loop import Loop, Observer, Silent
 from kdcache.objectives import ObjectiveConfig
 from kdcache.optim import Optimization
-from kdcache.resident import Rows
-from kdcache.runs import Run
+from kdcache.outcome import view_shape
+from kdcache.ranks import Ranks, join
+from kdcache.resident import Rows, views_that_fit
+from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
+from kdcache.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import LogitStore, MismatchError, UsageError, open_store
 
@@ -88,14 +91,25 @@ class Training:
             raise UsageError(f"--val-split {self.val_split} must be in [0, 1).")
 
 
-def train(training: Training, out: str | os.PathLike[str], watch: Observer | None = None) -> Run:
+def train(
+    training: Training,
+    out: str | os.PathLike[str],
+    watch: Observer | None = None,
+    *,
+    tensorboard: bool = False,
+    allow_code: bool = False,
+) -> Run:
     """Train to the end, going on after the last finished epoch if ``out`` holds this very run.
 
     On a CPU the result does not depend on interruptions: the resumed weights are equal bit for bit.
+    Under ``torchrun`` the ranks divide every batch, and rank 0 alone watches and writes.
 
     Args:
         training: what to train.
         out: the run's directory.
+        watch: told of the progress.
+        tensorboard: write the metrics to ``out``/tensorboard too.
+        allow_code: import the factory that the run of an online teacher names.
 
     Returns:
         The finished run.
@@ -106,18 +120,23 @@ def train(training: Training, out: str | os.PathLike[str], watch: Observer | Non
     """
     if training.threads:
         torch.set_num_threads(training.threads)
+    out = Path(out)
     root = Path(training.data_root) if training.data_root else None
-    trainset = load_dataset(training.dataset, "train", root, training.download)
-    testset = load_dataset(training.dataset, "test", root, training.download)
     with ExitStack() as opened:
+        ranks, device = opened.enter_context(join(training.device))
+        watch = watch or Silent() if ranks.first else Silent()
+        if tensorboard and ranks.first:
+            watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
+        trainset = load_dataset(training.dataset, "train", root, training.download)
+        testset = load_dataset(training.dataset, "test", root, training.download)
         stores = [opened.enter_context(open_store(path)) for path in training.stores]
         _require_classes(stores, trainset)
-        teachers = _online_teachers(training, stores, trainset)
         rows, held_out = _choose(trainset, training)
         plan = None
         if not stores:
             augmentation = make_augmentation(training.augment, trainset)
             plan = ViewPlan(trainset, augmentation, training.seed)
+        read = training.objective.method != "ce" and not training.online
         views = CachedViews(
             trainset,
             stores,
@@ -126,17 +145,41 @@ def train(training: Training, out: str | os.PathLike[str], watch: Observer | Non
             views=training.views,
             rows=rows,
             schedule=training.schedule,
-            resident_views=training.resident_views,
-            read_logits=training.objective.method != "ce" and not teachers,
+            resident_views=_resident_views(training, out, stores if read else [], len(rows), ranks),
+            read_logits=read,
             seed=training.seed,
-            device=training.device,
+            device=device,
             workers=training.workers,
             subset=training.subset,
             pairs=training.objective.method == "mlkd",
+            part=(ranks.rank, ranks.world),
         )
         opened.enter_context(views)
-        loop = Loop(training, Path(out), testset, held_out, views, teachers, watch or Silent())
-        return loop.run()
+        ranks.require_divisible(len(views.rows), training.optimization.batch_size)
+        if training.schedule == "random" and views.window * views.group < (views.views or 0):
+            watch.note(
+                f"{views.window * views.group} of {views.views} views are in memory at a time; an epoch "
+                "draws from those alone, which is not the distribution of online training. More of "
+                "them: --resident-views."
+            )
+        teachers = _online_teachers(training, stores, views.plan, device, allow_code)
+        training = replace(training, device=device)
+        return Loop(training, out, testset, held_out, views, teachers, watch, ranks).run()
+
+
+def _resident_views(
+    training: Training, out: Path, stores: Sequence[LogitStore], rows: int, ranks: Ranks
+) -> int | None:
+    """The window of the random schedule: as asked, as this run began, or what fits on every rank."""
+    if training.schedule != "random" or training.resident_views is not None:
+        return training.resident_views
+    if is_run(out):
+        began: int | None = read_config(out).get("data", {}).get("resident_views")
+        return began
+    if not stores or ranks.world == 1:
+        return None
+    fit = views_that_fit(stores, rows, torch.device(training.device), ranks.neighbours)
+    return ranks.lowest(fit)
 
 
 def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
@@ -149,13 +192,22 @@ def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
 
 
 def _online_teachers(
-    training: Training, stores: Sequence[LogitStore], dataset: Dataset
+    training: Training,
+    stores: Sequence[LogitStore],
+    plan: ViewPlan,
+    device: str,
+    allow_code: bool,
 ) -> list[Teacher]:
     """The teachers to run in the loop; each must be the one of the store beside it."""
-    channels, size = images_of(dataset)
+    channels, size = view_shape(plan)
     teachers = [
         load_teacher(
-            spec, classes=dataset.classes, channels=channels, size=size, device=training.device
+            spec,
+            classes=plan.dataset.classes,
+            channels=channels,
+            size=size,
+            device=device,
+            allow_code=allow_code,
         )
         for spec in training.online
     ]

@@ -6,8 +6,7 @@ ranks and resumption have no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,39 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.augment import Augmentation, Mix, Parameters, from_description, make_augmentation
+from kdcache.augment.base import Sizes
+from kdcache.batches import Batch, grouped, make_batches
 from kdcache.datasets.align import find_rows
 from kdcache.datasets.base import Dataset, Rows
+from kdcache.loader import load
 from kdcache.philox import Draws, key_words, split_seed
+from kdcache.sources import Decoded, Resident, Source, header_sizes
 from kdcache_stores import Plan, Samples
-from kdcache_stores.errors import DataError, MismatchError, UsageError
+from kdcache_stores.errors import MismatchError, UsageError
 
 __all__ = ["Batch", "ViewPlan", "make_augmentation", "make_batches"]
 
 #: Parameters are drawn for this many views at a time: small batches share the cost of a draw.
 _DRAW = 8192
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B views.
-
-    Attributes:
-        rows: int64 (B,), rows of the plan.
-        views: int64 (B,).
-        images: uint8 (B, C, H, W) on the device asked for.
-        labels: int64 (B,) on the device, -1 where unlabelled.
-        mix: None, or for mixup and cutmix (labels of the partners, lambda) with shapes (B,) and
-            dtypes int64 and float32: the target is lambda * label + (1 - lambda) * partner label.
-    """
-
-    rows: Rows
-    views: NDArray[np.int64]
-    images: torch.Tensor
-    labels: torch.Tensor
-    mix: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 class _Drawn(NamedTuple):
@@ -94,7 +74,6 @@ class ViewPlan:
         self.samples = samples if samples is not None else dataset.samples
         self._where = find_rows(dataset, self.samples, partial) if samples is not None else None
         self._words = key_words(self.samples.key_hashes)
-        self._labels = torch.from_numpy(self.samples.labels)
         self._resident: dict[torch.device, torch.Tensor] = {}
 
     def __len__(self) -> int:
@@ -119,8 +98,18 @@ class ViewPlan:
         """Whether the dataset holds the image of a row of the plan."""
         return self._where is None or bool(self._where[row] >= 0)
 
-    def to_store(self) -> Plan:
-        """The plan as a store keeps it."""
+    def to_store(self, content: bool = False) -> Plan:
+        """The plan as a store keeps it.
+
+        Args:
+            content: also note a digest of all pixels, for `check_content`; decodes every image
+                once.
+        """
+        notes: dict[str, Any] = {}
+        if self.dataset.skipped:
+            notes["skipped"] = dict(self.dataset.skipped)
+        if content:
+            notes["content_sha256"] = self._content_digest()
         return Plan(
             dataset=self.dataset.name,
             split=self.dataset.split,
@@ -129,7 +118,29 @@ class ViewPlan:
             augmentation=self.augmentation.describe(),
             seed=self.seed,
             class_names=self.dataset.class_names,
+            notes=notes,
         )
+
+    def check_content(self, plan: Plan) -> None:
+        """Raise `MismatchError` unless all pixels are those that `to_store(content=True)` noted."""
+        then = plan.notes.get("content_sha256")
+        if then is None:
+            raise MismatchError(
+                "the store notes no digest of the dataset's pixels, so they cannot be compared; "
+                "its "
+                "probes still can (replay.check)"
+            )
+        if (now := self._content_digest()) != then:
+            raise MismatchError(
+                f"the pixels of {self.dataset.name} ({self.dataset.split}) are not those of the "
+                "dump: "
+                f"digest {str(then)[:16]} then, {now[:16]} now; files were changed or "
+                "re-encoded, or the "
+                "decoder is another one"
+            )
+
+    def _content_digest(self) -> str:
+        return self.dataset.content_digest(self._locate(np.arange(len(self))))
 
     @classmethod
     def from_store(
@@ -199,11 +210,23 @@ class ViewPlan:
         if self.dataset.images is not None and (self.augmentation.batched or workers == 0):
             yield from self._stream_resident(batches, device)
         else:
-            yield from self._stream_files(batches, device, workers, start_method)
+            pairs = [self._pairs(*batch) for batch in batches]
+            yield from load(self._render, pairs, device, workers, start_method)
 
     def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
         """The views of some pairs: uint8 (B, C, H, W)."""
         return next(self.stream([(rows, views)], device)).images
+
+    def parameters(self, rows: Any, views: Any) -> tuple[Parameters, dict[str, NDArray[np.bool_]]]:
+        """Everything that is drawn for some pairs, and which of it has no effect on which view.
+
+        Returns:
+            named arrays (B,), those of a mix included; masks (B,) for names that are in part
+            unused.
+        """
+        rows, views = self._pairs(rows, views)
+        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows))
+        return drawn.own | drawn.mix, self.augmentation.unused(drawn.own)
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
         rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
@@ -233,8 +256,10 @@ class ViewPlan:
     def _draws(self, rows: Rows, views: NDArray[np.int64]) -> Draws:
         return Draws(self._words[rows], views, self.seed)
 
-    def _draw(self, rows: Rows, views: NDArray[np.int64], source: _Source) -> _Drawn:
-        sizes = source.sizes(self._locate(rows))
+    def _draw(
+        self, rows: Rows, views: NDArray[np.int64], sizes_of: Callable[[Rows], Sizes]
+    ) -> _Drawn:
+        sizes = sizes_of(self._locate(rows))
         draws = self._draws(rows, views)
         own = self.augmentation.draw(draws, sizes)
         if not isinstance(self.augmentation, Mix):
@@ -242,12 +267,12 @@ class ViewPlan:
         after = self.augmentation.output_sizes(sizes)
         mix = self.augmentation.draw_mix(draws, after, len(self))
         partner = mix["partner"]
-        theirs = source.sizes(self._locate(partner))
+        theirs = sizes_of(self._locate(partner))
         return _Drawn(own, mix, self.augmentation.draw(self._draws(partner, views), theirs))
 
-    def _batch(self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: _Source) -> Batch:
+    def _batch(self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source) -> Batch:
         images = source.apply(self.augmentation, self._locate(rows), drawn.own)
-        labels = self._labels[torch.from_numpy(rows)]
+        labels = torch.from_numpy(self.samples.labels[rows])
         if not isinstance(self.augmentation, Mix):
             return Batch(rows, views, images, labels)
         partner = drawn.mix["partner"]
@@ -258,7 +283,7 @@ class ViewPlan:
             views,
             self.augmentation.mix(images, theirs, drawn.mix),
             labels,
-            (self._labels[torch.from_numpy(partner)], lam),
+            (torch.from_numpy(self.samples.labels[partner]), lam),
         )
 
     def _stream_resident(
@@ -267,173 +292,17 @@ class ViewPlan:
         assert self.dataset.images is not None
         if device not in self._resident:
             self._resident = {device: self.dataset.images.to(device)}
-        source = _Resident(self._resident[device])
-        for group in _groups(self._pairs(*batch) for batch in batches):
+        source = Resident(self._resident[device])
+        for group in grouped((self._pairs(*batch) for batch in batches), _DRAW):
             rows = np.concatenate([rows for rows, _ in group])
-            drawn = self._draw(rows, np.concatenate([views for _, views in group]), source)
+            drawn = self._draw(rows, np.concatenate([views for _, views in group]), source.sizes)
             start = 0
             for rows, views in group:
                 stop = start + len(rows)
-                yield _to(self._batch(rows, views, drawn.part(slice(start, stop)), source), device)
+                yield self._batch(rows, views, drawn.part(slice(start, stop)), source).to(device)
                 start = stop
 
-    def _stream_files(
-        self,
-        batches: Sequence[tuple[Rows, NDArray[np.int64] | int]],
-        device: torch.device,
-        workers: int,
-        start_method: str | None,
-    ) -> Iterator[Batch]:
-        loader = torch.utils.data.DataLoader(
-            _Replay(self, [self._pairs(*batch) for batch in batches]),
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context=start_method if workers else None,
-            pin_memory=device.type == "cuda",
-        )
-        for batch in loader:
-            if isinstance(batch, _Failure):
-                raise batch.kind(batch.message)
-            rows, views, images, labels, mix = batch
-            result = Batch(np.asarray(rows), np.asarray(views), images, labels, mix and tuple(mix))
-            yield _to(result, device)
-
-
-class _Source:
-    """Where the pixels of a batch come from."""
-
-    def sizes(self, rows: Rows) -> NDArray[np.int64]:
-        raise NotImplementedError
-
-    def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
-        raise NotImplementedError
-
-
-class _Resident(_Source):
-    """One tensor on the device."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images
-
-    def sizes(self, rows: Rows) -> NDArray[np.int64]:
-        return np.broadcast_to(np.array(self.images.shape[2:], dtype=np.int64), (len(rows), 2))
-
-    def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
-        index = torch.from_numpy(rows).to(self.images.device, non_blocking=True)
-        return augmentation.apply(self.images.index_select(0, index), parameters)
-
-
-class _Decoded(_Source):
-    """Images decoded as they are asked for, each once."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.cache: dict[int, torch.Tensor] = {}
-
-    def image(self, row: int) -> torch.Tensor:
-        if row not in self.cache:
-            self.cache[row] = self.dataset.decode(row)
-        return self.cache[row]
-
-    def sizes(self, rows: Rows) -> NDArray[np.int64]:
-        return np.array([self.image(int(row)).shape[1:] for row in rows], dtype=np.int64)
-
-    def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
-        images = [
-            augmentation.apply_one(
-                self.image(int(row)), {name: values[i] for name, values in parameters.items()}
-            )
-            for i, row in enumerate(rows)
-        ]
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) > 1:
-            raise DataError(
-                f"the images of a batch differ in shape after {augmentation.name!r}: "
-                f"{sorted(shapes)[:3]} (channels, height, width). Use resized-crop-flip or, for "
-                "evaluation, center-crop, which give one size"
-            )
-        return torch.stack(images)
-
-
-class _Failure(NamedTuple):
-    """An error of a worker, without the worker's traceback."""
-
-    kind: type[DataError] | type[MismatchError] | type[UsageError]
-    message: str
-
-
-class _Replay(torch.utils.data.Dataset[Any]):
-    """Batches for a DataLoader: item i is the whole batch i."""
-
-    def __init__(self, plan: ViewPlan, batches: list[tuple[Rows, NDArray[np.int64]]]) -> None:
-        self.plan, self.batches = plan, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Any:
-        rows, views = self.batches[index]
-        source = _Decoded(self.plan.dataset)
-        try:
-            drawn = self.plan._draw(rows, views, source)
-            batch = self.plan._batch(rows, views, drawn, source)
-        except (DataError, MismatchError, UsageError) as error:
-            kind = next(k for k in (DataError, MismatchError, UsageError) if isinstance(error, k))
-            return _Failure(kind, str(error))
-        return torch.from_numpy(rows), torch.from_numpy(views.copy()), *_tensors(batch)
-
-
-def _tensors(batch: Batch) -> tuple[Any, ...]:
-    return batch.images, batch.labels, batch.mix
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    mix = batch.mix and (
-        batch.mix[0].to(device, non_blocking=True),
-        batch.mix[1].to(device, non_blocking=True),
-    )
-    images = batch.images.to(device, non_blocking=True)
-    return Batch(batch.rows, batch.views, images, batch.labels.to(device, non_blocking=True), mix)
-
-
-def _groups(pairs: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
-    """Consecutive batches, together about `_DRAW` views."""
-    group: list[tuple[Any, Any]] = []
-    total = 0
-    for rows, views in pairs:
-        group.append((rows, views))
-        total += len(rows)
-        if total >= _DRAW:
-            yield group
-            group, total = [], 0
-    if group:
-        yield group
-
-
-def make_batches(
-    order: Rows, views: NDArray[np.int64] | int, batch_size: int, views_per_decode: int = 1
-) -> list[tuple[Rows, NDArray[np.int64]]]:
-    """Cut an order of rows into batches for `ViewPlan.stream`.
-
-    Args:
-        order: int64 (N,), rows in the order wanted.
-        views: the view of each, (N,) or one for all; with `views_per_decode` m, the first of m
-            consecutive ones.
-        batch_size: views per batch; the last one may be smaller.
-        views_per_decode: m: every row comes with m views in the same batch, decoded once.
-    """
-    if batch_size < 1 or views_per_decode < 1 or batch_size % views_per_decode:
-        raise UsageError(
-            "batch_size must be a positive multiple of views_per_decode, "
-            f"found {batch_size} and {views_per_decode}"
-        )
-    order = np.asarray(order, dtype=np.int64)
-    first = np.broadcast_to(np.asarray(views, dtype=np.int64), order.shape)
-    rows = np.repeat(order, views_per_decode)
-    views = np.repeat(first, views_per_decode) + np.tile(np.arange(views_per_decode), len(order))
-    return [
-        (rows[i : i + batch_size], views[i : i + batch_size])
-        for i in range(0, len(rows), batch_size)
-    ]
+    def _render(self, rows: Rows, views: NDArray[np.int64]) -> Batch:
+        """One batch from decoded images, on the CPU."""
+        source = Decoded(self.dataset)
+        return self._batch(rows, views, self._draw(rows, views, source.sizes), source)

@@ -2,142 +2,211 @@
 
 from __future__ import annotations
 
-import shlex
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import Progress
 
-from kdcache_cli import options
+from kdcache_cli import dump_page, options
 from kdcache_cli.app import common
-from kdcache_cli.output import console, emit, percent, progress, say, table
-from kdcache_cli.stores import page
+from kdcache_cli.output import emit, percent, progress, say, size
+
+if TYPE_CHECKING:
+    from kdcache.datasets import Dataset
+    from kdcache.targets import TeacherRequest
+    from kdcache.teachers import Teacher
+    from kdcache.views import ViewPlan
 
 
 class Bar:
-    """A bar over the rows of a dump."""
+    """A bar over the rows of a dump, with what is known so far beside it."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
         self.task = bars.add_task("dump", total=None, note="")
+        self.rows = self.done = self.nbytes = 0
+        self.begun = time.perf_counter()
 
     def start(self, done: int, total: int) -> None:
-        """Begin where the store already is."""
+        """Begin where the stores already are."""
         self.bars.update(self.task, completed=done, total=total)
+        self.done, self.begun = done, time.perf_counter()
 
     def batch(self, rows: int, top1: float | None) -> None:
         """Advance, with the teacher's running accuracy on the views."""
-        note = "" if top1 is None else f"teacher top-1 {percent(top1)}"
-        self.bars.update(self.task, advance=rows, note=note)
+        self.rows += rows
+        notes = [f"{self.rows / (time.perf_counter() - self.begun):,.0f} rows/s"]
+        notes += [size(self.nbytes)] if self.nbytes else []
+        notes += [] if top1 is None else [f"teacher top-1 {percent(top1)}"]
+        self.bars.update(self.task, advance=rows, note=" · ".join(notes))
+
+    def written(self, nbytes: int) -> None:
+        """The size of the store, shown with the next batch."""
+        self.nbytes = nbytes
 
 
 @click.command("dump-teacher")
 @options.dataset
 @click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
-@click.option("--teacher", required=True, help="A run of train-teacher, or a model's name.")
 @click.option(
-    "--weights", type=click.Path(path_type=Path), help="Weights, when --teacher is a name."
+    "--teacher",
+    "teachers",
+    multiple=True,
+    required=True,
+    help="A run of train-teacher, or NAME@WEIGHTS. Several, each with its --out, share one pass.",
 )
-@click.option("--views", type=click.IntRange(1), required=True, help="Views of every sample.")
-@click.option("--augment", default="pad-crop-flip", show_default=True)
+@click.option("--weights", help="Weights of a single --teacher NAME.")
+@click.option(
+    "--out",
+    "outs",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The store, one for each --teacher.",
+)
+@click.option("--views", type=click.IntRange(1), help="Views of every sample.")
+@click.option(
+    "--augment",
+    help="[default: pad-crop-flip up to 96 pixels, else resized-crop-flip]",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of the views [default: 0].")
+@click.option(
+    "--plan-from",
+    type=click.Path(path_type=Path),
+    help="A store whose views to use once more, after the replay proof.",
+)
 @click.option("--encoding", default="float16", show_default=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the views.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--precision", default="float32", show_default=True, help="float32, bf16 or fp16.")
+@click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer.")
+@click.option("--compile", is_flag=True, help="Compile the teachers with torch.compile.")
+@options.foreign
+@click.option(
+    "--class-map",
+    "class_maps",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File of pairs: the teacher's class, the dataset's class.",
+)
+@click.option(
+    "--mc-dropout", type=click.IntRange(1), help="So many posterior samples, one store each."
+)
+@click.option("--allow-untrained", is_flag=True, help="Dump a teacher that guesses all the same.")
+@click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
+@click.option("--repair", is_flag=True, help="Check a finished store; write damaged shards anew.")
+@click.option(
+    "--part", callback=lambda c, p, v: options.part(v), help="i/n, i from 0: a job's share."
+)
+@click.option("--dry-run", is_flag=True, help="Only the estimate.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=240, help="Of a student, for the estimate."
+)
+@click.option("--students", type=click.IntRange(1), default=1, help="For the estimate.")
 @options.device
 @common
 def dump_teacher(
-    dataset: str,
-    data_root: Path | None,
-    download: bool,
-    split: str,
-    teacher: str,
-    weights: Path | None,
-    views: int,
-    augment: str,
-    encoding: str,
-    out: Path,
-    seed: int,
-    batch_size: int,
-    precision: str,
-    device: str,
-    workers: int,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
+    device: str, threads: int | None, as_json: bool, quiet: bool, **given: Any
 ) -> None:
-    """Run a teacher once and store its logits for every view.
+    """Run teachers once over the views of a dataset and store their logits.
 
-    Run it again on an unfinished store and it completes what is missing; with more --views it adds them.
+    Run it again on an unfinished store and it completes what is missing; with more --views it adds
+    them. Under torchrun the ranks share the work.
     """
     import torch
 
-    from kdcache.datasets import load_dataset
-    from kdcache.dumping import dump
-    from kdcache.teachers import load_teacher
-    from kdcache.views import ViewPlan, make_augmentation
-    from kdcache_stores import open_store
+    from kdcache.dump_ranks import join_dump
+    from kdcache.dumping import Target, dump
+    from kdcache.estimate import estimate
+    from kdcache.targets import clean_top1, labelled_splits, posterior, prepare_teacher
 
+    requests = _requests(given)
     if threads:
         torch.set_num_threads(threads)
-    where = options.resolve_device(device)
-    data = load_dataset(dataset, split, data_root, download)
-    plan = ViewPlan(data, make_augmentation(augment, data), seed)
-    channels, side = (data.image_shape[0], data.image_shape[-1]) if data.image_shape else (3, 224)
-    model = load_teacher(
-        teacher,
-        weights,
-        classes=data.classes,
-        channels=channels,
-        size=side,
-        precision=precision,
-        device=where,
-    )
-    with progress(quiet or as_json, "rows") as bars:
-        done = dump(
-            plan,
-            [(model, out)],
-            views,
-            encoding=encoding,
-            batch_size=batch_size,
-            device=where,
-            workers=workers,
-            command=command_line(),
-            watch=Bar(bars),
+    with join_dump(options.resolve_device(device)) as (ranks, where):
+        silent = quiet or as_json or ranks.rank > 0
+        data, plan, views = _plan(given, where, silent)
+        splits = labelled_splits(given["dataset"], data, given["data_root"], given["download"])
+        how = {name: given[name] for name in ("precision", "channels_last", "compile")}
+        pairs: list[tuple[Teacher, Path]] = []
+        for request, out in zip(requests, given["outs"], strict=True):
+            teacher, source = prepare_teacher(
+                request, splits.get("train", data), device=where,
+                allow_untrained=given["allow_untrained"], **how,
+            )  # fmt: skip
+            say(dump_page.preprocessing_text(teacher, source), silent)
+            count = given["mc_dropout"]
+            pairs += posterior(teacher, out, count) if count else [(teacher, out)]
+        shared = {name: given[name] for name in ("encoding", "batch_size", "workers", "hash_keys")}
+        shared |= {"device": where, "part": given["part"]}
+        bare = [Target(*pair) for pair in pairs]
+        cost = ranks.first(
+            lambda: estimate(plan, bare, views, ranks=ranks.world, epochs=given["epochs"],
+                             students=given["students"], **shared)
+        )  # fmt: skip
+        judged = list(splits.values()) if cost.rows else []
+        clean = ranks.first(
+            lambda: [clean_top1(t, judged, given["allow_untrained"]) for t, _ in pairs]
         )
-    with open_store(out) as store:
-        info: dict[str, Any] = store.info()
-    emit({"store": str(out), "rows": done.rows, "skipped": done.skipped,
-          "seconds": done.seconds} | {"info": info}, as_json)  # fmt: skip
-    if not (quiet or as_json):
-        speed = f"{done.rows / done.seconds:,.0f} rows/s" if done.rows else "nothing was left to do"
-        rows = [
-            ("rows written", f"{done.rows:,} ({speed})"),
-            ("rows found finished", f"{done.skipped:,}"),
-            *page(info),
+        targets = [
+            Target(t, out, found or None) for (t, out), found in zip(pairs, clean, strict=True)
         ]
-        console.print(table(f"store {out}", ("", ""), rows))
-        say("next: " + student_command(out, dataset, data_root))
+        dump_page.before(targets, cost, given, silent)
+        if given["dry_run"]:
+            if ranks.rank == 0:
+                emit({"estimate": cost.to_dict(), "clean_top1": clean}, as_json)
+            return
+        with progress(silent, "rows") as bars:
+            bar = Bar(bars)
+            try:
+                done = dump(
+                    plan, targets, views, ranks=ranks, repair=given["repair"],
+                    command=dump_page.command_line(), watch=bar, **shared,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                bars.stop()
+                say(dump_page.interrupted(), silent)
+                raise
+        if ranks.rank == 0:
+            dump_page.after(targets, done, cost, given, as_json, silent)
 
 
-def command_line() -> str:
-    """The command as given, for the provenance; options that hold paths are left out."""
-    ctx = click.get_current_context()
-    words = ["kdcache", ctx.info_name or ""]
-    for param in ctx.command.params:
-        value = ctx.params.get(param.name or "")
-        if isinstance(value, Path) or param.name == "teacher" or value in (None, False, ()):
-            continue
-        flag = max(param.opts, key=len)
-        words += [flag] if value is True else [flag, str(value)]
-    return shlex.join(words)
+def _requests(given: dict[str, Any]) -> list[TeacherRequest]:
+    """One request per teacher; an option given once holds for all of them."""
+    from kdcache.targets import TeacherRequest
+
+    specs = given["teachers"]
+    if len(given["outs"]) != len(specs):
+        raise click.UsageError(
+            f"{len(specs)} --teacher and {len(given['outs'])} --out: give a store for each teacher."
+        )
+    if given["weights"] and len(specs) > 1:
+        raise click.UsageError("--weights is for a single teacher; write --teacher NAME@WEIGHTS.")
+    normalisations = options.preprocessings(given, len(specs))
+    sizes = options.each("--size", given["sizes"], len(specs))
+    maps = options.each("--class-map", given["class_maps"], len(specs))
+    return [
+        TeacherRequest(spec, given["weights"], normalisation, side, class_map)
+        for spec, normalisation, side, class_map in zip(
+            specs, normalisations, sizes, maps, strict=True
+        )
+    ]
 
 
-def student_command(store: Path, dataset: str, root: Path | None) -> str:
-    """The command that trains a student from the store."""
-    words = ["kdcache", "train-student", "--store", str(store), "--dataset", dataset]
-    if root:
-        words += ["--data-root", str(root)]
-    return shlex.join([*words, "--student", "resnet8", "--method", "kd", "--out", "student"])
+def _plan(given: dict[str, Any], device: str, silent: bool) -> tuple[Dataset, ViewPlan, int]:
+    """The dataset, the plan over it, and how many views: as asked for, or as another store's."""
+    from kdcache import replay
+    from kdcache.targets import asked_plan, stored_plan
+    from kdcache_stores import open_store
+
+    where = given["dataset"], given["data_root"], given["download"]
+    augment, seed, views = given["augment"], given["seed"], given["views"]
+    if given["plan_from"] is None:
+        name, root, download = where
+        plan, views = asked_plan(name, given["split"], root, download, augment, seed or 0, views)
+        return plan.dataset, plan, views
+    plan, there = stored_plan(given["plan_from"], *where, augment, seed)
+    with open_store(given["plan_from"]) as store:
+        say(str(replay.check(plan, store, device)), silent)
+    return plan.dataset, plan, views or there

@@ -29,7 +29,10 @@ def ls(place: str, as_json: bool, quiet: bool) -> None:
     columns = ("store", "dataset", "classes", "views", "teacher", "top-1", "encoding", "size", "")
     for plan, items in groupby(found, key=lambda item: item.summary.get("plan", "")):
         title = f"plan {str(plan)[:12]}" if plan else "cannot be opened"
-        console.print(table(title, columns, [row(item) for item in items]))
+        shown = table(title, columns, [row(item) for item in items])
+        shown.columns[0].no_wrap = True
+        shown.columns[0].min_width = max(len(item.name) for item in found)
+        console.print(shown)
 
 
 def row(item: Any) -> list[str]:

@@ -41,7 +41,9 @@ def _encodings() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
-    return {}
+    from kdcache.recipes import names
+
+    return names()
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,9 @@ steps = together(
     click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
     click.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
     click.option(
+        "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
+    ),
+    click.option(
         "--seed",
         type=click.IntRange(0),
         default=0,
@@ -126,6 +129,10 @@ def fractions(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r}: expected fractions between 0 and 1, such as 0.5,0.75")
     return values
 
+
+allow_code = click.option(
+    "--allow-code", is_flag=True, help="Import the user's own network that a run names."
+)
 
 run_out = click.option(
     "--out",
@@ -215,3 +222,77 @@ def objective_config(settings: dict[str, Any]) -> Any:
     settings["weights"] = weights
     names = [field.name for field in fields(ObjectiveConfig) if field.name in settings]
     return ObjectiveConfig(**{name: settings.pop(name) for name in names})
+
+
+foreign = together(
+    click.option(
+        "--normalize",
+        "normalizations",
+        multiple=True,
+        help="What the teacher was trained with: cifar10, cifar100, imagenet, ... "
+        "[default: its own, else its dataset's]",
+    ),
+    click.option("--mean", "means", multiple=True, help="Instead: per channel, 0.5,0.5,0.5."),
+    click.option("--std", "stds", multiple=True, help="With --mean."),
+    click.option(
+        "--size",
+        "sizes",
+        multiple=True,
+        type=click.IntRange(1),
+        help="Side in pixels that views are resized to.",
+    ),
+)
+
+
+def each(flag: str, values: Sequence[Any], count: int) -> list[Any]:
+    """One value per teacher: none, one for all, or one for each, in order.
+
+    Raises:
+        click.UsageError: another number.
+    """
+    if len(values) not in (0, 1, count):
+        raise click.UsageError(
+            f"{len(values)} {flag} for {count} teachers: give one for all, or one for each."
+        )
+    return list(values) if len(values) == count else [values[0] if values else None] * count
+
+
+def preprocessings(given: dict[str, Any], count: int) -> list[Any]:
+    """The `Preprocessing` that --normalize, or --mean and --std, ask for; None where nothing does."""
+    from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+    from kdcache_stores.errors import UnknownName
+
+    names = each("--normalize", given["normalizations"], count)
+    means, stds = (each(f"--{key}", given[f"{key}s"], count) for key in ("mean", "std"))
+    found: list[Any] = []
+    for name, mean, std in zip(names, means, stds, strict=True):
+        if (mean is None) != (std is None) or (name and mean):
+            raise click.UsageError("give --normalize NAME, or --mean and --std together.")
+        if name and name not in PREPROCESSINGS:
+            raise UnknownName("normalization", name, PREPROCESSINGS)
+        numbers = mean and Preprocessing(_numbers(mean), _numbers(std))
+        found.append(PREPROCESSINGS[name] if name else numbers)
+    return found
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected numbers such as 0.5,0.5,0.5") from None
+
+
+def part(text: str | None) -> tuple[int, int]:
+    """ "2/8" -> (2, 8).
+
+    Raises:
+        click.BadParameter: not i/n with 0 <= i < n.
+    """
+    if text is None:
+        return 0, 1
+    index, _, parts = text.partition("/")
+    if not (index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
+        raise click.BadParameter(
+            f"{text!r}: expected i/n with i from 0, so 0/4 to 3/4 for four jobs"
+        )
+    return int(index), int(parts)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,10 +35,16 @@ def say(text: str, quiet: bool = False) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table whose first column is left-aligned and whose others are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    """A table whose first column is left-aligned and whose others are numbers.
+
+    Without names of columns it is a page of facts: a name and a value a line.
+    """
+    page = not any(columns)
+    made = Table(title=title, title_justify="left", title_style="bold", show_header=not page,
+                 box=box.SIMPLE if page else box.ROUNDED)  # fmt: skip
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right")
+        left = index == 0 or page
+        made.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

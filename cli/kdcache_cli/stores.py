@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from kdcache_cli.app import common
+from kdcache_cli.options import resolve_device
 from kdcache_cli.output import console, emit, percent, progress, say, size, table
 
 
@@ -42,9 +44,15 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("encoding", encoding_text(logits["encoding"])),
         ("size", f"{size(info['nbytes'])}, {logits['bytes_per_row']:.1f} bytes a row"),
     ]  # fmt: skip
-    if logits["fidelity"]:
-        measured = ", ".join(f"{key} {value:.2g}" for key, value in logits["fidelity"].items())
-        rows.append(("fidelity of the encoding", measured))
+    if found := logits["fidelity"]:
+        rows += [
+            (
+                f"KL(live || stored), {name}",
+                f"{found[key + '_mean']:.1e}, worst {found[key + '_worst']:.1e}",
+            )
+            for key, name in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
+        ]
+        rows.append(("same top-1, live and stored", percent(found["top1_agreement"])))
     return [
         *rows,
         ("forwards", f"{info['views'] * info['samples']:,} teacher forwards spent once"),
@@ -67,11 +75,32 @@ def encoding_text(encoding: dict[str, Any]) -> str:
 @click.command("verify")
 @click.argument("store")
 @click.option("--expect", metavar="DIGEST", help="Content digest that the store must have.")
+@click.option("--teacher", help="Also run this teacher on a sample of rows and compare.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=256, show_default=True, help="With --teacher."
+)
+@click.option("--dataset", help="With --teacher: where the images are.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="With --teacher.")
+@click.option("--augment", help="With --teacher: needed where the augmentation is your own.")
+@click.option("--device", default="auto", show_default=True, help="With --teacher.")
 @common
-def verify(store: str, expect: str | None, as_json: bool, quiet: bool) -> int:
+def verify(
+    store: str,
+    expect: str | None,
+    teacher: str | None,
+    rows: int,
+    dataset: str | None,
+    data_root: Path | None,
+    augment: str | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Check every byte of a STORE against its manifest; exit 1 if it is damaged."""
     from kdcache_stores import open_store
 
+    if teacher and not dataset:
+        raise click.UsageError("--teacher needs --dataset, to make the teacher's views again.")
     # What is verified is what lies there, so nothing comes from the cache.
     with (
         open_store(store, expect=expect, cache_size=0) as opened,
@@ -81,16 +110,51 @@ def verify(store: str, expect: str | None, as_json: bool, quiet: bool) -> int:
         report = opened.verify(
             progress=lambda done, total: bars.update(task, completed=done, total=total)
         )
-    emit(report.to_dict(), as_json)
+    found = report.to_dict()
+    if teacher and dataset and report.ok:
+        found["teacher"] = recomputed(store, teacher, dataset, data_root, augment, device, rows)
+    emit(found, as_json)
     for note in report.notes:
         say(f"note: {note}", quiet or as_json)
     if report.ok:
         say(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
             f"written\ncontent digest {report.digest}", quiet or as_json)  # fmt: skip
-        return 0
+        return say_recomputed(found["teacher"], quiet, as_json) if teacher else 0
     for problem in report.problems:
         say(f"damaged: {problem.message}", as_json)
     if report.rewrite:
         shards = ", ".join(f"view {view} rows {a}-{b - 1}" for view, a, b in report.rewrite)
-        say(f"the dump's command, run again, rewrites: {shards}", as_json)
+        say(f"the dump's command, run again with --repair, rewrites: {shards}", as_json)
     return 1
+
+
+def recomputed(
+    path: str,
+    teacher: str,
+    dataset: str,
+    root: Path | None,
+    augment: str | None,
+    device: str,
+    rows: int,
+) -> dict[str, Any]:
+    """What `recheck` finds, as JSON."""
+    from kdcache.recheck import load_stored_teacher, recheck
+    from kdcache.targets import stored_plan
+    from kdcache_stores import open_store
+
+    where = resolve_device(device)
+    plan, _ = stored_plan(path, dataset, root, augment=augment)
+    with open_store(path) as store:
+        model = load_stored_teacher(store, teacher, where, plan.dataset.image_shape)
+        return recheck(store, plan, model, rows, device=where).to_dict()
+
+
+def say_recomputed(found: dict[str, Any], quiet: bool, as_json: bool) -> int:
+    """The outcome for people, and the exit code."""
+    for problem in found["problems"]:
+        say(f"not this teacher's logits: {problem}", as_json)
+    if found["ok"]:
+        kl = found["measured"]["kl_t1_mean"]
+        say(f"{found['rows']} rows, computed again, are as stored: KL {kl:.2g} on average, the dump "
+            f"measured {found['recorded']['kl_t1_mean']:.2g}", quiet or as_json)  # fmt: skip
+    return 0 if found["ok"] else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ class Bars:
         self.epochs: TaskID | None = None
         self.steps = bars.add_task("  steps", total=None, note="")
 
+    def note(self, text: str) -> None:
+        """Say it above the bars."""
+        self.bars.console.print(text, markup=False)
+
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
         self.bars.update(self.steps, completed=done, total=total)
@@ -32,16 +37,22 @@ class Bars:
             self.epochs = self.bars.add_task(self.title, total=epochs, note="")
         wait = record["data_wait_seconds"] / max(record["seconds"], 1e-9)
         note = (
-            f"loss {record['train_loss']:.3f}  test {percent(record['test_top1'])}  wait {wait:.1%}"
+            f"loss {record['train_loss']:.3f}  test {percent(record['test_top1'])}  "
+            f"{record['images_per_second']:,.0f} images/s  wait {wait:.1%}"
         )
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
 
 
-def _train(training: Any, out: Path, title: str, as_json: bool, quiet: bool) -> None:
+def _train(
+    training: Any, out: Path, title: str, as_json: bool, quiet: bool, **options: bool
+) -> None:
     from kdcache.training import train
 
+    # Of the processes that torchrun starts, one speaks.
+    first = os.environ.get("RANK", "0") == "0"
+    quiet, as_json = quiet or not first, as_json and first
     with progress(quiet or as_json, "") as bars:
-        run = train(training, out, Bars(bars, title))
+        run = train(training, out, Bars(bars, title), **options)
     summary = run.summary() or {}
     emit({"run": str(run.path)} | summary, as_json)
     if not (quiet or as_json):
@@ -51,6 +62,14 @@ def _train(training: Any, out: Path, title: str, as_json: bool, quiet: bool) -> 
                 f"test top-1, best epoch ({summary['best_epoch']}, chosen on "
                 f"{summary['best_chosen_on']})",
                 percent(summary["best_top1"]),
+            ),
+            ("test top-5, last epoch", percent(summary["last_top5"])),
+            ("negative log-likelihood (nats)", f"{summary['last_nll']:.4f}"),
+            ("expected calibration error", percent(summary["last_ece"])),
+            (
+                f"both at T={summary['temperature']:.2f}, fitted on the "
+                f"{summary['temperature_fitted_on']}",
+                f"{summary['calibrated_nll']:.4f}, {percent(summary['calibrated_ece'])}",
             ),
             ("seconds per epoch (median)", f"{summary['seconds_per_epoch']:.3f}"),
             ("share of time waiting for data", percent(summary["data_wait_fraction"])),
@@ -81,13 +100,16 @@ def _settings(settings: dict[str, Any]) -> dict[str, Any]:
 @options.steps
 @options.device
 @common
-def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
+def train_teacher(
+    out: Path, as_json: bool, quiet: bool, tensorboard: bool, **settings: Any
+) -> None:
     """Train a network from labels."""
     from kdcache.objectives import ObjectiveConfig
     from kdcache.training import Training
 
     training = Training(**_settings(settings), objective=ObjectiveConfig(method="ce"))
-    _train(training, out, f"teacher {training.model}", as_json, quiet)
+    title = f"teacher {training.model}"
+    _train(training, out, title, as_json, quiet, tensorboard=tensorboard)
 
 
 @click.command("train-student")
@@ -113,19 +135,30 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
     show_default=True,
     help="epoch: view = epoch mod V; random: any view in memory, per sample.",
 )
-@click.option("--resident-views", type=click.IntRange(1), help="Views in memory for `random`.")
+@click.option(
+    "--resident-views",
+    type=click.IntRange(1),
+    help="Views in memory for `random` [default: what fits into half of the free memory].",
+)
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @click.option("--subset", is_flag=True, help="Leave out samples that the store does not have.")
 @options.cache_size
 @click.option(
     "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
 )
+@options.allow_code
 @options.objective
 @options.steps
 @options.device
 @common
 def train_student(
-    out: Path, as_json: bool, quiet: bool, recipe: str | None, **settings: Any
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    recipe: str | None,
+    tensorboard: bool,
+    allow_code: bool,
+    **settings: Any,
 ) -> None:
     """Train a student from labels and cached logits, without its teacher."""
     from kdcache.training import Training
@@ -143,7 +176,8 @@ def train_student(
         settings["init_weights"] = str(settings["init_weights"])
     objective = options.objective_config(settings)
     training = Training(**_settings(settings), objective=objective)
-    _train(training, out, f"student {training.model} by {objective.method}", as_json, quiet)
+    title = f"student {training.model} by {objective.method}"
+    _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code)
 
 
 def _from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:

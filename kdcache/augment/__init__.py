@@ -81,7 +81,7 @@ def make_augmentation(spec: str, dataset: Images, **options: Any) -> Augmentatio
         UnknownName: no such augmentation.
         UsageError: no such option, or a value that makes no sense.
     """
-    if is_import_path(spec):
+    if is_import_path(spec) and spec.partition(":")[0] not in AUGMENTATIONS:
         if options:
             raise UsageError(f"{spec!r} takes no options, found {sorted(options)}")
         return Custom(spec)
@@ -149,10 +149,13 @@ def _weak_strong(given: dict[str, Any], dataset: Images) -> WeakStrong:
 
 
 def _call(name: str, options: dict[str, Any]) -> Augmentation:
-    accepted = [key for key in inspect.signature(AUGMENTATIONS[name]).parameters if key != "base"]
-    for key in options:
-        if key not in accepted and key != "base":
-            raise UnknownName(f"option of {name}", key, accepted)
+    accepted = inspect.signature(AUGMENTATIONS[name]).parameters
+    for key, value in options.items():
+        if key not in accepted:
+            raise UnknownName(f"option of {name}", key, [key for key in accepted if key != "base"])
+        kind = {"int": int, "bool": bool}.get(accepted[key].annotation)
+        if kind is not None and type(value) is not kind:
+            raise UsageError(f"{name} needs {key} as {kind.__name__}, found {value!r}")
     try:
         return AUGMENTATIONS[name](**options)
     except TypeError as error:

@@ -66,11 +66,10 @@ class PadCropFlip(Augmentation):
         """Gather all crops at once out of the padded images."""
         top, left, flip = parameters["top"], parameters["left"], parameters.get("flip")
         height, width = images.shape[-2:]
-        padded = F.pad(images, [self.padding], padding_mode=self.mode) if self.padding else images
         if images.device.type == "cpu":
             # NumPy copies such windows several times faster than torch does on a CPU.
             windows = np.lib.stride_tricks.sliding_window_view(
-                padded.numpy(), (height, width), axis=(2, 3)
+                self._pad(images.numpy()), (height, width), axis=(2, 3)
             )
             crops = windows[np.arange(len(top)), :, top, left]
             if flip is not None:
@@ -78,12 +77,24 @@ class PadCropFlip(Augmentation):
                 crops[mirrored] = crops[mirrored][..., ::-1]
             return torch.from_numpy(crops)
         device = images.device
+        padded = F.pad(images, [self.padding], padding_mode=self.mode) if self.padding else images
         index = torch.arange(len(top), device=device)
         view = padded.unfold(2, height, 1).unfold(3, width, 1)
         result = view[index, :, tensor(top, device), tensor(left, device)]
         if flip is not None:
             result = torch.where(tensor(flip, device)[:, None, None, None], result.flip(3), result)
         return result
+
+    def _pad(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        p = self.padding
+        if p == 0:
+            return images
+        if self.mode == "reflect":
+            return np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)), mode="reflect")
+        batch, channels, height, width = images.shape
+        padded = np.zeros((batch, channels, height + 2 * p, width + 2 * p), dtype=np.uint8)
+        padded[:, :, p:-p, p:-p] = images
+        return padded
 
     def apply_one(self, image: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
         """Pad, crop, flip."""
@@ -170,10 +181,10 @@ class ResizedCropFlip(Augmentation):
         flip: bool = True,
         interpolation: str = "bilinear",
     ) -> None:
-        check_range(self.name, "scale", scale, 0, 1)
-        check_range(self.name, "ratio", ratio, 0.05, 20)
         check_size(self.name, size, interpolation)
-        self.size, self.scale, self.ratio = size, scale, ratio
+        self.size = size
+        self.scale = check_range(self.name, "scale", scale, 0, 1)
+        self.ratio = check_range(self.name, "ratio", ratio, 0.05, 20)
         self.flip, self.interpolation = flip, interpolation
 
     def describe(self) -> dict[str, Any]:
@@ -311,10 +322,11 @@ class CenterCrop(Augmentation):
 
 def check_range(
     name: str, option: str, value: tuple[float, float], low: float, high: float
-) -> None:
-    """Raise `UsageError` unless low <= value[0] <= value[1] <= high."""
+) -> tuple[float, float]:
+    """A range as floats; raises `UsageError` unless low <= from <= to <= high."""
     if not (len(value) == 2 and low <= value[0] <= value[1] <= high):
         raise UsageError(f"{name} needs {option}=from/to within {low:g}/{high:g}, found {value!r}")
+    return float(value[0]), float(value[1])
 
 
 def check_size(name: str, size: int, interpolation: str) -> None:

@@ -61,14 +61,13 @@ class Erase(_Box):
     def __init__(
         self,
         p: float = 0.5,
-        scale: tuple[float, float] = (0.02, 1 / 3),
+        scale: tuple[float, float] = (0.02, 0.33),
         ratio: tuple[float, float] = (0.3, 3.3),
         fill: int | Sequence[int] = 124,
     ) -> None:
-        check_range(self.name, "scale", scale, 0, 1)
-        check_range(self.name, "ratio", ratio, 0.05, 20)
-        check_probability(self.name, "p", p)
-        self.p, self.scale, self.ratio = p, scale, ratio
+        self.p = check_probability(self.name, "p", p)
+        self.scale = check_range(self.name, "scale", scale, 0, 1)
+        self.ratio = check_range(self.name, "ratio", ratio, 0.05, 20)
         self.fill = check_fill(self.name, fill)
 
     def describe(self) -> dict[str, Any]:
@@ -110,8 +109,7 @@ class Cutout(_Box):
     name = "cutout"
 
     def __init__(self, part: float = 0.5, fill: int | Sequence[int] = 124) -> None:
-        check_probability(self.name, "part", part)
-        self.part = part
+        self.part = check_probability(self.name, "part", part)
         self.fill = check_fill(self.name, fill)
 
     def describe(self) -> dict[str, Any]:
@@ -132,10 +130,11 @@ class Cutout(_Box):
         return box
 
 
-def check_probability(name: str, option: str, value: float) -> None:
-    """Raise `UsageError` unless 0 <= value <= 1."""
+def check_probability(name: str, option: str, value: float) -> float:
+    """The value as a float; raises `UsageError` unless 0 <= value <= 1."""
     if not 0 <= value <= 1:
         raise UsageError(f"{name} needs {option} in [0, 1], found {value!r}")
+    return float(value)
 
 
 def check_fill(name: str, fill: int | Sequence[int]) -> tuple[int, ...]:

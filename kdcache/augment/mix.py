@@ -33,7 +33,7 @@ class Mix(Augmentation):
     def __init__(self, alpha: float = 1.0, base: Augmentation | None = None) -> None:
         if not alpha > 0:
             raise UsageError(f"{self.name} needs alpha > 0, found {alpha}")
-        self.alpha = alpha
+        self.alpha = float(alpha)
         self.base = base if base is not None else Identity()
         self.batched = self.base.batched
         if isinstance(self.base, Mix) or self.base.views is not None:

@@ -6,19 +6,25 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from kdcache.augment.custom import is_import_path
 from kdcache.datasets import resident
 from kdcache.datasets.arrays import arrays
-from kdcache.datasets.base import Dataset, ResidentDataset
+from kdcache.datasets.base import Dataset, ResidentDataset, in_memory, without_bad_images
 from kdcache.datasets.folder import FolderDataset, image_folder
+from kdcache.datasets.foreign import MapDataset, hugging_face, user_dataset
+from kdcache.datasets.imagenet import imagenet, tiny_imagenet
 from kdcache_stores.errors import UnknownName
 
 __all__ = [
     "DATASETS",
     "Dataset",
     "FolderDataset",
+    "MapDataset",
     "ResidentDataset",
     "default_root",
+    "in_memory",
     "load_dataset",
+    "without_bad_images",
 ]
 
 #: name -> loader(split, root, download)
@@ -29,8 +35,10 @@ DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
     "cifar10": resident.cifar10,
     "cifar100": resident.cifar100,
     "stl10": resident.stl10,
+    "tiny-imagenet": tiny_imagenet,
+    "imagenet": imagenet,
 }
-_PREFIXES = ("arrays:FILE.npz", "folder:PATH")
+_PREFIXES = ("arrays:FILE.npz", "folder:PATH", "hf:NAME", "pkg.module:factory")
 
 
 def default_root() -> Path:
@@ -42,26 +50,46 @@ def default_root() -> Path:
 
 
 def load_dataset(
-    name: str, split: str = "train", root: Path | None = None, download: bool = False
+    name: str,
+    split: str = "train",
+    root: Path | None = None,
+    download: bool = False,
+    skip_bad: bool = False,
+    workers: int = 0,
 ) -> Dataset:
     """Load one split of a dataset.
 
     Args:
-        name: one of `DATASETS`, `arrays:FILE.npz` or `folder:PATH`.
+        name: one of `DATASETS`, `arrays:FILE.npz`, `folder:PATH`, `hf:NAME`, or a user's own
+            `pkg.module:factory`, which is imported: pass only what the user asked for, never what a
+            store says.
         split: "train", "test" or "unlabeled".
         root: where the named datasets are kept; by default `default_root()`.
         download: fetch it from its publisher if it is not there.
+        skip_bad: decode all images first and leave out those that cannot be, see
+            `without_bad_images`; else such an image is an error when its turn comes.
+        workers: processes that decode for `skip_bad`.
 
     Raises:
         UnknownName: no such dataset.
         DataError: it is not there, or is not what it must be.
     """
-    kind, colon, rest = name.partition(":")
-    if colon and rest:
-        if kind == "arrays":
-            return arrays(rest, split)
-        if kind == "folder":
-            return image_folder(Path(rest).expanduser(), split)
+    folder = Path(root) if root is not None else default_root()
+    dataset = _load(name, split, folder, download)
+    dataset.samples  # noqa: B018 (raises for keys that are not unique)
+    return without_bad_images(dataset, workers) if skip_bad else dataset
+
+
+def _load(name: str, split: str, root: Path, download: bool) -> Dataset:
+    kind, _, rest = name.partition(":")
+    if rest and kind == "arrays":
+        return arrays(rest, split)
+    if rest and kind == "folder":
+        return image_folder(Path(rest).expanduser(), split)
+    if rest and kind == "hf":
+        return hugging_face(rest, split, root, download)
+    if is_import_path(name):
+        return user_dataset(name, split)
     if name not in DATASETS:
         raise UnknownName("dataset", name, [*DATASETS, *_PREFIXES])
-    return DATASETS[name](split, Path(root) if root is not None else default_root(), download)
+    return DATASETS[name](split, root, download)

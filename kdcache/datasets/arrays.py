@@ -19,15 +19,16 @@ def arrays(file: str, split: str) -> Dataset:
     """The arrays x_train, y_train, x_test, y_test of an npz file.
 
     x is uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; y is integers (N,).
-    Optional: keys_train, keys_test (text), class_names. Without keys a sample is known by its
+    Optional: keys_train, keys_test (text),
+    class_names, x_unlabeled. Without keys a sample is known by its
     index. The last axis holds the channels if it is 1 or 3 long; else the second one must.
     """
     path = Path(file).expanduser()
-    only_splits(f"arrays:{file}", split)
+    only_splits(f"arrays:{file}", split, ("train", "test", "unlabeled"))
     if not path.is_file():
         raise DataError(f"arrays were looked for in {path}: there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
             content = {
                 name: loaded[name]
                 for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
@@ -36,6 +37,9 @@ def arrays(file: str, split: str) -> Dataset:
             found = loaded.files
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+    if split == "unlabeled" and f"x_{split}" in content:
+        count = len(content[f"x_{split}"])
+        content.setdefault(f"y_{split}", np.full(count, -1, dtype=np.int64))
     absent = [name for name in (f"x_{split}", f"y_{split}") if name not in content]
     if absent:
         raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(found)}")

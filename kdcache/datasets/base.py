@@ -6,6 +6,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -109,10 +110,13 @@ class Dataset(ABC):
     def _select(self, rows: Rows) -> None:
         """Keep the images of these rows alone (called on a copy)."""
 
-    def content_digest(self) -> str:
-        """SHA-256 (hex) over the pixels of all images in row order; decodes every image once."""
+    def content_digest(self, rows: Rows | None = None) -> str:
+        """SHA-256 (hex) over the pixels of all images, or of some rows in their order.
+
+        Decodes every image once.
+        """
         total = hashlib.sha256(b"kdcache pixels\n")
-        for row in range(len(self)):
+        for row in range(len(self)) if rows is None else rows.tolist():
             total.update(pixel_digest(self.decode(row)).encode())
         return total.hexdigest()
 
@@ -167,6 +171,84 @@ class ResidentDataset(Dataset):
 
     def _select(self, rows: Rows) -> None:
         self.images = self.images.index_select(0, torch.from_numpy(rows))
+
+
+def in_memory(dataset: Dataset) -> ResidentDataset:
+    """Decode a dataset into one uint8 tensor; its images must have one shape."""
+    first = dataset.decode(0)
+    images = torch.empty((len(dataset), *first.shape), dtype=torch.uint8)
+
+    def put(row: int) -> None:
+        image = dataset.decode(row)
+        if image.shape != first.shape:
+            raise DataError(
+                f"image {dataset.keys[row]!r} of {dataset.name} has the shape "
+                f"{tuple(image.shape)}, "
+                f"others {tuple(first.shape)}: such a dataset cannot be held in memory as one "
+                "tensor"
+            )
+        images[row] = image
+
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without the interpreter lock
+        for _ in threads.map(put, range(len(dataset))):
+            pass
+    resident = ResidentDataset(
+        dataset.name,
+        dataset.split,
+        images=images,
+        keys=dataset.keys,
+        labels=dataset.labels,
+        classes=dataset.classes,
+        class_names=dataset.class_names,
+        flip=dataset.flip,
+    )
+    resident.skipped = dataset.skipped
+    return resident
+
+
+def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
+    """Leave out the images that cannot be decoded; decodes every image once to find them.
+
+    Args:
+        dataset: any.
+        workers: processes that decode; 0: this one.
+
+    Returns:
+        The dataset itself, or a subset whose `skipped` says for each key left out why. A plan over
+        it does not hold these samples; a student finds the plan's samples in its own dataset by
+        key, so both stages leave out the same ones.
+
+    Raises:
+        DataError: no image can be decoded.
+    """
+    if dataset.images is not None:
+        return dataset
+    loader = torch.utils.data.DataLoader(_Trial(dataset), batch_size=None, num_workers=workers)
+    bad = {row: reason for row, reason in enumerate(loader) if reason is not None}
+    if not bad:
+        return dataset
+    if len(bad) == len(dataset):
+        raise DataError(f"no image of {dataset.name} ({dataset.split}) can be decoded: {bad[0]}")
+    part = dataset.subset([row for row in range(len(dataset)) if row not in bad])
+    part.skipped = dataset.skipped | {dataset.keys[row]: reason for row, reason in bad.items()}
+    return part
+
+
+class _Trial(torch.utils.data.Dataset[str | None]):
+    """Whether each image can be decoded: None, or why not."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> str | None:
+        try:
+            self.dataset.decode(row)
+        except DataError as error:
+            return str(error)
+        return None
 
 
 def index_keys(split: str, indices: Sequence[int] | Rows, total: int) -> list[str]:

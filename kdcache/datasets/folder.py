@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,14 +78,20 @@ def decode_file(path: Path) -> torch.Tensor:
     missing, empty, truncated, damaged or no image.
     """
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            pixels: torch.Tensor = F.pil_to_tensor(upright.convert("RGB"))
-            return pixels
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return rgb_tensor(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if path.exists() and path.stat().st_size == 0:
             raise DataError("the file is empty (0 bytes)") from error
         raise DataError(_reason(error)) from error
+
+
+def rgb_tensor(image: Image.Image) -> torch.Tensor:
+    """A Pillow image, upright and in RGB: uint8 (3, H, W)."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    pixels: torch.Tensor = F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    return pixels
 
 
 def _reason(error: Exception) -> str:

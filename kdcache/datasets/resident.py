@@ -13,6 +13,19 @@ import torchvision
 from kdcache.datasets.base import Dataset, ResidentDataset, index_keys
 from kdcache_stores.errors import DataError, UsageError
 
+_STL10_CLASSES = [
+    "airplane",
+    "bird",
+    "car",
+    "cat",
+    "deer",
+    "dog",
+    "horse",
+    "monkey",
+    "ship",
+    "truck",
+]
+
 
 def digits(split: str, root: Path, download: bool) -> Dataset:
     """1,797 handwritten digits of 8x8 pixels, part of scikit-learn: every fifth is for testing."""
@@ -65,8 +78,8 @@ def stl10(split: str, root: Path, download: bool) -> Dataset:
         images=torch.from_numpy(data.data),
         keys=index_keys(split, range(len(data.data)), len(data.data)),
         labels=np.asarray(data.labels, dtype=np.int64),
-        classes=10,
-        class_names=data.classes,
+        classes=len(_STL10_CLASSES),
+        class_names=_STL10_CLASSES,
     )
 
 

@@ -44,7 +44,7 @@ class FixedDropout(nn.Module):
             self.masks[shape] = self._draw(shape).to(x.device)
         return x * self.masks[shape].to(x.dtype)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # once per shape, not to be traced
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # nothing there to trace
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         # On the CPU, by a generator of its own: the same mask on every device, in any order of use.
         digest = hashlib.sha256(f"{self.key} {shape}".encode()).digest()

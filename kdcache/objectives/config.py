@@ -61,7 +61,8 @@ class ObjectiveConfig:
 
     Raises:
         UnknownName: for an unknown method, combination or the like.
-        UsageError: for values or combinations of options that make no sense.
+        UsageError: for values or combinations of options that make no sense, and for options of
+            another method.
     """
 
     method: str = "kd"
@@ -176,8 +177,25 @@ class ObjectiveConfig:
                     "MLKD compares whole batches, so its losses have no weights per sample: give "
                     "numbers, or combine 'mean-logits', 'mean-zscores' or 'mean-probs'"
                 )
-        if self.method == "ce" and (self.standardize or self.noise or self.kd_weight):
-            raise UsageError("ce has no teacher: no standardize, noise or kd_weight")
+        if self.method == "ce":
+            for name in ("kd_weight", "alpha", "temperature", "standardize", "noise", "weights"):
+                if getattr(self, name):
+                    raise UsageError(f"ce has no teacher: leave out {name}, or name another method")
+        for name, default in self._of_other_methods():
+            if getattr(self, name) != default:
+                raise UsageError(
+                    f"{name} is an option of {name.partition('_')[0]}, found method {self.method}"
+                )
+
+    def _of_other_methods(self) -> list[tuple[str, Any]]:
+        """The options, with their defaults, that only another method reads."""
+        own = f"{self.method}_"
+        return [
+            (option.name, option.default)
+            for option in dataclasses.fields(self)
+            if option.name.startswith(("dkd_", "mlkd_", "ctkd_"))
+            and not option.name.startswith(own)
+        ]
 
     def resolved(self) -> ObjectiveConfig:
         """The same with every None of a weight or temperature replaced by the published value."""
@@ -198,17 +216,18 @@ class ObjectiveConfig:
             ce_weight=given(self.ce_weight, ce_weight),
             kd_weight=given(self.kd_weight, kd_weight),
             temperature=given(self.temperature, temperature),
-            ctkd_start=given(self.ctkd_start, start),
+            ctkd_start=given(self.ctkd_start, start if self.method == "ctkd" else None),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for TOML or JSON: noise as its text, what is None left out."""
+        """Plain values for TOML or JSON, without None and without other methods' options."""
         values: dict[str, Any] = {}
+        others = dict(self._of_other_methods())
         for name in (field.name for field in dataclasses.fields(self)):
             value = getattr(self, name)
             if isinstance(value, Noise):
                 values[name] = str(value)
-            elif value is not None:
+            elif value is not None and name not in others:
                 values[name] = list(value) if isinstance(value, tuple) else value
         return values
 

@@ -42,7 +42,7 @@ def ctkd(
     end: float = 20.0,
     **options: Any,
 ) -> Tensor:
-    """KD at a learned temperature, which is in both softmaxes and in T².
+    """Curriculum temperature: KD at a learned T, which is in both softmaxes and in T².
 
     Args:
         student: (B, K) logits v, any floating dtype.

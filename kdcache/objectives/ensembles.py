@@ -76,11 +76,7 @@ class Ensemble:
             return sum_of([w * standardize(z, convention) for w, z in pairs]) / temperature
         if convention:
             raise UsageError("a mean of probabilities has no logits left to standardize")
-        logs = [
-            scaled(z, temperature).log_softmax(-1) + torch.as_tensor(w).log()
-            for w, z in pairs
-            if isinstance(w, Tensor) or w > 0
-        ]
+        logs = [scaled(z, temperature).log_softmax(-1) + torch.as_tensor(w).log() for w, z in pairs]
         return torch.stack(logs).logsumexp(0)
 
 

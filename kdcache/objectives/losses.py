@@ -32,7 +32,7 @@ def ce(
     mix: Mix | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross-entropy -log softmax(v)_y, at temperature 1, on raw logits.
+    """Cross-entropy with the labels: -log softmax(v)_y, at temperature 1, on raw logits.
 
     Samples with label -1 have no part in it: the mean is over the labelled ones (0 if there are
     none). For mixed images it is lam·CE(v, y) + (1 - lam)·CE(v, y').
@@ -80,7 +80,7 @@ def kd(
     order: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """T²·KL(softmax(z/T) ‖ softmax(v/T)): summed over classes, mean over the batch.
+    """Knowledge distillation: T²·KL(softmax(z/T) ‖ softmax(v/T)), mean over the batch.
 
     T² keeps the size of the gradient as T grows. With two temperatures it becomes the product of
     both (a choice of kdcache; equal ones give T²).
@@ -155,7 +155,9 @@ def dkd(
     standardize: Standardize = False,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """alpha·TCKD + beta·NCKD, without CE and without the warm-up (`dkd_warmup` is its factor).
+    """Decoupled distillation: alpha·TCKD + beta·NCKD, see `tckd_nckd`.
+
+    CE and the warm-up are not in it; `dkd_warmup` gives the factor of an epoch.
 
     Args:
         student: (B, K) logits v, any floating dtype.

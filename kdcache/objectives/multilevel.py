@@ -73,10 +73,10 @@ def mlkd(
         if variant == "as-described":
             levels = [level_terms(student, teacher, t, standardize) for t in temperatures]
             return torch.stack([*instance, *(b + c for b, c in levels)]).sum()
-        levels = [level_terms(student, teacher, t, False) for t in temperatures]
+        levels = [level_terms(student, teacher, t, False, views=1) for t in temperatures]
         m, c = mask_means(scaled(teacher, 1.0)[:, 0])
         weak, strong = torch.stack(instance).unbind(1)
-        batch, classes = (torch.stack(terms)[:, 0].sum() for terms in zip(*levels, strict=True))
+        batch, classes = (torch.stack(terms).sum() for terms in zip(*levels, strict=True))
         mixed = strong[:3].sum() + weak[3:].sum()
         return m * weak.sum() + mixed + c * classes + m * batch
 
@@ -90,12 +90,18 @@ def kd_per_view(
 
 
 def level_terms(
-    student: Tensor, teacher: Tensor | Softened, temperature: float, standardize: Standardize
+    student: Tensor,
+    teacher: Tensor | Softened,
+    temperature: float,
+    standardize: Standardize,
+    views: int = 2,
 ) -> tuple[Tensor, Tensor]:
-    """Batch-level and class-level terms, each (2,): weak and strong."""
-    # (2, B, K), so that a batched product handles both views.
-    q = scaled(student, temperature, standardize).softmax(-1).transpose(0, 1)
-    p = scaled(teacher, temperature, standardize).softmax(-1).transpose(0, 1)
+    """Batch-level and class-level terms, each (views,): of the weak view, and of the strong one."""
+    # (views, B, K), for batched products.
+    q, p = (
+        scaled(logits, temperature, standardize)[:, :views].softmax(-1).transpose(0, 1)
+        for logits in (student, teacher)
+    )
     batch = (q @ q.mT - p @ p.mT).square().sum((-1, -2)) / q.shape[1]
     classes = (q.mT @ q - p.mT @ p).square().sum((-1, -2)) / q.shape[2]
     return batch, classes

@@ -135,9 +135,12 @@ class Objective(nn.Module):
                 parts |= self._distillation(student, teacher_logits, labels, step, mix)
                 parts["kd_weighted"] = kd_weight * parts["kd"]
                 loss = loss + parts["kd_weighted"]
-                whole = torch.where(loss == 0, torch.ones_like(loss), loss)
-                parts["kd_share"] = parts["kd_weighted"] / whole
-            return loss, {name: part.detach() for name, part in parts.items()}
+            parts = {name: part.detach() for name, part in parts.items()}
+            if self.needs_teacher:
+                # Of a loss of 0 it is 0: a student equal to its teacher, without labels.
+                whole = loss.detach()
+                parts["kd_share"] = torch.where(whole == 0, whole, parts["kd_weighted"] / whole)
+            return loss, parts
 
     def _name(self) -> str:
         ablation = self.config.ablation
@@ -153,6 +156,8 @@ class Objective(nn.Module):
                 f"{self._name()} expects student logits {shape} with one label each, found "
                 f"{tuple(student.shape)} and {tuple(labels.shape)} labels"
             )
+        if student.shape[-1] < 2:
+            raise DataError(f"expected logits of at least 2 classes, found {student.shape[-1]}")
         if self.needs_teacher and not teachers:
             raise UsageError(f"{self._name()} needs the logits of at least one teacher, found none")
         for number, teacher in enumerate(teachers if self.needs_teacher else ()):
@@ -191,7 +196,7 @@ class Objective(nn.Module):
         for copy in range(copies):
             noisy = [
                 full_precision(z) if noise is None else noise(z, step, teacher, copy)
-                for teacher, z in enumerate(teachers)
+                for teacher, z in enumerate(z.detach() for z in teachers)
             ]
             for weight, target in self._targets(noisy, labels, step, mix):
                 for name, term in self._terms(student, target, labels, step, mix, options).items():

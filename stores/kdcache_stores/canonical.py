@@ -62,6 +62,11 @@ def first_difference(found: Json, expected: Json, name: str) -> tuple[str, Json,
             if difference := first_difference(found[key], expected[key], f"{name}.{key}"):
                 return difference
         return None
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+            if difference := first_difference(a, b, f"{name}[{index}]"):
+                return difference
+        return None
     if canonical_json(found) == canonical_json(expected):
         return None
     return name, found, expected

@@ -39,12 +39,14 @@ class Wanted:
     def __init__(self, rows: Rows, count: int, where: str) -> None:
         if rows is None:
             rows = slice(None)
+        self._span: range | None = None
         if isinstance(rows, slice):
             span = range(*rows.indices(count))
-            self.first = span.start if span.step == 1 else None
-            numbers = np.arange(span.start, span.stop, span.step, dtype=np.int64)
+            if span.step == 1:
+                self._span, self.count = span, len(span)
+                return
+            numbers = np.array(span, dtype=np.int64)
         else:
-            self.first = None
             given = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows))
             if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
                 raise UsageError("rows must be a slice or a sequence of integers")
@@ -56,18 +58,21 @@ class Wanted:
                 )
             numbers = np.where(numbers < 0, numbers + count, numbers)
         self.count = len(numbers)
-        self._order = None if self.first is not None else np.argsort(numbers, kind="stable")
-        self._numbers = numbers if self._order is None else numbers[self._order]
+        self._order = np.argsort(numbers, kind="stable")
+        self._sorted = numbers[self._order]
 
     def within(self, start: int, stop: int) -> tuple[Any, Any] | None:
         """Of the rows in [start, stop): (which, counted from start, and their places), or None."""
-        low, high = (int(i) for i in np.searchsorted(self._numbers, (start, stop)))
+        if self._span is not None:
+            low, high = max(start, self._span.start), min(stop, self._span.stop)
+            if low >= high:
+                return None
+            first = self._span.start
+            return slice(low - start, high - start), slice(low - first, high - first)
+        low, high = (int(i) for i in np.searchsorted(self._sorted, (start, stop)))
         if low == high:
             return None
-        if self._order is None:
-            first = int(self._numbers[low]) - start
-            return slice(first, first + high - low), slice(low, high)
-        return self._numbers[low:high] - start, self._order[low:high]
+        return self._sorted[low:high] - start, self._order[low:high]
 
 
 def read_shards(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prefetched(work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+def prefetched(work: Callable[[T], R], items: Iterable[T], ahead: int) -> Generator[R, None, None]:
     """`map(work, items)`, worked on by a thread, at most `ahead` results waiting.
 
     An exception in the thread is raised here, in its place. Closing the iterator ends the thread.

@@ -211,7 +211,10 @@ class LogitStore:
         wanted = Wanted(rows, len(self), self.where)
         shape = (wanted.count, *item.shape)
         if out is None:
-            out = np.empty(shape, np.float32)
+            try:
+                out = np.empty(shape, np.float32)
+            except (MemoryError, ValueError):
+                raise UsageError(f"{shape} float32 do not fit memory: read fewer rows") from None
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise UsageError(
                 f"out must be contiguous float32 {shape}, found {out.dtype} {out.shape}"

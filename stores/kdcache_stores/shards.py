@@ -98,9 +98,12 @@ class ShardReader:
         """The chunk before Blosc, if its header says that it has the size that it must have."""
         from numcodecs import blosc
 
-        stated = int.from_bytes(payload[4:8].tobytes(), "little")
-        if len(payload) < 16 or stated != size:
-            raise CorruptStore(f"{self.where}: {what} states {stated} bytes, expected {size}")
+        head = np.frombuffer(payload[4:16].tobytes().ljust(12, b"\0"), "<u4")
+        if (int(head[0]), int(head[2])) != (size, len(payload)):  # Blosc believes its header
+            raise CorruptStore(
+                f"{self.where}: {what} states {head[0]} bytes in {head[2]}, "
+                f"expected {size} in {len(payload)}"
+            )
         out = np.empty(size, np.uint8)
         try:
             blosc.decompress(np.ascontiguousarray(payload), out)

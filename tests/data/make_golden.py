@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from kdcache_stores import FieldSpec, Plan, Probe, Samples, StoreWriter, Teacher
 
 STORES: dict[str, dict[str, Any]] = {

@@ -20,8 +20,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet  # imported once here, not in each child
 import zarr  # noqa: F401
-from kdcache_stores import StoreNotFound, UnfinishedStore
 
+from kdcache_stores import StoreNotFound, UnfinishedStore
 from tests.stores.conftest import tree
 from tests.stores.test_faults import check_committed, check_views, small_dump
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from kdcache_stores import KDCacheError, StoreError, UnfinishedStore, open_store
 from kdcache_stores.manifest import sha256
 from kdcache_stores.records import RecordBook

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+
 from kdcache_stores import LogitStore, open_store
 from kdcache_stores.encodings import make_encoding
-
 from tests.data.make_golden import STORES, make, samples, values
 
 DATA = Path(__file__).parents[1] / "data"

@@ -187,7 +187,7 @@ def test_refusals_name_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
         load_teacher("resnet8", classes=10, preprocessing=GREY)
     with pytest.raises(DataError, match=r"torchvision:resnet18@DEFAULT"):
         load_teacher("torchvision:resnet18", classes=10)
-    with pytest.raises(UsageError, match=r"preprocessing is not known.*cifar100"):
+    with pytest.raises(UsageError, match=r"mean and std.*not known.*cifar100"):
         load(checkpoint, preprocessing=None)
     with pytest.raises(UnknownName, match="unknown precision 'half'"):
         load(checkpoint, precision="half")

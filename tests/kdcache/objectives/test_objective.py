@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from kdcache.objectives import Noise, Objective, ObjectiveConfig, Step, ce, kd
-from kdcache_stores.errors import DataError, UsageError
+from kdcache.objectives import METHODS, Noise, Objective, ObjectiveConfig, Step, ce, kd
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 B, K = 8, 10
 
@@ -63,12 +65,86 @@ def test_configuration_goes_through_plain_values() -> None:
     assert ObjectiveConfig.from_dict(resolved.to_dict()) == resolved == resolved.resolved()
 
 
+def test_plain_values_hold_only_what_the_method_reads() -> None:
+    values = Objective(method="kd", alpha=0.5).config.to_dict()
+    assert values == {
+        "method": "kd",
+        "ce_weight": 0.5,
+        "kd_weight": 0.5,
+        "temperature": 4.0,
+        "standardize": False,
+        "combine": "mean-logits",
+        "ablation": "full",
+        "reverse": False,
+        "label_smoothing": 0.0,
+    }
+    for method in METHODS:
+        config = Objective(method=method).config
+        assert ObjectiveConfig.from_dict(config.to_dict()) == config
+    assert Objective(method="ctkd").config.to_dict()["ctkd_start"] == 1.0
+    with pytest.raises(UnknownName, match="did you mean 'kd_weight'"):
+        ObjectiveConfig.from_dict({"kd_wieght": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "kdd"}, "unknown method"),
+        ({"standardize": True}, "'unbiased' or 'biased'"),
+        ({"ce_weight": -1}, "ce_weight of at least 0"),
+        ({"kd_weight": float("nan")}, "kd_weight of at least 0"),
+        ({"temperature": 0}, "temperature above 0"),
+        ({"alpha": 1.5}, "alpha from 0 to 1"),
+        ({"alpha": 0.5, "ce_weight": 1}, "shorthand"),
+        ({"dkd_beta": 6}, "dkd_beta is an option of dkd, found method kd"),
+        ({"method": "dkd", "ctkd_ramp": 5}, "ctkd_ramp is an option of ctkd"),
+        ({"method": "ce", "temperature": 4}, "leave out temperature"),
+        ({"method": "ce", "noise": Noise()}, "leave out noise"),
+        ({"method": "mlkd", "reverse": True}, "reverse KL"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ObjectiveConfig(**options)
+
+
+def test_share_of_nothing_is_nothing() -> None:
+    v, _, y = batch()
+    loss, parts = Objective()(v, [v], torch.full_like(y, -1))
+    assert loss == parts["kd_share"] == 0
+    _, parts = Objective()(v, [v * float("nan")], y)
+    assert parts["kd_share"].isnan()
+
+
+def test_teachers_are_taught_nothing() -> None:
+    v, z, y = batch()
+    loss, _ = Objective()(v.requires_grad_(), [z.requires_grad_()], y)
+    loss.backward()
+    assert v.grad is not None
+    assert z.grad is None
+
+
+def test_born_again_networks_are_a_setting_of_kd() -> None:
+    # CE with the labels and CE with the last generation's probabilities, T = 1, equal weights: the
+    # entropy of the target is all that KL and CE differ by.
+    v, z, y = batch()
+    loss, _ = Objective(temperature=1, ce_weight=1, kd_weight=1)(v, [z], y)
+    p = z.softmax(-1)
+    soft = -(p * v.log_softmax(-1)).sum(-1).mean()
+    entropy = -(p * z.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(loss, ce(v, y) + soft - entropy)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     v, z, y = batch()
     with pytest.raises(UsageError, match="at least one teacher"):
         Objective()(v, [], y)
     with pytest.raises(DataError, match="teacher 1"):
         Objective()(v, [z, z[:, 1:]], y)
+    with pytest.raises(DataError, match="at least 2 classes"):
+        Objective()(v[:, :1], [z[:, :1]], torch.zeros_like(y))
+    with pytest.raises(UsageError, match="found both"):
+        Objective(ObjectiveConfig(), method="kd")
     y[0] = -1
     with pytest.raises(DataError, match="1 of 8 unlabelled"):
         Objective(method="ce")(v, [], y)

@@ -56,6 +56,16 @@ def test_objective_is_kd_at_the_learned_temperature() -> None:
     assert not list(Objective(method="kd").parameters())
 
 
+def test_objective_ramps_the_reversal_by_epoch() -> None:
+    objective = Objective(method="ctkd", ctkd_ramp=4)
+    gradients = []
+    for epoch in (0, 1, 3, 30):
+        loss, _ = objective(V, [Z], Y, Step(epoch=epoch, epochs=100))
+        gradients.append(torch.autograd.grad(loss, objective.theta)[0])
+    expected = torch.tensor([reversal(0, 4), reversal(1, 4), -1.0, -1.0])
+    torch.testing.assert_close(torch.stack(gradients) / -gradients[-1], expected)
+
+
 def test_descent_raises_the_loss_in_theta() -> None:
     objective = Objective(method="ctkd", alpha=0)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)

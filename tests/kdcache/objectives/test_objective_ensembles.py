@@ -62,6 +62,8 @@ def test_mean_of_probabilities_is_taken_at_the_temperature() -> None:
         expected = t**2 * (mean * (np.log(mean) - formulas.log_softmax(V / t))).sum(-1).mean()
         found = distillation(TEACHERS, weights=W, combine="mean-probs", temperature=t)
         assert found == pytest.approx(expected)
+    first = distillation(TEACHERS, weights=(1, 0, 0), combine="mean-probs")
+    assert first == pytest.approx(formulas.kd(V, ZS[0]))
 
 
 def test_mean_of_losses_has_the_gradient_of_the_mean_of_probabilities() -> None:

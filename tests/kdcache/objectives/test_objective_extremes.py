@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from typing import Any
 
 import pytest
 import torch
 
-from kdcache.objectives import Noise, Objective, Step
+from kdcache.objectives import Noise, Objective, Step, kd
 
 B = 6
 OBJECTIVES: list[dict[str, Any]] = [
@@ -85,6 +86,22 @@ def test_half_precision_and_autocast_change_nothing(options: dict[str, Any]) -> 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under, _ = value_and_gradient(options, student, teacher)
     assert exact == half == under
+
+
+def test_autocast_is_off_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    module = importlib.import_module("kdcache.objectives.objective")
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return kd(*args, **options)
+
+    monkeypatch.setattr(module, "kd", watched)
+    logits = torch.randn(B, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Objective()(logits, [logits.flip(0)], torch.arange(B))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("options", OBJECTIVES, ids=str)

@@ -1,0 +1,159 @@
+"""What dump-teacher says before, when stopped, and at the end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcache_cli.output import console, emit, percent, say, size, table
+from kdcache_cli.stores import page
+
+if TYPE_CHECKING:
+    from kdcache.dumping import Dumped, Target
+    from kdcache.estimate import Estimate
+    from kdcache.teachers import Teacher
+
+# Parameters that do not decide what a store holds: they are not recorded in it.
+UNRECORDED = {"part", "dry_run", "as_json", "quiet", "debug", "workers", "threads", "device",
+              "repair", "download", "epochs", "students", "teachers", "weights"}  # fmt: skip
+
+
+def preprocessing_text(teacher: Teacher, source: str) -> str:
+    """Which normalisation a teacher gets, and why."""
+    p = teacher.preprocessing
+    resized = "" if p.size is None else f", resized to {p.size}"
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (p.mean, p.std))
+    return f"{teacher.architecture}: preprocessing {source}: mean {mean}, std {std}{resized}"
+
+
+def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], silent: bool) -> None:
+    """The estimate, for people."""
+    for target in targets:
+        if target.clean_top1:
+            found = ", ".join(f"{name} {percent(v)}" for name, v in target.clean_top1.items())
+            say(f"{target.teacher.architecture}: top-1 on clean images: {found}", silent)
+    if cost.stored:
+        say(f"{cost.stored:,} rows are stored already and are not forwarded again", silent)
+    if not cost.rows:
+        return
+    saved = cost.online_forwards - cost.forwards
+    gain = f"{saved:,} fewer" if saved >= 0 else f"{-saved:,} more"
+    say(
+        f"estimate: {cost.rows:,} rows, {size(cost.nbytes)} ({cost.bytes_per_row:.1f} bytes a row), "
+        f"about {duration(cost.seconds)} at {cost.rows_per_second:,.0f} rows/s; "
+        f"{size(cost.free_bytes)} free\n"
+        f"teacher forwards: {cost.forwards:,} once, {gain} than {given['students']} student(s) of "
+        f"{given['epochs']} epochs with the teacher in the loop; even after "
+        f"{cost.break_even_epochs} epochs",
+        silent,
+    )
+
+
+def interrupted() -> str:
+    """How to go on after Ctrl-C."""
+    return "every finished shard is stored; to go on: " + full_command()
+
+
+def after(
+    targets: Sequence[Target],
+    done: Dumped,
+    cost: Estimate,
+    given: dict[str, Any],
+    as_json: bool,
+    silent: bool,
+) -> None:
+    """The final page: a table per store, and the student's command."""
+    from kdcache_stores import open_store
+
+    stores: list[dict[str, Any]] = []
+    for target in targets:
+        entry: dict[str, Any] = {"store": str(target.path), "clean_top1": target.clean_top1}
+        if done.sealed:
+            with open_store(target.path) as store:
+                entry["info"] = store.info()
+        stores.append(entry)
+    emit({"rows": done.rows, "skipped": done.skipped, "seconds": done.seconds,
+          "sealed": done.sealed, "stores": stores, "estimate": cost.to_dict()}, as_json)  # fmt: skip
+    if silent:
+        return
+    speed = f"{done.rows / done.seconds:,.0f} rows/s" if done.rows else "nothing was left to do"
+    written = ("rows written", f"{done.rows:,} ({speed}, {duration(done.seconds)})")
+    skipped = ("rows found finished", f"{done.skipped:,}")
+    if not done.sealed:
+        index, parts = given["part"]
+        say(f"part {index}/{parts} is done: {written[1]}, {skipped[1]} found finished")
+        for target in targets:
+            say(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
+        return
+    for entry in stores:
+        rows = [written, skipped, *page(entry["info"]), ("break-even", break_even(cost))]
+        console.print(table(f"store {entry['store']}", ("", ""), rows))
+    say("next: " + student_command(given))
+
+
+def break_even(cost: Estimate) -> str:
+    """When the teacher's forwards are paid back."""
+    return f"{cost.break_even_epochs} student epochs, over all students"
+
+
+def duration(seconds: float) -> str:
+    """90 -> "1 min 30 s"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def command_line() -> str:
+    """What decides the store's content, for its provenance; paths are left out."""
+    ctx = click.get_current_context()
+    given = {
+        name: without_path(value) if name == "dataset" else value
+        for name, value in ctx.params.items()
+        if name not in UNRECORDED
+    }
+    return shlex.join(["kdcache", ctx.info_name or "", *_words(given, paths=False)])
+
+
+def without_path(dataset: str) -> str:
+    """ "arrays:/a/b.npz" -> "arrays:b.npz"."""
+    kind, colon, rest = dataset.partition(":")
+    return kind + colon + Path(rest).name if colon else dataset
+
+
+def full_command() -> str:
+    """The command as given, paths included: for the screen alone."""
+    ctx = click.get_current_context()
+    return shlex.join(["kdcache", ctx.info_name or "", *_words(dict(ctx.params), paths=True)])
+
+
+def _words(given: dict[str, Any], paths: bool) -> list[str]:
+    words = []
+    for param in click.get_current_context().command.params:
+        value = given.get(param.name or "")
+        if param.name == "part" and value is not None:
+            value = None if value == (0, 1) else f"{value[0]}/{value[1]}"
+        values = value if isinstance(value, tuple) else (value,)
+        flag = max(param.opts, key=len)
+        for one in values:
+            if one is None or one is False or (isinstance(one, Path) and not paths):
+                continue
+            words += [flag] if one is True else [flag, str(one)]
+    return words
+
+
+def student_command(given: dict[str, Any]) -> str:
+    """The command that trains a student from the stores."""
+    words = ["kdcache", "train-student"]
+    for path in given["outs"]:
+        words += ["--store", str(path)]
+    words += ["--dataset", given["dataset"]]
+    if given["data_root"]:
+        words += ["--data-root", str(given["data_root"])]
+    return shlex.join([*words, "--student", "resnet8", "--method", "kd", "--out", "student"])

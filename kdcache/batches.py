@@ -1,0 +1,91 @@
+"""Batches of views: what is asked of a plan, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache.datasets.base import Rows
+from kdcache_stores.errors import UsageError
+
+#: Rows and views of one batch: int64 (B,) each.
+Pairs = tuple[Rows, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B views.
+
+    Attributes:
+        rows: int64 (B,), rows of the plan.
+        views: int64 (B,).
+        images: uint8 (B, C, H, W) on the device asked for.
+        labels: int64 (B,) on the device, -1 where unlabelled.
+        mix: None, or for mixup and cutmix (labels of the partners, lambda) with shapes (B,) and
+            dtypes int64 and float32: the target is lambda * label + (1 - lambda) * partner label.
+    """
+
+    rows: Rows
+    views: NDArray[np.int64]
+    images: torch.Tensor
+    labels: torch.Tensor
+    mix: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device; copies do not wait where they need not."""
+        if device.type == "cpu":
+            return self
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        mix = self.mix and (move(self.mix[0]), move(self.mix[1]))
+        return Batch(self.rows, self.views, move(self.images), move(self.labels), mix)
+
+
+def make_batches(
+    order: Rows, views: NDArray[np.int64] | int, batch_size: int, views_per_decode: int = 1
+) -> list[tuple[Rows, NDArray[np.int64]]]:
+    """Cut an order of rows into batches for `ViewPlan.stream`.
+
+    Args:
+        order: int64 (N,), rows in the order wanted.
+        views: the view of each, (N,) or one for all; with `views_per_decode` m, the first of m
+            consecutive ones.
+        batch_size: views per batch; the last one may be smaller.
+        views_per_decode: m: every row comes with m views in the same batch, decoded once.
+    """
+    if batch_size < 1 or views_per_decode < 1 or batch_size % views_per_decode:
+        raise UsageError(
+            "batch_size must be a positive multiple of views_per_decode, "
+            f"found {batch_size} and {views_per_decode}"
+        )
+    order = np.asarray(order, dtype=np.int64)
+    first = np.broadcast_to(np.asarray(views, dtype=np.int64), order.shape)
+    rows = np.repeat(order, views_per_decode)
+    views = np.repeat(first, views_per_decode) + np.tile(np.arange(views_per_decode), len(order))
+    return [
+        (rows[i : i + batch_size], views[i : i + batch_size])
+        for i in range(0, len(rows), batch_size)
+    ]
+
+
+def grouped(pairs: Iterable[Pairs], count: int) -> Iterator[list[Pairs]]:
+    """Consecutive batches, together at least `count` views (but for the last ones)."""
+    group: list[Pairs] = []
+    total = 0
+    for rows, views in pairs:
+        group.append((rows, views))
+        total += len(rows)
+        if total >= count:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group

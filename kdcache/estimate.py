@@ -1,0 +1,201 @@
+"""What a dump will cost, measured before it starts, and whether the disk has room for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.dumping import Target, open_writer
+from kdcache.views import ViewPlan
+from kdcache_stores import FieldSpec, Plan, Samples, StoreError, StoreWriter, Teacher, open_store
+
+#: The warm-up ends after so many batches or seconds, the first batch not counted.
+WARM_UP_BATCHES, WARM_UP_SECONDS = 8, 2.0
+#: Room asked for beyond the estimate.
+MARGIN = 1.05
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a dump will do.
+
+    Attributes:
+        rows: rows to forward; with several teachers, each by every teacher.
+        stored: rows that the stores hold already.
+        bytes_per_row: of one store, by encoding the first rows.
+        nbytes: that all stores will grow by.
+        free_bytes: on the fullest of their disks.
+        rows_per_second: of all teachers together, from a warm-up.
+        seconds: until the end.
+        forwards: teacher forwards that the finished stores stand for.
+        online_forwards: teacher forwards of as many epochs and students without a store.
+        break_even_epochs: epochs of students, all together, after which the store has paid off.
+    """
+
+    rows: int
+    stored: int
+    bytes_per_row: float
+    nbytes: int
+    free_bytes: int
+    rows_per_second: float
+    seconds: float
+    forwards: int
+    online_forwards: int
+    break_even_epochs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def estimate(
+    plan: ViewPlan,
+    targets: Sequence[Target],
+    views: int,
+    *,
+    encoding: str = "float16",
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+    ranks: int = 1,
+    hash_keys: bool = False,
+    epochs: int = 240,
+    students: int = 1,
+) -> Estimate:
+    """Measure the first batches; nothing is written to the stores, and none is begun.
+
+    Args:
+        ranks: processes that will share the work, on a device each.
+        epochs: of a student, for the comparison with distillation without a store.
+        students: to be trained.
+
+    The other arguments are those of `dump`. Raises what `dump` would raise on opening a store.
+    """
+    todo = [
+        _missing(plan, target, views, part, encoding=encoding, batch_size=batch_size,
+                 device=device, hash_keys=hash_keys)
+        for target in targets
+    ]  # fmt: skip
+    rows = max(todo)
+    everything = views * len(plan) * len(targets)
+    done = Estimate(
+        rows=0,
+        stored=views * len(plan) - rows if part == (0, 1) else 0,
+        bytes_per_row=0.0,
+        nbytes=0,
+        free_bytes=_require_room([target.path for target in targets], [0] * len(targets)),
+        rows_per_second=0.0,
+        seconds=0.0,
+        forwards=everything,
+        online_forwards=epochs * students * len(plan) * len(targets),
+        break_even_epochs=views,
+    )
+    if not rows:
+        return done
+    logits, speed = _warm_up(plan, targets, batch_size, torch.device(device), workers)
+    labels = plan.samples.labels[: len(logits[0])]
+    per_row = [encoded_bytes(values, labels, encoding) for values in logits]
+    nbytes = [round(size * missing) for size, missing in zip(per_row, todo, strict=True)]
+    return replace(
+        done,
+        rows=rows,
+        bytes_per_row=sum(per_row) / len(per_row),
+        nbytes=sum(nbytes),
+        free_bytes=_require_room([target.path for target in targets], nbytes),
+        rows_per_second=speed * ranks,
+        seconds=rows / (speed * ranks),
+    )
+
+
+def _missing(
+    plan: ViewPlan, target: Target, views: int, part: tuple[int, int], **settings: Any
+) -> int:
+    """Rows that a store lacks; a store that is not there is not begun for it."""
+    if not (Path(target.path) / "zarr.json").exists():
+        return -(-views * len(plan) // part[1])
+    with open_writer(plan, target, views, **settings) as writer:
+        return sum(shard.rows for shard in writer.pending(part))
+
+
+def _warm_up(
+    plan: ViewPlan,
+    targets: Sequence[Target],
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+) -> tuple[list[np.ndarray], float]:
+    """Logits float32 (n, K) of the first rows per teacher, and rows per second of all together."""
+    starts = range(0, min(len(plan), (1 + WARM_UP_BATCHES) * batch_size), batch_size)
+    batches = [(np.arange(i, min(i + batch_size, len(plan))), 0) for i in starts]
+    if len(batches) == 1:
+        batches *= 2  # timed the second time
+    said: list[list[np.ndarray]] = [[] for _ in targets]
+    begun, timed = time.perf_counter(), 0
+    stream = plan.stream(batches, device=device, workers=workers)
+    for number, batch in enumerate(islice(stream, len(batches))):
+        for target, logits in zip(targets, said, strict=True):
+            logits.append(target.teacher(batch.images).cpu().numpy())
+        if number == 0:
+            begun = time.perf_counter()
+        else:
+            timed += len(batch.rows)
+            if time.perf_counter() - begun > WARM_UP_SECONDS:
+                break
+    seconds = time.perf_counter() - begun
+    return [np.concatenate(logits)[: len(plan)] for logits in said], timed / seconds
+
+
+def encoded_bytes(logits: np.ndarray, labels: np.ndarray, encoding: str) -> float:
+    """Bytes per row that an encoding takes on the disk, by writing a store of these rows.
+
+    Args:
+        logits: float32 (n, K).
+        labels: int64 (n,).
+        encoding: as `FieldSpec` takes it.
+    """
+    samples = Samples([str(row) for row in range(len(logits))], labels)
+    classes = logits.shape[1]
+    plan = Plan("estimate", "train", classes, samples.fingerprint, {"name": "none"}, seed=0)
+    teacher = Teacher("estimate", "0" * 64, {}, "float32", classes)
+    fields = {"logits": FieldSpec((classes,), encoding)}
+    with tempfile.TemporaryDirectory(prefix="kdcache-") as folder:
+        with StoreWriter(
+            folder, plan=plan, teacher=teacher, samples=samples, views=1, fields=fields
+        ) as writer:
+            for shard in writer.pending():
+                writer.write(shard, {"logits": logits[shard.start : shard.stop]})
+            writer.seal()
+        with open_store(folder) as store:
+            return float(store.info()["fields"]["logits"]["bytes_per_row"])
+
+
+def _require_room(paths: Sequence[str | os.PathLike[str]], nbytes: Sequence[int]) -> int:
+    """Free bytes of the disk with the least; raises `StoreError` where they do not suffice."""
+    needed: dict[int, int] = {}
+    folders: dict[int, Path] = {}
+    for path, size in zip(paths, nbytes, strict=True):
+        folder = Path(path).absolute()
+        while not folder.exists():
+            folder = folder.parent
+        disk = folder.stat().st_dev
+        folders[disk], needed[disk] = folder, needed.get(disk, 0) + size
+    free = {disk: shutil.disk_usage(folder).free for disk, folder in folders.items()}
+    for disk, size in needed.items():
+        if size * MARGIN > free[disk]:
+            raise StoreError(
+                f"{folders[disk]}: the stores need about {size / 1e9:.3g} GB more, and the disk has "
+                f"{free[disk] / 1e9:.3g} GB free. Make room, choose another disk, fewer --views, or "
+                "a smaller --encoding (topk:10, quantized)."
+            )
+    return min(free.values())

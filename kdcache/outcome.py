@@ -1,0 +1,128 @@
+"""What a training says of itself: the resolved configuration at its start, the summary at its end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdcache._version import __version__
+from kdcache.cached import CachedViews
+from kdcache.datasets import Dataset
+from kdcache.objectives import ObjectiveConfig
+from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.teachers import Teacher
+from kdcache.views import ViewPlan
+from kdcache_stores import UsageError
+from kdcache_stores.urls import redact
+
+if TYPE_CHECKING:
+    from kdcache.loop import Loop
+    from kdcache.training import Training
+
+
+def view_shape(plan: ViewPlan) -> tuple[int, int]:
+    """Channels of the views of a plan, and their side in pixels.
+
+    Raises:
+        UsageError: the views differ in size.
+    """
+    shape = plan.dataset.image_shape
+    channels = plan.dataset.decode(0).shape[0] if shape is None else shape[0]
+    # Two sizes as a probe: an augmentation that gives one size gives it for both.
+    sizes = np.array([[331, 257], [256, 340]] if shape is None else [shape[1:]], np.int64)
+    found = plan.augmentation.output_sizes(sizes)
+    if (found != found[0]).any():
+        raise UsageError(
+            f"the images of {plan.dataset.name} differ in size and {plan.augmentation.name!r} leaves "
+            "them so; a network needs one size: use an augmentation that gives it, such as "
+            "resized-crop-flip."
+        )
+    return channels, int(found[0, 1])
+
+
+def normalisation(dataset: Dataset) -> Preprocessing:
+    """Mean and std for a network trained on the dataset: the published ones, else as measured."""
+    if dataset.name in PREPROCESSINGS:
+        return PREPROCESSINGS[dataset.name]
+    if dataset.images is None:
+        return PREPROCESSINGS["imagenet"]
+    return Preprocessing.measured(dataset.images)
+
+
+def resolved(
+    training: Training,
+    views: CachedViews,
+    preprocessing: Preprocessing,
+    objective: ObjectiveConfig,
+    teachers: list[Teacher],
+    ranks: int,
+) -> dict[str, Any]:
+    """Everything that decides the result, as tables of TOML values."""
+    t, dataset, plan = training, views.dataset, views.plan.to_store()
+    config = {
+        "kdcache": __version__,
+        "data": {
+            "name": t.dataset, "root": t.data_root, "fingerprint": dataset.fingerprint,
+            "train_samples": t.train_samples, "val_split": t.val_split, "subset": t.subset,
+            "augmentation": plan.augmentation, "view_seed": plan.seed, "views": views.views,
+            "schedule": t.schedule,
+            "resident_views": views.window * views.group if t.schedule == "random" else None,
+        },
+        "model": {
+            "name": t.model, "classes": dataset.classes, "channels": preprocessing.channels,
+            "size": view_shape(views.plan)[1], "init_weights": t.init_weights,
+        },
+        "preprocessing": preprocessing.to_dict(),
+        "objective": objective.to_dict(),
+        "training": asdict(t.optimization) | {
+            "seed": t.seed, "precision": t.precision, "channels_last": t.channels_last,
+            "compile": t.compile, "ema": t.ema, "device": t.device, "threads": t.threads,
+            "ranks": ranks,
+        },
+        "online": [teacher.to_store().digest for teacher in teachers],
+        "stores": [
+            {"digest": s.digest, "plan": s.plan.digest, "views": s.view_digests}
+            for s in views.stores
+        ],
+        "store_paths": [redact(str(path)) for path in t.stores],
+    }  # fmt: skip
+    return {key: value for key, value in _without_none(config).items() if value not in ({}, [])}
+
+
+def summarized(loop: Loop, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The summary of a finished training: last and best accuracy, seconds per epoch, what it read."""
+    views, training, held = loop.views, loop.training, len(loop.held_out) > 0
+    chosen_on = "val_top1" if held else "test_top1"
+    last, best = records[-1], max(records, key=lambda record: record[chosen_on])
+    seconds = sum(record["seconds"] for record in records)
+    random = training.schedule == "random" and views.views is not None
+    return {
+        "method": loop.objective.config.method,
+        "model": training.model,
+        "parameters": sum(p.numel() for p in loop.model.parameters()),
+        "epochs": len(records),
+        "last_top1": last["test_top1"],
+        "last_top5": last["test_top5"],
+        "best_top1": best["test_top1"],
+        "best_top5": best["test_top5"],
+        "best_epoch": best["epoch"],
+        "best_chosen_on": "held-out training samples" if held else "test set",
+        "last_nll": last["test_nll"],
+        "last_ece": last["test_ece"],
+        "seconds_per_epoch": float(np.median([record["seconds"] for record in records])),
+        "data_wait_fraction": sum(r["data_wait_seconds"] for r in records) / max(seconds, 1e-9),
+        "teacher_forwards": loop.teacher_forwards,
+        "train_samples": len(views.rows),
+        "stores": loop.stores_read,
+    } | ({"resident_views": views.window * views.group, "views": views.views} if random else {})
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is not set is not written."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(item) for item in value]
+    return value

@@ -1,0 +1,164 @@
+"""The processes of one training: each forwards its part of a batch, and each loss sees all of it.
+
+Losses are not always means over samples (CE leaves out unlabelled ones, MLKD compares whole batches), so
+averaging what the ranks computed alone would change them. Here the ranks exchange logits, a few kilobytes
+per step, and every one computes the loss of the whole batch; a rank's own logits carry the gradient.
+The sum of the ranks' gradients is then that of one process, for any batch that can be divided.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdcache.cached import Batch
+from kdcache_stores import UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a training.
+
+    Attributes:
+        rank: from 0; rank 0 alone writes.
+        world: how many there are.
+        neighbours: how many of them are on this machine.
+    """
+
+    rank: int = 0
+    world: int = 1
+    neighbours: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the run."""
+        return self.rank == 0
+
+    def part(self, total: int) -> slice:
+        """This rank's part of ``total`` samples; parts differ by one sample at most."""
+        return slice(self.rank * total // self.world, (self.rank + 1) * total // self.world)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def lowest(self, value: int) -> int:
+        """The smallest of the ranks' values, on all of them."""
+        values: list[int] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return min(values)
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all ranks the buffers of rank 0 (running means of batch norm)."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+    def gather(self, tensors: Sequence[Tensor], total: int) -> list[Tensor]:
+        """What all ranks have, in the order of the samples, bit for bit, in one exchange.
+
+        Args:
+            tensors: of any dtypes, each (samples of this rank's `part`, ...).
+            total: samples of all ranks together.
+
+        Returns:
+            Each tensor as (total, ...), without a gradient.
+        """
+        if self.world == 1:
+            return [tensor.detach() for tensor in tensors]
+        flat = [t.detach().contiguous().view(len(t), -1).view(torch.uint8) for t in tensors]
+        packed = torch.cat(flat, 1)
+        most = -(-total // self.world)
+        sent = packed.new_zeros((most, packed.shape[1]))
+        sent[: len(packed)] = packed
+        received = sent.new_empty((self.world * most, packed.shape[1]))
+        dist.all_gather_into_tensor(received, sent)
+        parts = [replace(self, rank=rank).part(total) for rank in range(self.world)]
+        rows = [received[i * most :][: p.stop - p.start] for i, p in enumerate(parts)]
+        columns = torch.split(torch.cat(rows), [one.shape[1] for one in flat], 1)
+        return [
+            column.clone(memory_format=torch.contiguous_format)
+            .view(tensor.dtype)
+            .view(total, *tensor.shape[1:])
+            for column, tensor in zip(columns, tensors, strict=True)
+        ]
+
+    def whole(self, student: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """The student's logits for the whole batch, and the batch whole but for its images.
+
+        Backward gives the part of this rank ``world`` times its gradient, since
+        DistributedDataParallel divides the sum over ranks by ``world``.
+        """
+        if self.world == 1:
+            return student, batch
+        student.register_hook(self._times_world)  # type: ignore[no-untyped-call]
+        mix = batch.mix or ()
+        said, labels, keys, views, *rest = self.gather(
+            [student, batch.labels, batch.keys, batch.views, *batch.logits, *mix], batch.total
+        )
+        own, teachers = self.part(batch.total), len(batch.logits)
+        return torch.cat([said[: own.start], student, said[own.stop :]]), replace(
+            batch,
+            labels=labels,
+            keys=keys,
+            views=views,
+            logits=tuple(rest[:teachers]),
+            mix=None if batch.mix is None else (rest[teachers], rest[teachers + 1]),
+        )
+
+    def _times_world(self, gradient: Tensor) -> Tensor:
+        return gradient * self.world
+
+    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """The module with its gradients averaged over the ranks."""
+        if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        where = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=where, gradient_as_bucket_view=True)
+
+    def require_divisible(self, samples: int, batch_size: int) -> None:
+        """Refuse batches that would leave a rank without a sample.
+
+        Raises:
+            UsageError: naming the batch and what to change.
+        """
+        last = samples % batch_size or batch_size
+        if min(last, samples) < self.world:
+            raise UsageError(
+                f"{samples} samples in batches of {batch_size} end with a batch of {last}, which cannot "
+                f"be divided among {self.world} ranks: use fewer ranks, another --batch-size, or "
+                f"--train-samples {samples - last}."
+            )
+
+
+@contextmanager
+def join(device: str) -> Iterator[tuple[Ranks, str]]:
+    """Take a place among the processes that ``torchrun`` started; alone if it did not.
+
+    Yields:
+        The ranks and this process's device, a GPU of its own with "cuda".
+    """
+    if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
+        yield Ranks(), device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        yield Ranks(dist.get_rank(), dist.get_world_size(), neighbours), device
+    finally:
+        if ours:
+            dist.destroy_process_group()

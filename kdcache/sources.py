@@ -1,0 +1,88 @@
+"""Where the pixels of a batch come from: a tensor on the device, or files decoded on demand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache.augment import Augmentation, Parameters
+from kdcache.datasets.base import Dataset, Rows
+from kdcache_stores.errors import DataError
+
+
+class Source(ABC):
+    """Where the pixels of a batch come from; rows are those of the dataset."""
+
+    @abstractmethod
+    def sizes(self, rows: Rows) -> NDArray[np.int64]:
+        """Height and width of each image: int64 (B, 2)."""
+
+    @abstractmethod
+    def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
+        """The augmented images: uint8 (B, C, H, W)."""
+
+
+class Resident(Source):
+    """One tensor on the device."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def sizes(self, rows: Rows) -> NDArray[np.int64]:
+        """Height and width of each image."""
+        return np.broadcast_to(np.array(self.images.shape[2:], dtype=np.int64), (len(rows), 2))
+
+    def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
+        """Gather and augment the whole batch on the device."""
+        if self.images.device.type == "cpu":  # a copy this small is not worth waking threads for
+            chosen = torch.from_numpy(np.take(self.images.numpy(), rows, axis=0))
+        else:
+            index = torch.from_numpy(rows).to(self.images.device, non_blocking=True)
+            chosen = self.images.index_select(0, index)
+        return augmentation.apply(chosen, parameters)
+
+
+class Decoded(Source):
+    """Images decoded as they are asked for, each once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.cache: dict[int, torch.Tensor] = {}
+
+    def image(self, row: int) -> torch.Tensor:
+        """The image of a row, decoded at most once."""
+        if row not in self.cache:
+            self.cache[row] = self.dataset.decode(row)
+        return self.cache[row]
+
+    def sizes(self, rows: Rows) -> NDArray[np.int64]:
+        """Height and width of each image."""
+        return np.array([self.image(int(row)).shape[1:] for row in rows], dtype=np.int64)
+
+    def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
+        """Augment one by one."""
+        images = [
+            augmentation.apply_one(
+                self.image(int(row)), {name: values[i] for name, values in parameters.items()}
+            )
+            for i, row in enumerate(rows)
+        ]
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
+            raise DataError(
+                f"the images of a batch differ in shape after {augmentation.name!r}: "
+                f"{sorted(shapes)[:3]} (channels, height, width). Use resized-crop-flip or, for "
+                "evaluation, center-crop, which give one size"
+            )
+        return torch.stack(images)
+
+
+def header_sizes(dataset: Dataset, rows: Rows) -> NDArray[np.int64]:
+    """Height and width of images, int64 (B, 2), from their files' headers where they differ."""
+    if dataset.image_shape is not None:
+        size = np.array(dataset.image_shape[1:], dtype=np.int64)
+        return np.broadcast_to(size, (len(rows), 2))
+    return np.array([dataset.size(int(row)) for row in rows], dtype=np.int64)

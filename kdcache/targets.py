@@ -1,0 +1,211 @@
+"""What a dump is asked for: teachers made ready, judged on clean images, each with its store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdcache.augment import default_augmentation
+from kdcache.datasets import Dataset, load_dataset
+from kdcache.models.classes import load_class_map
+from kdcache.outcome import normalisation
+from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.sanity import check_teacher
+from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
+from kdcache.views import ViewPlan, make_augmentation
+from kdcache_stores import DataError, MismatchError, Samples, UsageError, open_store
+
+#: Clean images of a split that a teacher is judged on: at least, and at most, per class 5.
+FEWEST, MOST, PER_CLASS = 500, 2000, 5
+
+
+@dataclass(frozen=True)
+class TeacherRequest:
+    """One teacher as asked for.
+
+    Attributes:
+        spec: as `load_teacher` takes it.
+        weights: as `load_teacher` takes it.
+        preprocessing: mean and std that it was trained with. None: its own, else its dataset's.
+        size: side in pixels that views are resized to. None: its own.
+        class_map: file that maps its classes to the dataset's.
+    """
+
+    spec: str
+    weights: str | None = None
+    preprocessing: Preprocessing | None = None
+    size: int | None = None
+    class_map: Path | None = None
+
+
+def prepare_teacher(
+    request: TeacherRequest,
+    trainset: Dataset,
+    *,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
+    compile: bool = False,
+    allow_untrained: bool = False,
+) -> tuple[Teacher, str]:
+    """Load a teacher for the views of a dataset.
+
+    Args:
+        request: which one.
+        trainset: the dataset's training split; its normalisation is the last resort.
+
+    Returns:
+        The teacher, and in words where its preprocessing comes from.
+    """
+    channels, side = (
+        (trainset.image_shape[0], trainset.image_shape[-1]) if trainset.image_shape else (3, 224)
+    )
+    given = request.preprocessing
+    if given is not None and request.size is not None:
+        given = replace(given, size=request.size)
+    fallback = replace(normalisation(trainset), size=request.size)
+    mapped = None
+    if request.class_map is not None:
+        spec = request.spec if request.weights is None else f"{request.spec}@{request.weights}"
+        names = teacher_class_names(spec)
+        mapped = load_class_map(
+            request.class_map, trainset.classes, trainset.class_names, teacher_names=names
+        )
+    teacher = load_teacher(
+        request.spec,
+        request.weights,
+        classes=trainset.classes,
+        channels=channels,
+        size=side,
+        preprocessing=given,
+        fallback=fallback,
+        class_map=mapped,
+        precision=precision,
+        device=device,
+        channels_last=channels_last,
+        compile=compile,
+        allow_untrained=allow_untrained,
+    )
+    if given is not None:
+        return teacher, "as given"
+    if teacher.preprocessing is fallback:
+        published = trainset.name in PREPROCESSINGS
+        imagenet = "ImageNet's, as the images differ in size"
+        measured = imagenet if trainset.images is None else f"measured on {trainset.name}"
+        return teacher, f"published for {trainset.name}" if published else measured
+    if request.size is not None:
+        sized = replace(teacher.preprocessing, size=request.size)
+        return replace(teacher, preprocessing=sized), "its own, at the size given"
+    return teacher, "its own"
+
+
+def asked_plan(
+    name: str,
+    split: str,
+    root: Path | None,
+    download: bool,
+    augment: str | None,
+    seed: int,
+    views: int | None,
+) -> tuple[ViewPlan, int]:
+    """A plan from what was asked for, and its number of views.
+
+    Args:
+        augment: None: `default_augmentation`.
+        views: None: as many as the augmentation fixes, where it does.
+
+    Raises:
+        UsageError: the augmentation leaves the number of views open, and none is given.
+    """
+    data = load_dataset(name, split, root, download)
+    plan = ViewPlan(data, make_augmentation(augment or default_augmentation(data), data), seed)
+    count = views or plan.views
+    if count is None:
+        raise UsageError(f"say how many views of every sample {plan.augmentation.name} shall give")
+    return plan, count
+
+
+def stored_plan(
+    store: str | os.PathLike[str],
+    name: str,
+    root: Path | None = None,
+    download: bool = False,
+    augment: str | None = None,
+    seed: int | None = None,
+) -> tuple[ViewPlan, int]:
+    """The plan of a store over a dataset that is here, and the store's number of views.
+
+    Args:
+        augment: needed for a user's own alone; a built-in one must be the store's.
+        seed: if given, must be the store's.
+
+    Raises:
+        MismatchError: dataset, augmentation or seed are not those of the store.
+    """
+    with open_store(store) as opened:
+        plan, views = opened.plan, opened.view_range.stop
+        samples = Samples(opened.keys, opened.labels, opened.keys_hashed)
+    if seed is not None and seed != plan.seed:
+        raise MismatchError(f"the plan of {store} has the seed {plan.seed}, asked for {seed}")
+    data = load_dataset(name, plan.split, root, download)
+    own = make_augmentation(augment, data) if augment else None
+    return ViewPlan.from_store(plan, data, samples, own), views
+
+
+def labelled_splits(
+    name: str, data: Dataset, root: Path | None = None, download: bool = False
+) -> dict[str, Dataset]:
+    """The training and test split of a dataset, as far as they are there; `data` is one split."""
+    found = {}
+    for split in ("train", "test"):
+        try:
+            found[split] = (
+                data if data.split == split else load_dataset(name, split, root, download)
+            )
+        except DataError:
+            continue
+    return found
+
+
+def clean_top1(
+    teacher: Teacher, splits: Sequence[Dataset], allow_untrained: bool = False
+) -> dict[str, float]:
+    """Top-1 on a sample of the clean images of each split, by its name; unlabelled ones are left out.
+
+    Raises:
+        MismatchError: the teacher guesses, or its classes are ordered otherwise; see
+            `check_teacher`.
+    """
+    found = {}
+    for dataset in splits:
+        wanted = min(max(FEWEST, PER_CLASS * dataset.classes), MOST)
+        labelled = np.flatnonzero(dataset.labels >= 0)
+        count = min(wanted, len(labelled))
+        if not count:
+            continue
+        rows = labelled[np.arange(count) * len(labelled) // count]
+        view = "none" if dataset.image_shape is not None else "center-crop"
+        plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
+        images = plan.images(rows, np.zeros(count, np.int64))
+        where = f"{count} clean {dataset.split} images of {dataset.name}"
+        top1 = check_teacher(teacher, images, dataset.labels[rows], where, allow_untrained)
+        if top1 is not None:
+            found[dataset.split] = top1
+    return found
+
+
+def posterior(teacher: Teacher, path: Path, samples: int) -> list[tuple[Teacher, Path]]:
+    """Posterior samples of a teacher with dropout, each with its store: A.zarr -> A-mc0.zarr, ...
+
+    Raises:
+        UsageError: the teacher has no active dropout layer.
+    """
+    return [
+        (mc_dropout(teacher, seed), path.with_name(f"{path.stem}-mc{seed}{path.suffix}"))
+        for seed in range(samples)
+    ]

@@ -127,7 +127,7 @@ class Loop:
         if self.ranks.first:
             run.keep_metrics(first)
         for epoch in range(first, epochs):
-            record = {"epoch": epoch + 1} | self._train_epoch(epoch)
+            record = {"epoch": epoch + 1} | self.train_epoch(epoch)
             if not np.isfinite(record["train_loss"]):
                 raise TrainingError(
                     f"the loss became {record['train_loss']} in epoch {epoch + 1} of {run.path}, first "
@@ -148,7 +148,7 @@ class Loop:
         self.ranks.wait()
         return run
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+    def train_epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the samples; sums stay on the device until its end, so nothing waits for it."""
         self.forward.train()
         # Layers with randomness of their own (dropout) draw the same after a resume.

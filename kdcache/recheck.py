@@ -19,6 +19,9 @@ from kdcache_stores.fidelity import measure
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
 TOLERANCE = {"float32": (1e-3, 1e-4), "fp16": (1e-2, 1e-3), "bf16": (3e-2, 3e-3)}
 
+#: How far the spread of stored rows may be from that of live ones; encodings keep it.
+SPREAD = 0.03
+
 
 @dataclass(frozen=True)
 class Recheck:
@@ -27,7 +30,8 @@ class Recheck:
     Attributes:
         rows: rows computed again.
         problems: why these are not that teacher's logits; empty if they are.
-        measured: KL(live || stored) and top-1 agreement, as `kdcache_stores.fidelity.measure`.
+        measured: KL(live || stored) and top-1 agreement, as `kdcache_stores.fidelity.measure`, and
+            `spread`, the mean standard deviation of stored rows over that of live ones.
         recorded: the same measures as the dump recorded them for the encoding.
         worst: key, row and view of the row that differs most.
     """
@@ -113,6 +117,7 @@ def recheck(
     stored = np.concatenate([store.read(int(v), where[views == v]) for v in np.unique(views)])
     measured = measure(live, stored)
     recorded = store.info()["fields"]["logits"]["fidelity"]
+    measured["spread"] = float(stored.std(axis=1).mean() / live.std(axis=1).mean())
     problems = _problems(store, teacher, measured, recorded)
     row = int(np.abs(live - stored).max(axis=1).argmax())
     worst = {
@@ -145,4 +150,9 @@ def _problems(
                 f"{name} between live and stored logits is {measured[name]:.3g}; the dump measured "
                 f"{recorded[name]:.3g} for the encoding, and {most:.3g} is the most that is accepted"
             )
+    if abs(measured["spread"] - 1) > SPREAD:
+        problems.append(
+            f"the stored rows spread {measured['spread']:.3f} times as far as the live ones: they "
+            "were scaled, or are another teacher's"
+        )
     return problems

@@ -67,10 +67,11 @@ class ResidentLogits:
         self.group, self.device, self.first = group, device, first
         slots = min(window + 1, self.groups) * group
         self._slot_of = np.full(views, -1, np.int64)
-        self._buffers = [
-            torch.empty((slots, len(rows), store.classes), dtype=_dtype(store), device=device)
-            for store in stores
-        ]
+        with torch.inference_mode(False):  # the reading thread writes into them
+            self._buffers = [
+                torch.empty((slots, len(rows), store.classes), dtype=_dtype(store), device=device)
+                for store in stores
+            ]
         self._loading: dict[int, Future[None]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kdcache-read")
 

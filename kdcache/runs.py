@@ -221,6 +221,21 @@ class RunModel(NamedTuple):
     file: Path
 
 
+def build(spec: Mapping[str, Any], allow_code: bool) -> nn.Module:
+    """The network that a run's ``[model]`` table names, with fresh weights.
+
+    Raises:
+        UsageError: it is a user's own (MODULE:FUNCTION) and ``allow_code`` is off.
+    """
+    name = spec["name"]
+    if ":" in name and name.partition(":")[0] not in ("torchvision", "timm") and not allow_code:
+        raise UsageError(
+            f"the network is made by {name}, code that is not kdcache's. If you trust it, give "
+            "--allow-code (allow_code=True) to import and run it."
+        )
+    return build_model(name, spec["classes"], spec["channels"], spec["size"])
+
+
 def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> RunModel:
     """The trained model of a finished run.
 
@@ -240,19 +255,13 @@ def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> Ru
             f"{path} has no {WEIGHTS}: the run did not finish. Run its command again to go on."
         )
     try:
-        spec = config["model"]
-        name = spec["name"]
-        if ":" in name and name.partition(":")[0] not in ("torchvision", "timm") and not allow_code:
-            raise UsageError(
-                f"the network of {path} is made by {name}, code that is not kdcache's. If you trust "
-                "it, give --allow-code (allow_code=True) to import and run it."
-            )
-        module = build_model(name, spec["classes"], spec["channels"], spec["size"])
+        module = build(config["model"], allow_code)
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{Path(path) / CONFIG} lacks the entry {error}.") from error
     try:
         module.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, RuntimeError) as error:
+        name = config["model"]["name"]
         raise DataError(f"{file} does not hold the weights of {name}: {error}") from error
     return RunModel(module.eval(), preprocessing, config, file)

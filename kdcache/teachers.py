@@ -234,8 +234,16 @@ def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pr
 def _try_out(teacher: Teacher, channels: int, size: int) -> None:
     """One small batch: what does not fit is found now, and dropout masks are drawn."""
     views = torch.zeros(2, channels, size, size, dtype=torch.uint8, device=teacher.device)
-    with torch.no_grad():
-        out = teacher.module(teacher.preprocessing(views))
+    images = teacher.preprocessing(views)
+    try:
+        with torch.no_grad():
+            out = teacher.module(images)
+    except RuntimeError as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        raise MismatchError(
+            f"teacher {teacher.architecture} does not take images of {shape}, which its "
+            f"preprocessing makes of the views: {error}"
+        ) from None
     if not isinstance(out, Tensor) or out.ndim != 2:
         found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise DataError(f"teacher {teacher.architecture}: expected logits (B, K), found {found}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -118,6 +118,20 @@ def train(
         KDCacheError: see `load_dataset`, `CachedViews`, `Run`; TrainingError for a loss that is not
             finite.
     """
+    with prepared(training, out, watch, tensorboard=tensorboard, allow_code=allow_code) as loop:
+        return loop.run()
+
+
+@contextmanager
+def prepared(
+    training: Training,
+    out: str | os.PathLike[str],
+    watch: Observer | None = None,
+    *,
+    tensorboard: bool = False,
+    allow_code: bool = False,
+) -> Iterator[Loop]:
+    """A training that is ready for its first step; see `train`, which runs it to its end."""
     if training.threads:
         torch.set_num_threads(training.threads)
     out = Path(out)
@@ -164,7 +178,7 @@ def train(
             )
         teachers = _online_teachers(training, stores, views.plan, device, allow_code)
         training = replace(training, device=device)
-        return Loop(training, out, testset, held_out, views, teachers, watch, ranks).run()
+        yield Loop(training, out, testset, held_out, views, teachers, watch, ranks)
 
 
 def _resident_views(

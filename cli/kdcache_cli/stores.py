@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kdcache.break_even import break_even
 from kdcache_cli.app import common
 from kdcache_cli.options import resolve_device
 from kdcache_cli.output import console, emit, percent, progress, say, size, table
@@ -53,9 +54,12 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
             for key, name in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
         ]
         rows.append(("same top-1, live and stored", percent(found["top1_agreement"])))
+    account = break_even(info)
     return [
         *rows,
-        ("forwards", f"{info['views'] * info['samples']:,} teacher forwards spent once"),
+        ("forwards", f"{account.spent:,} of the teacher spent once; {account.saved_per_epoch:,} saved "
+                     "per student and epoch"),
+        ("break-even", account.sentence()),
         (
             "made by",
             ", ".join(f"{k} {v}" for k, v in info["provenance"].get("versions", {}).items()),
@@ -63,7 +67,7 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("plan digest", plan["digest"]),
         ("teacher digest", teacher["digest"]),
         ("content digest", info["digest"]),
-    ]
+    ]  # fmt: skip
 
 
 def encoding_text(encoding: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""train-teacher, train-student, evaluate."""
+"""train-teacher, train-student."""
 
 from __future__ import annotations
 
@@ -194,60 +194,6 @@ def _from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     found["milestones"] = tuple(found["milestones"])
     source = click.get_current_context().get_parameter_source
     given = {key for key in found if source(key) is ParameterSource.COMMANDLINE}
+    if settings["alpha"] is not None:  # short for both weights
+        given |= {"ce_weight", "kd_weight"}
     return {key: value for key, value in found.items() if key not in given}
-
-
-@click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
-@options.dataset
-@click.option("--split", default="test", show_default=True)
-@options.device
-@common
-def evaluate(
-    run: Path,
-    dataset: str,
-    data_root: Path | None,
-    download: bool,
-    split: str,
-    device: str,
-    workers: int,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Accuracy and calibration of a trained RUN on a split."""
-    import torch
-
-    from kdcache.datasets import load_dataset
-    from kdcache.evaluation import clean_logits, scores
-    from kdcache.runs import load_run_model
-    from kdcache_stores.errors import MismatchError
-
-    if threads:
-        torch.set_num_threads(threads)
-    model = load_run_model(run)
-    data = load_dataset(dataset, split, data_root, download)
-    spec = model.config["model"]
-    if data.classes != spec["classes"]:
-        raise MismatchError(
-            f"{run} was trained for {spec['classes']} classes, {data.name} has {data.classes}."
-        )
-    where = options.resolve_device(device)
-    module = model.module.to(where)
-    found = scores(
-        *clean_logits(
-            lambda images: module(model.preprocessing(images)), data, device=where, workers=workers
-        )
-    )
-    emit(
-        {"run": str(run), "dataset": data.name, "split": split, "samples": len(data)} | found,
-        as_json,
-    )
-    if not (quiet or as_json):
-        rows = [
-            ("top-1", percent(found["top1"])),
-            ("top-5", percent(found["top5"])),
-            ("negative log-likelihood (nats)", f"{found['nll']:.4f}"),
-            ("expected calibration error", percent(found["ece"])),
-        ]
-        console.print(table(f"{spec['name']} on {data.name} {split}", ("", ""), rows))

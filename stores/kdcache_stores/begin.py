@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kdcache_stores.canonical import first_difference, parse_json
 from kdcache_stores.errors import DataError, FormatError, MismatchError, StoreInUse
 from kdcache_stores.files import LocalFiles, is_temporary
@@ -49,7 +51,8 @@ def choose_layouts(
         for field in header.fields.values()
         for spec in field.encoding.arrays(field.shape)
     ]
-    rows = choose_shard_rows(header.samples, [spec for _, spec in arrays], shard_rows)
+    values = max(math.prod(field.shape) for field in header.fields.values())
+    rows = choose_shard_rows(header.samples, [spec for _, spec in arrays], values, shard_rows)
     there = _shard_rows_there(
         files, header, ArrayLayout.choose(*arrays[0], views, header.samples, rows)
     )

@@ -94,7 +94,10 @@ def import_npz(
     Raises `DataError` for a file that lacks these or holds pickled objects.
     """
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file that is no archive open.
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{file} holds one array, not an archive of named ones")
             if missing := sorted({"logits", "keys"} - set(archive.files)):
                 raise DataError(f"{file} lacks {missing}: it must hold logits and keys")
             logits, keys = archive["logits"], archive["keys"]

@@ -18,21 +18,32 @@ SHARD_BYTES = 64 * 2**20
 """No array's shard is larger, before compression."""
 CHUNK_BYTES = 2**20
 """No chunk is larger, before compression, unless a single row is."""
+DENSE_BYTES = 256 * 2**20
+"""No shard's rows are larger than this as float32, however small they are encoded."""
 
 _ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
 _NAMES = ("view", "sample")
 
 
-def choose_shard_rows(samples: int, specs: Sequence[ArraySpec], at_most: int | None = None) -> int:
-    """Rows per shard, the same for every array: the fewest shards that keep to `SHARD_BYTES`.
+def choose_shard_rows(
+    samples: int, specs: Sequence[ArraySpec], values: int, at_most: int | None = None
+) -> int:
+    """Rows per shard, the same for every array: as few shards as the limits allow.
 
-    The result is a multiple of the number of chunks of each array, a power of two.
+    Args:
+        samples: N.
+        specs: all arrays of the store.
+        values: values per row of the widest field, decoded.
+        at_most: a further limit.
+
+    Returns rows, a multiple of the number of chunks of each array, which is a power of two.
     """
     widest = max(spec.row_bytes for spec in specs)
     if widest > SHARD_BYTES:
         raise UsageError(f"a row of {widest} bytes does not fit a shard of {SHARD_BYTES} bytes")
-    limit = min(SHARD_BYTES // widest, at_most or samples)
+    dense = max(DENSE_BYTES // (4 * values), 1)
+    limit = min(SHARD_BYTES // widest, dense, at_most or samples)
     shards = math.ceil(samples / limit)
     while True:
         rows = math.ceil(samples / shards)

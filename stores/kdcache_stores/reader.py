@@ -17,7 +17,7 @@ from kdcache_stores.encoding import Encoding, Floats
 from kdcache_stores.errors import MismatchError, UnknownName, UsageError
 from kdcache_stores.files import Objects
 from kdcache_stores.header import Field
-from kdcache_stores.layout import shards_of
+from kdcache_stores.layout import ArrayLayout, shards_of
 from kdcache_stores.manifest import SAMPLES, Part, content_digest, view_digest
 from kdcache_stores.nouns import Plan, Probe, Samples, Shard, Teacher
 from kdcache_stores.prefetch import prefetched
@@ -68,10 +68,15 @@ class LogitStore:
         self.where = objects.where
         self.source = SealedObjects(objects, verify)
         self.header = self.source.header()
-        self.layouts = self.source.layouts(self.header)
-        first = next(iter(self.layouts.values()))[0]
+        self._layouts = self.source.layouts(self.header)
+        first = next(iter(self._layouts.values()))[0]
         self.first_view = self.source.first_view
         self.n_views, self.shard_rows = first.views - self.first_view, first.shard_rows
+
+    @property
+    def layouts(self) -> dict[str, list[ArrayLayout]]:
+        """The arrays of each field."""
+        return self._layouts
 
     @property
     def part(self) -> Part | None:
@@ -219,7 +224,7 @@ class LogitStore:
             raise UsageError(
                 f"out must be contiguous float32 {shape}, found {out.dtype} {out.shape}"
             )
-        layouts = self.layouts[field]
+        layouts = self._layouts[field]
         read_shards(self.source, self.shards(view), layouts, item.encoding, wanted, out)
         return out
 

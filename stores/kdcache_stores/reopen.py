@@ -59,12 +59,11 @@ def reopen(path: str | os.PathLike[str], views: int | None = None) -> StoreWrite
 
 def _text(encoding: Encoding) -> str:
     """The text that `make_encoding` makes this encoding of."""
-    values = list(asdict(encoding).values())  # type: ignore[call-overload]
-    texts = [encoding.name, *(f"{encoding.name}:{value}" for value in values[:1])]
-    for text in texts:
-        if encoding_to_dict(make_encoding(text)) == encoding_to_dict(encoding):
-            return text
-    raise FormatError(f"no name gives the encoding {encoding_to_dict(encoding)}")
+    parameters = list(asdict(encoding).values())  # type: ignore[call-overload]
+    text = ":".join([encoding.name, *map(str, parameters[:1])])
+    if encoding_to_dict(make_encoding(text)) != encoding_to_dict(encoding):
+        raise FormatError(f"no name gives the encoding {encoding_to_dict(encoding)}")
+    return text
 
 
 def _begun_views(files: LocalFiles, field: str) -> int:

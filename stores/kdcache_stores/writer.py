@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -192,7 +193,7 @@ class StoreWriter:
         objects: dict[str, bytes] = {}
         entries: list[Entry] = []
         for name, field in self.header.fields.items():
-            encoded = field.encoding.encode(rows[name], labels)
+            encoded = _encode(field, rows[name], labels, shard)
             measures = self._measure(field, rows[name], labels)
             for layout in (layout for layout in self._layouts if layout.field == name):
                 key = layout.key(shard.view, shard.index)
@@ -293,6 +294,21 @@ class StoreWriter:
 
     def __repr__(self) -> str:
         return f"<StoreWriter {self.files.where}: {self.views} views of {len(self.samples)}>"
+
+
+def _encode(
+    field: Field, rows: Floats, labels: NDArray[np.int64], shard: Shard
+) -> dict[str, NDArray[Any]]:
+    """Encode a few megabytes of rows at a time: encodings work in float64."""
+    step = max(1, 2**22 // math.prod(field.shape))
+    try:
+        parts = [
+            field.encoding.encode(rows[start : start + step], labels[start : start + step])
+            for start in range(0, len(rows), step)
+        ]
+    except DataError as error:
+        raise DataError(f"{field.name} of {shard}: {error}") from None
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _check_arguments(header: Header, samples: Samples, views: int, shard_rows: int | None) -> None:

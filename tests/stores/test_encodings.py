@@ -20,6 +20,7 @@ from kdcache_stores import (
 )
 from kdcache_stores.encodings import encoding_from_dict, encoding_to_dict, make_encoding
 from kdcache_stores.fidelity import measure
+from kdcache_stores.layout import choose_shard_rows
 from kdcache_stores.topk import TopK
 
 from .conftest import CLASSES, dump, make_logits
@@ -191,3 +192,10 @@ def test_what_an_encoding_cannot_hold_is_refused(tmp_path: Path) -> None:
         dump(tmp_path / "b", fields={"maps": FieldSpec((2, 3, 3), "topk:2")})
     with pytest.raises(DataError, match="beyond float16"):
         make_encoding("float16").encode(np.full((1, 2), 1e6, np.float32), np.array([0]))
+
+
+def test_shards_of_sparse_rows_stay_small_when_dense() -> None:
+    specs = make_encoding("topk:64").arrays((150_000,))
+    rows = choose_shard_rows(10**7, specs, 150_000)
+    assert rows * 150_000 * 4 <= 256 * 2**20
+    assert choose_shard_rows(1_281_167, make_encoding("float16").arrays((1000,)), 1000) > 32_000

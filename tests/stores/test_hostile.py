@@ -302,7 +302,7 @@ def test_layouts_stay_within_their_bounds() -> None:
     for samples in (1, 2, 7, 50_000, 1_281_167):
         for row in (1, 3, 100, 1000, 21_841, 2**20, 2**24):
             spec = make_encoding("float32").arrays((row,))[0]
-            rows = choose_shard_rows(samples, [spec], None)
+            rows = choose_shard_rows(samples, [spec], row)
             layout = ArrayLayout.choose("logits", spec, 3, samples, rows)
             assert rows * spec.row_bytes <= SHARD_BYTES
             assert rows % layout.chunk_rows == 0

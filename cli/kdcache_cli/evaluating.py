@@ -1,0 +1,152 @@
+"""evaluate, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache_cli import options
+from kdcache_cli.app import common
+from kdcache_cli.output import console, emit, percent, say, size, table
+
+
+@click.command("evaluate")
+@click.argument("model")
+@options.dataset
+@click.option("--split", default="test", show_default=True)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Weights, when MODEL is a model's name."
+)
+@click.option("--teacher", help="A run, or NAME@FILE: its accuracy and cost beside.")
+@click.option("--store", help="Logits of the teacher on this split: how far MODEL agrees.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Images per timed forward pass.",
+)
+@options.allow_code
+@options.device
+@common
+def evaluate(
+    model: str,
+    dataset: str,
+    data_root: Path | None,
+    download: bool,
+    split: str,
+    weights: Path | None,
+    teacher: str | None,
+    store: str | None,
+    batch_size: int,
+    allow_code: bool,
+    device: str,
+    workers: int,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Accuracy, calibration and cost of MODEL: a run, or a model's name with --weights.
+
+    With --store (of the same split) also how closely it says what the teacher said.
+    """
+    import torch
+
+    from kdcache.datasets import load_dataset
+    from kdcache.measured import measure
+    from kdcache.models import MODELS
+    from kdcache.outcome import normalisation
+
+    if threads:
+        torch.set_num_threads(threads)
+    data = load_dataset(dataset, split, data_root, download)
+    preprocessing = None
+    if any(spec.partition("@")[0] in MODELS for spec in (model, teacher or "")):
+        preprocessing = normalisation(load_dataset(dataset, "train", data_root, download))
+    found = measure(
+        model,
+        data,
+        weights=weights,
+        teacher=teacher,
+        store=store,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        device=options.resolve_device(device),
+        workers=workers,
+        allow_code=allow_code,
+    )
+    emit(found, as_json)
+    if quiet or as_json:
+        return
+    columns = [found, *([found["teacher"]] if teacher else [])]
+    rows = [(name, *(show(column) for column in columns)) for name, show in _LINES.items()]
+    titles = ("", *(column["architecture"] for column in columns))
+    console.print(table(f"{data.name} {split}, {len(data):,} samples", titles, rows))
+    say(f"temperature fitted on: {found['temperature_fitted_on']}")
+    if store:
+        said = found["agreement"]
+        lines = [
+            ("same top-1", percent(said["top1_agreement"])),
+            ("KL(teacher | student), nats", f"{said['kl']:.4f}"),
+            ("the same of Z-scores at tau=2", f"{said['kl_standardized']:.4f}"),
+            ("rank correlation over classes", f"{said['rank_correlation']:.4f}"),
+            ("std of logits, student / teacher", f"{said['std_ratio']:.4f}"),
+        ]
+        title = f"agreement with {store} ({said['views']} views of {said['samples']:,} samples)"
+        console.print(table(title, ("", ""), lines))
+
+
+_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "top-1": lambda f: percent(f["top1"]),
+    "top-5": lambda f: percent(f["top5"]),
+    "negative log-likelihood (nats)": lambda f: f"{f['nll']:.4f}",
+    "expected calibration error": lambda f: percent(f["ece"]),
+    "fitted temperature": lambda f: f"{f['temperature']:.3f}",
+    "NLL at it": lambda f: f"{f['calibrated_nll']:.4f}",
+    "ECE at it": lambda f: percent(f["calibrated_ece"]),
+    "parameters": lambda f: f"{f['parameters']:,}",
+    "multiply-adds per image": lambda f: f"{f['macs']:,}",
+    "file of weights": lambda f: size(f["file_bytes"]) if f["file_bytes"] else "-",
+    "latency p50, ms": lambda f: f"{f['latency_p50_ms']:.2f}",
+    "latency p95, ms": lambda f: f"{f['latency_p95_ms']:.2f}",
+}
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    default="torch-export",
+    show_default=True,
+    help="torch-export, onnx or safetensors.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file [default: RUN/exported with its ending].",
+)
+@options.allow_code
+@common
+def export(
+    run: Path, form: str, out: Path | None, allow_code: bool, as_json: bool, quiet: bool
+) -> None:
+    """Write the network of a RUN as a file: uint8 images in, logits out. The file is run to check it."""
+    from kdcache.deploy import FORMATS, SUFFIXES
+    from kdcache.deploy import export as write
+    from kdcache.runs import load_run_model
+    from kdcache_stores.errors import UnknownName
+
+    if form not in FORMATS:
+        raise UnknownName("format", form, FORMATS)
+    model = load_run_model(run, allow_code)
+    done: dict[str, Any] = write(model, form, out or run / f"exported{SUFFIXES[form]}")
+    emit(done, as_json)
+    say(
+        f"{done['file']}: {size(done['bytes'])}, uint8 images {tuple(done['input'])} to logits; run "
+        f"and compared with the network, largest difference {done['max_difference']:.1e}",
+        quiet or as_json,
+    )

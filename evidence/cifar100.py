@@ -1,0 +1,108 @@
+"""The published CIFAR-100 comparison on one GPU: a teacher, its exhaustive store, many students.
+
+    python evidence/cifar100.py --dataset arrays:cifar100.npz --folder runs --out evidence/cifar100.json
+
+Students of small networks leave most of a GPU idle, so several train side by side (--jobs), each in a
+process of its own, all from the same store. What is finished in --folder is not done again: an
+interrupted comparison goes on where it stopped. Shorter runs (--epochs) keep the recipe's shape, since
+its milestones are fractions of the epochs; the JSON says how long they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+
+from kdcache.runs import SUMMARY, read_summary
+
+PUBLISHED = {  # Sun et al., CVPR 2024, resnet32x4 -> resnet8x4: best epoch, mean of several trials
+    "ce": 72.50, "kd": 73.33, "kd-ls": 76.62, "dkd": 76.32, "dkd-ls": 77.01, "ctkd": 73.39,
+    "ctkd-ls": 76.67,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train, dump, distill and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--data-root")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--teacher", default="resnet32x4", help="a network to train, or a run")
+    parser.add_argument("--student", default="resnet8x4")
+    parser.add_argument("--methods", default="ce,kd,kd-ls,dkd,dkd-ls")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--teacher-epochs", type=int, default=240)
+    parser.add_argument("--encoding", default="float16")
+    parser.add_argument("--jobs", type=int, default=5, help="students side by side")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--extra", default="", help="more flags of the students, such as --compile")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    data = ["--dataset", args.dataset, "--device", args.device, "-q"]
+    data += ["--data-root", args.data_root] if args.data_root else []
+    teacher = Path(args.teacher)
+    if not teacher.is_dir():
+        teacher = args.folder / "teacher"
+        run("train-teacher", "--model", args.teacher, "--out", teacher, "--epochs",
+            args.teacher_epochs, *data, log=args.folder / "teacher.log")  # fmt: skip
+    store = args.folder / "teacher.zarr"
+    run("dump-teacher", "--teacher", teacher, "--augment", "exhaustive", "--views", 162, "--encoding",
+        args.encoding, "--batch-size", 1024, "--out", store, *data,
+        log=args.folder / "store.log")  # fmt: skip
+
+    def student(method: str, seed: int) -> Path:
+        out: Path = args.folder / f"{method}-seed{seed}"
+        run("train-student", "--store", store, "--student", args.student, "--recipe",
+            f"cifar100/{method}", "--schedule", "random", "--epochs", args.epochs, "--seed", seed,
+            "--out", out, *args.extra.split(), *data, log=out.with_suffix(".log"))  # fmt: skip
+        return out
+
+    jobs = [(method, seed) for seed in range(args.seeds) for method in args.methods.split(",")]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = dict(zip(jobs, pool.map(lambda job: student(*job), jobs), strict=True))
+    found = {}
+    for method in args.methods.split(","):
+        summaries = [read_summary(out) for (name, _), out in runs.items() if name == method]
+        last = [100 * summary["last_top1"] for summary in summaries]
+        found[method] = {
+            "last_top1": last,
+            "best_top1": [100 * summary["best_top1"] for summary in summaries],
+            "mean_last": fmean(last),
+            "std_last": stdev(last) if len(last) > 1 else None,
+            "seconds_per_epoch": [summary["seconds_per_epoch"] for summary in summaries],
+            "published_best": PUBLISHED.get(method),
+        }
+        print(method, json.dumps(found[method]))
+    about = {
+        "command": "python evidence/cifar100.py " + " ".join(sys.argv[1:]),
+        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
+        "torch": torch.__version__,
+        "teacher_top1": 100 * read_summary(teacher)["last_top1"] if (teacher / SUMMARY).exists() else None,
+        "epochs": args.epochs,
+        "students_side_by_side": args.jobs,
+    }  # fmt: skip
+    args.out.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
+
+
+def run(*words: object, log: Path) -> None:
+    """One command of kdcache in a process of its own; its page goes to ``log``."""
+    with log.open("w") as stream:
+        subprocess.run(
+            [sys.executable, "-m", "kdcache", *map(str, words)],
+            check=True,
+            stderr=stream,
+            stdout=stream,
+        )
+
+
+if __name__ == "__main__":
+    main()

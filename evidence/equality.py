@@ -1,0 +1,117 @@
+"""Cached equals online on real images, for every objective and several encodings.
+
+    python evidence/equality.py --dataset arrays:cifar100.npz --teacher resnet20@resnet20.pth \
+        --normalisation cifar100 --out evidence/equality-cifar100.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from kdcache import (
+    CachedViews,
+    Training,
+    ViewPlan,
+    dump,
+    load_dataset,
+    load_teacher,
+    make_augmentation,
+)
+from kdcache import training as training_module
+from kdcache.equality import OBJECTIVES, drift, first_step
+from kdcache.optim import Optimization
+from kdcache.preprocessing import PREPROCESSINGS
+from kdcache.teachers import Teacher
+
+
+def main() -> None:
+    """Measure and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--normalisation", help="of the teacher, where it does not say")
+    parser.add_argument("--student", default="resnet8")
+    parser.add_argument("--objectives", default=",".join(OBJECTIVES))
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--encodings", default="float32,float16,quantized")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    whole = load_dataset(args.dataset, "train")
+    teacher = load_teacher(
+        args.teacher,
+        classes=whole.classes,
+        channels=whole.image_shape[0],
+        size=whole.image_shape[-1],
+        preprocessing=PREPROCESSINGS.get(args.normalisation),
+    )
+    # The online runs get this very teacher, whatever it is made of.
+    training_module.load_teacher = lambda spec, **options: teacher
+    # The samples that the trainings choose, and no others, are dumped.
+    probe = Training(dataset=args.dataset, model=args.student, train_samples=args.samples)
+    rows, _ = training_module._choose(whole, probe)
+    dataset = whole.subset(rows)
+    loaded = load_dataset
+    training_module.load_dataset = lambda name, split, *more: (
+        dataset if split == "train" else loaded(name, split, *more).subset(range(1000))
+    )
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        stores = _stores(Path(folder), dataset, teacher, args.encodings.split(","))
+        for name, config in ((name, OBJECTIVES[name]) for name in args.objectives.split(",")):
+            for encoding in args.encodings.split(",") if config.method != "ce" else ["float32"]:
+                pairs = config.method == "mlkd"
+                store = stores[pairs, encoding]
+                with CachedViews(
+                    dataset,
+                    [store],
+                    args.batch_size,
+                    pairs=pairs,
+                    read_logits=config.method != "ce",
+                ) as views:
+                    first = first_step(views, teacher, args.student, config)
+                training = Training(
+                    dataset=args.dataset,
+                    model=args.student,
+                    objective=config,
+                    optimization=Optimization(epochs=2, batch_size=args.batch_size),
+                    stores=(str(store),),
+                )
+                runs = drift(training, args.teacher, Path(folder) / f"{name}-{encoding}")
+                found[f"{name}, {encoding}"] = {"first_step": first, "two_epochs": runs}
+                print(name, encoding, json.dumps(found[f"{name}, {encoding}"]), flush=True)
+    about = {
+        "command": "python evidence/equality.py "
+        + " ".join(word.rpartition("/")[2] if "/" in word else word for word in sys.argv[1:]),
+        "machine": f"{platform.machine()}, {args.threads} thread(s)",
+        "torch": torch.__version__,
+        "samples": args.samples,
+        "teacher_batch_of_the_dump": 256,
+        "teacher_batch_of_the_control": 5,
+    }
+    args.out.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
+
+
+def _stores(
+    folder: Path, dataset: object, teacher: Teacher, encodings: list[str]
+) -> dict[tuple[bool, str], Path]:
+    stores = {}
+    for pairs, augmentation in ((False, "pad-crop-flip"), (True, "weak+strong")):
+        plan = ViewPlan(dataset, make_augmentation(augmentation, dataset), seed=0)
+        for encoding in encodings:
+            path = stores[pairs, encoding] = folder / f"{augmentation}-{encoding}.zarr"
+            dump(plan, [(teacher, path)], views=4 if pairs else 2, encoding=encoding)
+    return stores
+
+
+if __name__ == "__main__":
+    main()

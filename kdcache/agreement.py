@@ -1,0 +1,85 @@
+"""How closely a student says what its teacher said, on the same views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.stats import rankdata  # type: ignore[import-untyped]
+from torch import Tensor
+
+from kdcache.cached import CachedViews
+from kdcache.datasets import Dataset
+from kdcache.objectives import kd
+from kdcache_stores import LogitStore
+
+TAU = 2.0  # the temperature of the Z-scored divergence, that of the published method
+
+
+def rank_correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Spearman's correlation over the classes of each sample, ties with their mean rank.
+
+    Args:
+        student: float (N, K).
+        teacher: float (N, K).
+
+    Returns:
+        float64 (N,), NaN where one of the rows is constant.
+    """
+    ranks = (rankdata(np.asarray(logits.cpu()), axis=1) for logits in (student, teacher))
+    a, b = (torch.from_numpy(rank - rank.mean(1, keepdims=True)) for rank in ranks)
+    correlation: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return correlation
+
+
+def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
+    """A student's logits compared with its teacher's, sample by sample, then averaged.
+
+    Args:
+        student: float (N, K).
+        teacher: float (N, K).
+
+    Returns:
+        kl: KL(teacher ‖ student) at T = 1, in nats; kl_standardized: the same of the Z-scores at
+        tau = 2 (without the factor tau²); top1_agreement: share of samples with the same largest
+        logit; rank_correlation: Spearman over classes, of the rows where it is defined; std_ratio: the
+        student's standard deviation over classes divided by the teacher's.
+    """
+    zscored = kd(student, teacher, temperature=TAU, standardize="unbiased") / TAU**2
+    return {
+        "kl": kd(student, teacher, temperature=1.0).item(),
+        "kl_standardized": zscored.item(),
+        "top1_agreement": (student.argmax(1) == teacher.argmax(1)).float().mean().item(),
+        "rank_correlation": rank_correlation(student, teacher).nanmean().item(),
+        "std_ratio": (student.std(1) / teacher.std(1)).nanmean().item(),
+    }
+
+
+@torch.inference_mode()
+def agreement_with_store(
+    network: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    store: LogitStore,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+    workers: int = 0,
+) -> dict[str, float]:
+    """`agreement` over all views of a store that the dataset's samples have.
+
+    Args:
+        network: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
+
+    Raises:
+        MismatchError: the store is of other samples, or its views do not replay.
+    """
+    student, teacher = [], []
+    with CachedViews(
+        dataset, [store], batch_size, device=device, workers=workers, subset=True
+    ) as views:
+        for view in store.view_range:
+            for batch in views.epoch(view):
+                student.append(network(batch.images).float().cpu())
+                teacher.append(batch.logits[0].cpu())
+    found = agreement(torch.cat(student), torch.cat(teacher))
+    return found | {"views": store.n_views, "samples": len(views.rows)}

@@ -1,0 +1,164 @@
+"""A trained network as a file for others to run: from uint8 images to logits, without kdcache.
+
+What is exported takes images as they are stored (uint8, (N, C, H, W), any N) and normalises them itself,
+so nobody has to know mean and std. Each export is run on random images before it counts as done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdcache.preprocessing import Preprocessing
+from kdcache.runs import RunModel, build, write_atomically
+from kdcache_stores import DataError, UnknownName, UsageError
+
+#: Largest difference between a logit of the export and of the network, relative to the largest logit.
+TOLERANCE = 1e-4
+
+
+class Packaged(nn.Module):
+    """A network with its preprocessing: uint8 (N, C, H, W) -> float32 logits (N, K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.preprocessing = network, preprocessing
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images as they are stored."""
+        logits: Tensor = self.network((images.float() / 255 - self.mean) / self.std)
+        return logits
+
+
+def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write a trained network to a file and check it by running the file.
+
+    Args:
+        model: of `load_run_model`.
+        form: a key of `FORMATS`.
+        out: the file.
+
+    Returns:
+        file, format, bytes, input (shape with "N"), and max_difference, the largest difference of a
+        logit between the file and the network on eight random images.
+
+    Raises:
+        UnknownName: no such format.
+        UsageError: ONNX without its packages.
+        DataError: the file does not give the network's logits.
+    """
+    if form not in FORMATS:
+        raise UnknownName("format", form, FORMATS)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    spec = model.config["model"]
+    shape = (spec["channels"], spec["size"], spec["size"])
+    packaged = Packaged(model.module, model.preprocessing).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, *shape), dtype=torch.uint8, generator=generator)
+    with torch.no_grad():
+        expected = packaged(images)
+    run = FORMATS[form](packaged, images[:2], model, out)
+    # Another number of images than the export saw: a frozen batch size would show.
+    found = torch.cat([run(images[:5]), run(images[5:])])
+    difference = (found - expected).abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        out.unlink(missing_ok=True)
+        raise DataError(
+            f"the export to {out} gives logits that differ by up to {difference:.2g} from the "
+            f"network's; it was removed. Choose another format of {', '.join(FORMATS)}."
+        )
+    return {
+        "file": str(out),
+        "format": form,
+        "bytes": out.stat().st_size,
+        "input": ["N", *shape],
+        "max_difference": difference,
+    }
+
+
+Runner = Callable[[Tensor], Tensor]
+
+
+def _torch_export(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
+    batch = torch.export.Dim("N", min=1)
+    program = torch.export.export(packaged, (example,), dynamic_shapes=({0: batch},))
+    write_atomically(out, lambda stream: torch.export.save(program, stream))
+    loaded: Runner = torch.export.load(out).module()
+    return loaded
+
+
+def _onnx(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--format onnx needs the package {error.name}: pip install 'kdcache[onnx]'"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about its own insides
+        program = torch.onnx.export(
+            packaged,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert program is not None
+    content = program.model_proto.SerializeToString()
+    write_atomically(out, lambda stream: stream.write(content))
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(
+        np.asarray(session.run(None, {"images": images.numpy()})[0])
+    )
+
+
+def _safetensors(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
+    state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
+    said = {
+        "format": "pt",
+        "model": json.dumps(model.config["model"]),
+        "preprocessing": json.dumps(model.preprocessing.to_dict()),
+    }
+    blob = safetensors.torch.save(state, said)
+    write_atomically(out, lambda stream: stream.write(blob))
+    network = build(model.config["model"], allow_code=True)  # its code ran when it was loaded
+    network.load_state_dict(safetensors.torch.load_file(out))
+    with safetensors.safe_open(out, "pt") as file:
+        preprocessing = Preprocessing.from_dict(json.loads(file.metadata()["preprocessing"]))
+    again = Packaged(network.eval(), preprocessing)
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Tensor:
+        logits: Tensor = again(images)
+        return logits
+
+    return run
+
+
+#: Name -> function that writes the file and returns what runs it.
+FORMATS: dict[str, Callable[[Packaged, Tensor, RunModel, Path], Runner]] = {
+    "torch-export": _torch_export,
+    "onnx": _onnx,
+    "safetensors": _safetensors,
+}
+
+#: The usual ending of each format's file.
+SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}

@@ -1,0 +1,129 @@
+"""Everything `kdcache evaluate` says about a network: accuracy, calibration, cost, agreement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcache.agreement import agreement_with_store
+from kdcache.cost import costs, weights_file
+from kdcache.datasets import Dataset
+from kdcache.evaluation import calibration, clean_logits, scores
+from kdcache.models import MODELS
+from kdcache.preprocessing import Preprocessing
+from kdcache.runs import SUMMARY, is_run, read_config, read_summary
+from kdcache.teachers import Teacher, load_teacher
+from kdcache_stores import MismatchError, open_store
+
+
+def measure(
+    model: str,
+    dataset: Dataset,
+    *,
+    weights: str | Path | None = None,
+    teacher: str | None = None,
+    store: str | Path | None = None,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = 1,
+    device: str = "cpu",
+    workers: int = 0,
+    allow_code: bool = False,
+) -> dict[str, Any]:
+    """Accuracy, calibration and cost of a network on a dataset, and its agreement with a teacher.
+
+    Args:
+        model: as `load_teacher` takes it: a run, or a name with weights.
+        weights: a file, or the name of a library's own weights.
+        teacher: another network to measure beside it, its latency in turns with the model's.
+        store: logits of its teacher on the same samples.
+        preprocessing: of a model or teacher of the zoo whose weights are a bare file, which does not
+            say how it was trained; a run and a library's weights know their own.
+        batch_size: images per timed forward pass.
+        allow_code: import the function that a run names, if its network is a user's own.
+
+    Returns:
+        What `scores`, `calibration` and `costs` give, "temperature_fitted_on", and where asked for
+        "teacher" (the same of the teacher) and "agreement" (`agreement_with_store`).
+
+    Raises:
+        KDCacheError: see `load_teacher`, `agreement_with_store`.
+    """
+    network, side = _load(model, weights, dataset, preprocessing, device, allow_code)
+    specs, networks, sides = [(model, weights)], [network], [side]
+    if teacher is not None:
+        beside, its_side = _load(teacher, None, dataset, preprocessing, device, allow_code)
+        specs.append((teacher, None))
+        networks.append(beside)
+        sides.append(its_side)
+    channels = network.preprocessing.channels
+    views = torch.zeros((batch_size, channels, side, side), dtype=torch.uint8, device=device)
+    files = [weights_file(*spec) for spec in specs]
+    found = [
+        {"architecture": one.architecture}
+        | _quality(one, its, dataset, spec, device, workers)
+        | cost
+        for one, its, (spec, _), cost in zip(
+            networks, sides, specs, costs(networks, files, views), strict=True
+        )
+    ]
+    result = {"run": model, "dataset": dataset.name, "split": dataset.split,
+              "samples": len(dataset)} | found[0]  # fmt: skip
+    if teacher is not None:
+        result["teacher"] = found[1]
+    if store is not None:
+        with open_store(store) as opened:
+            if opened.plan.split != dataset.split:
+                raise MismatchError(
+                    f"{opened.where} is over the split {opened.plan.split} of {opened.plan.dataset}, "
+                    f"evaluated is {dataset.split}. Dump the teacher with --split {dataset.split}."
+                )
+            result["agreement"] = agreement_with_store(
+                network, dataset, opened, device, workers=workers
+            )
+    return result
+
+
+def _load(
+    spec: str,
+    weights: str | Path | None,
+    dataset: Dataset,
+    preprocessing: Preprocessing | None,
+    device: str,
+    allow_code: bool,
+) -> tuple[Teacher, int]:
+    """The network, and the side of the images that it was trained at."""
+    name = spec.partition("@")[0]
+    channels, side = (dataset.image_shape or (3, 224, 224))[::2]
+    if is_run(name):
+        side = read_config(name).get("model", {}).get("size", side)
+    network = load_teacher(
+        spec,
+        weights,
+        classes=dataset.classes,
+        channels=channels,
+        size=side,
+        preprocessing=preprocessing if name in MODELS else None,
+        device=device,
+        allow_code=allow_code,
+    )
+    return network, side
+
+
+def _quality(
+    network: Teacher, side: int, dataset: Dataset, spec: str, device: str, workers: int
+) -> dict[str, Any]:
+    logits, labels = clean_logits(network, dataset, None, side, device, workers)
+    found: dict[str, Any] = dict(scores(logits, labels))
+    if (Path(spec) / SUMMARY).is_file():
+        summary = read_summary(spec)
+        if summary.get("temperature_fitted_on") == "held-out training samples":
+            at = scores(logits / summary["temperature"], labels)
+            return found | {
+                "temperature": summary["temperature"],
+                "calibrated_nll": at["nll"],
+                "calibrated_ece": at["ece"],
+                "temperature_fitted_on": "training samples held out in its run",
+            }
+    return found | calibration(logits, labels) | {"temperature_fitted_on": "the same samples"}

@@ -1,0 +1,136 @@
+"""Logits of runs and of their teacher on the test split, recomputed from the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.datasets import Dataset
+from kdcache.evaluation import calibration, clean_logits
+from kdcache.report.collect import Group, RunRecord
+from kdcache.runs import WEIGHTS, load_run_model
+from kdcache.teachers import Teacher, load_teacher
+from kdcache_stores import LogitStore, open_store
+from kdcache_stores.errors import DataError, KDCacheError
+
+
+@dataclass(frozen=True)
+class TestLogits:
+    """What a network says of the test split.
+
+    Attributes:
+        label: of the network, for people.
+        logits: float32 (N, K).
+        labels: int64 (N,).
+    """
+
+    __test__ = False  # pytest: not a test, for all its name
+
+    label: str
+    logits: Tensor
+    labels: Tensor
+
+
+def run_logits(run: RunRecord, label: str, dataset: Dataset, device: str) -> TestLogits:
+    """Of a finished run.
+
+    Raises:
+        DataError: the run has no weights, or was trained for another number of classes.
+    """
+    model = load_run_model(run.path)
+    classes = model.config["model"]["classes"]
+    if classes != dataset.classes:
+        raise DataError(f"{run.path} was trained for {classes} classes, {dataset.name} has "
+                        f"{dataset.classes}.")  # fmt: skip
+    module = model.module.to(device)
+    size = model.config["model"]["size"]
+    return _said(label, lambda images: module(model.preprocessing(images)), dataset, device, size)
+
+
+def teacher_logits(teacher: Teacher, dataset: Dataset, device: str) -> TestLogits:
+    """Of a teacher; images that differ in size are cropped to the usual 224 pixels."""
+    size = None if dataset.image_shape else 224
+    return _said(f"teacher {Path(teacher.architecture).name}", teacher, dataset, device, size)
+
+
+def _said(
+    label: str,
+    network: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    device: str,
+    size: int | None,
+) -> TestLogits:
+    logits, labels = clean_logits(network, dataset, size=size, device=device)
+    return TestLogits(label, logits.cpu(), labels.cpu())
+
+
+def spec_teacher(spec: str, dataset: Dataset, device: str) -> Teacher:
+    """A teacher as the command line names it, for the images of a dataset."""
+    channels, size = dataset.image_shape[::2] if dataset.image_shape else (3, 224)
+    return load_teacher(spec, classes=dataset.classes, channels=channels, size=size, device=device)
+
+
+def find_teacher(runs: Sequence[RunRecord], stores: Sequence[LogitStore]) -> RunRecord | None:
+    """The run among some whose weights filled one of the stores, or a store that the runs read."""
+    wanted = {store.teacher.weights_sha256 for store in stores}
+    for path in {path for run in runs for path in run.config.get("store_paths", [])}:
+        try:
+            with open_store(path) as store:
+                wanted.add(store.teacher.weights_sha256)
+        except KDCacheError:
+            continue  # it was moved since: then --store says where it is
+    for run in runs:
+        if run.config["objective"]["method"] == "ce" and (run.path / WEIGHTS).is_file() and wanted:
+            model = run.config["model"]
+            teacher = load_teacher(str(run.path), classes=model["classes"],
+                                   channels=model["channels"], size=model["size"])  # fmt: skip
+            if teacher.weights_sha256 in wanted:
+                return run
+    return None
+
+
+def by_group(
+    groups: Sequence[Group], dataset: Dataset, device: str, left_out: list[str]
+) -> dict[str, dict[int, TestLogits]]:
+    """Group's label -> seed -> logits, of every finished run; what cannot be had goes to ``left_out``."""
+    found: dict[str, dict[int, TestLogits]] = {}
+    for group in groups:
+        for run in group.runs:
+            try:
+                found.setdefault(group.label, {})[run.seed] = run_logits(
+                    run, group.label, dataset, device
+                )
+            except KDCacheError as error:
+                left_out.append(f"Test logits of {run.path.name}: {error}")
+    return {label: runs for label, runs in found.items() if runs}
+
+
+def calibrated(
+    groups: Sequence[Group], said: dict[str, dict[int, TestLogits]]
+) -> dict[str, dict[int, dict[str, float]]]:
+    """NLL and ECE at the temperature that fits the test split best, for runs that do not say it.
+
+    Group's label -> seed -> `kdcache.evaluation.calibration`.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for group in groups:
+        known = group.values("calibrated_ece")
+        for seed, one in said.get(group.label, {}).items():
+            if seed not in known and (one.labels >= 0).any():
+                found.setdefault(group.label, {})[seed] = calibration(one.logits, one.labels)
+    return found
+
+
+def class_means(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Mean logit vector of the samples of each true class, float64 (K, K); NaN for a class without."""
+    classes = logits.shape[1]
+    known = labels >= 0
+    sums = torch.zeros(classes, classes, dtype=torch.float64)
+    sums.index_add_(0, labels[known], logits[known].double())
+    counts = torch.bincount(labels[known], minlength=classes).double()
+    return (sums / counts[:, None]).numpy()

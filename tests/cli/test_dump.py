@@ -1,0 +1,315 @@
+"""dump-teacher and its neighbours on the command line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from kdcache.datasets import load_dataset
+from kdcache.models import build_model
+from kdcache.models.classes import save_class_map
+from kdcache_stores import open_store
+from tests.conftest import Result, Trained
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def dump(kdcache: Run) -> Run:
+    def run(*args: object) -> Result:
+        return kdcache("dump-teacher", "--dataset", "digits", "--device", "cpu", *args, "--json")
+
+    return run
+
+
+def strings(value: object) -> list[str]:
+    """Every string in a JSON document."""
+    if isinstance(value, dict):
+        return [s for key, item in value.items() for s in (key, *strings(item))]
+    if isinstance(value, list):
+        return [s for item in value for s in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.fixture
+def published(trained: Trained, tmp_path: Path) -> Path:
+    """The trained teacher as other projects publish theirs: nested, with DataParallel's prefix."""
+    from kdcache.runs import load_run_model
+
+    state = load_run_model(trained.teacher).module.state_dict()
+    path = tmp_path / "resnet8_last.pth"
+    torch.save({"epoch": 3, "model": {f"module.{k}": v for k, v in state.items()}}, path)
+    return path
+
+
+def test_published_checkpoint(
+    published: Path, trained: Trained, dump: Run, kdcache: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "s.zarr"
+    done = dump("--teacher", f"resnet8@{published}", "--views", 4, "--encoding", "float32",
+                "--out", out)  # fmt: skip
+    assert done.code == 0, done.err
+    with open_store(out) as store, open_store(trained.store) as run:
+        # Measured on the training images, as train-teacher did: the very same logits.
+        assert store.teacher.preprocessing == run.teacher.preprocessing
+        assert store.digest == run.digest
+        assert store.teacher.clean_top1 == run.teacher.clean_top1
+        assert store.teacher.clean_top1["test"] > 0.5
+        assert store.teacher.file_sha256 is not None
+    said = kdcache("dump-teacher", "--dataset", "digits", "--device", "cpu", "--teacher",
+                   "resnet8", "--weights", published, "--views", 4, "--encoding", "float32",
+                   "--out", out).err  # fmt: skip
+    assert "preprocessing measured on digits" in said
+    assert "5,748 rows are stored already" in said
+
+
+def test_nothing_of_the_file_system_enters_a_store(
+    published: Path, tmp_path: Path, kdcache: Run
+) -> None:
+    data = load_dataset("digits")
+    test = load_dataset("digits", "test")
+    arrays = tmp_path / "secret" / "mine.npz"
+    arrays.parent.mkdir()
+    np.savez(arrays, x_train=data.images.numpy()[:200], y_train=data.labels[:200],
+             x_test=test.images.numpy(), y_test=test.labels)  # fmt: skip
+    names = tmp_path / "secret" / "map.json"
+    save_class_map(names, list(range(10)))
+    done = kdcache("dump-teacher", "--dataset", f"arrays:{arrays}", "--data-root", tmp_path,
+                   "--teacher", f"resnet8@{published}", "--class-map", names, "--views", 1,
+                   "--out", tmp_path / "s.zarr", "--device", "cpu", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    header = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())
+    assert not [s for s in strings(header) if str(tmp_path) in s or "secret" in s]
+    command = header["attributes"]["kdcache"]["provenance"]["command"]
+    assert command.startswith("kdcache dump-teacher --dataset arrays:mine.npz")
+
+
+def test_two_teachers_in_one_pass(
+    trained: Trained, published: Path, dump: Run, tmp_path: Path
+) -> None:
+    a, b = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    done = dump("--teacher", trained.teacher, "--out", a, "--teacher", f"resnet8@{published}",
+                "--out", b, "--views", 4, "--encoding", "float32", "--normalize", "cifar10",
+                "--normalize", "cifar10", "--size", 8)  # fmt: skip
+    assert done.code == 1
+    assert "does not take images of 3x8x8" in done.err
+    done = dump("--teacher", trained.teacher, "--out", a, "--teacher", f"resnet8@{published}",
+                "--out", b, "--views", 4, "--encoding", "float32", "--mean", "0.31", "--std",
+                "0.38")  # fmt: skip
+    assert done.code == 0, done.err
+    assert [entry["store"] for entry in done.json["stores"]] == [str(a), str(b)]
+    with open_store(a) as first, open_store(b) as second, open_store(trained.store) as own:
+        assert first.teacher.preprocessing["mean"] == [0.31]
+        assert first.digest == second.digest != own.digest
+        assert first.plan.digest == own.plan.digest
+
+
+def test_plan_from(trained: Trained, dump: Run, kdcache: Run, tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    done = dump("--teacher", trained.teacher, "--plan-from", trained.store, "--out", out,
+                "--encoding", "float32")  # fmt: skip
+    assert done.code == 0, done.err
+    with open_store(out) as store, open_store(trained.store) as there:
+        assert store.digest == there.digest
+    for extra, word in (("--seed", 1), "seed"), (("--augment", "none"), "augmentation"):
+        refused = dump("--teacher", trained.teacher, "--plan-from", trained.store, "--out",
+                       tmp_path / "x.zarr", *extra)  # fmt: skip
+        assert refused.code == 1
+        assert word in refused.err
+    shifted, data = tmp_path / "shifted.npz", load_dataset("digits")
+    np.savez(shifted, x_train=np.roll(data.images.numpy(), 1, 0), y_train=data.labels,
+             keys_train=np.array(data.keys), x_test=data.images.numpy(), y_test=data.labels)  # fmt: skip
+    refused = kdcache("dump-teacher", "--dataset", f"arrays:{shifted}", "--teacher",
+                      trained.teacher, "--plan-from", trained.store, "--out", tmp_path / "x.zarr",
+                      "--device", "cpu")  # fmt: skip
+    assert refused.code == 1
+    assert "replay" in refused.err
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_mc_dropout(trained: Trained, dump: Run, tmp_path: Path) -> None:
+    weights = tmp_path / "wrn.pt"
+    torch.manual_seed(0)
+    torch.save(build_model("wrn_16_2_dropout", 10, 1, 8).state_dict(), weights)
+    done = dump("--teacher", f"wrn_16_2_dropout@{weights}", "--out", tmp_path / "s.zarr", "--views",
+                1, "--mc-dropout", 2, "--allow-untrained")  # fmt: skip
+    assert done.code == 0, done.err
+    with open_store(tmp_path / "s-mc0.zarr") as a, open_store(tmp_path / "s-mc1.zarr") as b:
+        assert a.plan.digest == b.plan.digest
+        assert not np.array_equal(a.read(0), b.read(0))
+    refused = dump("--teacher", trained.teacher, "--out", tmp_path / "x.zarr", "--views", 1,
+                   "--mc-dropout", 2)  # fmt: skip
+    assert refused.code == 2
+    assert "dropout" in refused.err
+
+
+def test_untrained_and_reordered_teachers_are_refused(
+    trained: Trained, dump: Run, tmp_path: Path
+) -> None:
+    from kdcache.runs import load_run_model
+
+    fresh = tmp_path / "fresh.pt"
+    torch.manual_seed(1)
+    torch.save(build_model("resnet8", 10, 1, 8).state_dict(), fresh)
+    args = ("--teacher", f"resnet8@{fresh}", "--views", 1, "--out", tmp_path / "s.zarr")
+    refused = dump(*args)
+    assert refused.code == 1
+    assert "--allow-untrained" in refused.err
+    assert not (tmp_path / "s.zarr").exists()
+    assert dump(*args, "--allow-untrained").code == 0
+
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]  # the teacher's class for each class of the dataset
+    state = load_run_model(trained.teacher).module.state_dict()
+    back = np.argsort(order).tolist()
+    last = [name for name in state if name.startswith(("fc", "linear", "classifier"))]
+    assert last
+    for name in last:
+        state[name] = state[name][back]
+    torch.save(state, tmp_path / "other.pt")
+    args = ("--teacher", f"resnet8@{tmp_path / 'other.pt'}", "--views", 4, "--encoding", "float32",
+            "--out", tmp_path / "o.zarr")  # fmt: skip
+    refused = dump(*args)
+    assert refused.code == 1
+    assert "class 0 is its 3" in refused.err
+    save_class_map(tmp_path / "map.json", order)
+    done = dump(*args, "--class-map", tmp_path / "map.json")
+    assert done.code == 0, done.err
+    with open_store(tmp_path / "o.zarr") as store, open_store(trained.store) as own:
+        np.testing.assert_allclose(store.read(2), own.read(2), atol=1e-5)
+
+
+def test_dry_run_estimates_and_writes_nothing(trained: Trained, dump: Run, tmp_path: Path) -> None:
+    done = dump("--teacher", trained.teacher, "--views", 6, "--out", tmp_path / "s.zarr",
+                "--dry-run", "--epochs", 100, "--students", 5)  # fmt: skip
+    assert done.code == 0, done.err
+    cost = done.json["estimate"]
+    assert cost["rows"] == 6 * 1437
+    assert cost["online_forwards"] == 100 * 5 * 1437
+    assert done.json["clean_top1"][0].keys() == {"train", "test"}
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_ctrl_c_leaves_a_store_and_says_how_to_go_on(
+    trained: Trained, kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcache_cli.dumping import Bar
+
+    forward = Bar.batch
+
+    def interrupt(self: Bar, rows: int, top1: float | None) -> None:
+        forward(self, rows, top1)
+        if self.rows > 3000:  # in the third view
+            raise KeyboardInterrupt
+
+    out = tmp_path / "my stores" / "s.zarr"
+    monkeypatch.setattr(Bar, "batch", interrupt)
+    stopped = kdcache("dump-teacher", "--dataset", "digits", "--teacher", trained.teacher, "--views", 4,
+                      "--encoding", "float32", "--device", "cpu", "--out", out)  # fmt: skip
+    assert stopped.code == 130
+    assert "Traceback" not in stopped.err
+    assert list(out.glob("records/*.json"))
+    said = next(line for line in stopped.err.splitlines() if "to go on: " in line)
+    monkeypatch.setattr(Bar, "batch", forward)
+    done = kdcache(*shlex.split(said.partition("to go on: kdcache ")[2]), "--json")
+    assert done.code == 0, done.err
+    assert done.json["skipped"] in (1437, 2 * 1437)
+    with open_store(out) as store, open_store(trained.store) as whole:
+        assert store.digest == whole.digest
+
+
+def test_exhaustive_needs_no_views(trained: Trained, dump: Run, tmp_path: Path) -> None:
+    args = ("--teacher", trained.teacher, "--out", tmp_path / "s.zarr", "--augment")
+    assert dump(*args, "exhaustive", "--dry-run").json["estimate"]["rows"] == 9 * 1437
+    refused = dump(*args, "pad-crop-flip")
+    assert refused.code == 2
+    assert "how many views" in refused.err
+
+
+def test_parts_and_seal(trained: Trained, dump: Run, kdcache: Run, tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    args = ("--teacher", trained.teacher, "--views", 4, "--encoding", "float32", "--out", out)
+    assert not dump(*args, "--part", "1/2").json["sealed"]
+    refused = kdcache("seal", out)
+    assert refused.code == 1
+    assert "missing" in refused.err
+    assert "kdcache seal" in kdcache("dump-teacher", "--dataset", "digits", "--device", "cpu", *args,
+                                     "--part", "0/2").err  # fmt: skip
+    assert kdcache("seal", out, "--json").json["views"] == 4
+    with open_store(out) as store, open_store(trained.store) as whole:
+        assert store.digest == whole.digest
+    assert kdcache("seal", tmp_path / "nothing").code == 1
+    assert dump(*args, "--part", "2/2").code == 2
+
+
+def test_usage(trained: Trained, dump: Run, tmp_path: Path) -> None:
+    teacher, out = ("--teacher", trained.teacher), ("--out", tmp_path / "s.zarr")
+    for args, word in (
+        ((*teacher, *teacher, *out), "give a store for each"),
+        ((*teacher, *teacher, *out, "--out", tmp_path / "t", "--weights", "x.pt"), "single"),
+        ((*teacher, *out, "--mean", "0.5"), "--std"),
+        ((*teacher, *out, "--mean", "a", "--std", "1"), "numbers"),
+        ((*teacher, *out, "--normalize", "cifar"), "cifar100"),
+        ((*teacher, *out, "--size", 8, "--size", 9), "one for each"),
+    ):
+        refused = dump(*args, "--views", 1)
+        assert refused.code == 2, refused.err
+        assert word in refused.err
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_hash_keys(trained: Trained, dump: Run, tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    assert dump("--teacher", trained.teacher, "--views", 1, "--out", out, "--hash-keys").code == 0
+    with open_store(out) as store, open_store(trained.store) as plain:
+        assert store.keys_hashed
+        assert store.keys[0] != plain.keys[0]
+        assert store.plan.digest == plain.plan.digest
+    again = dump("--teacher", trained.teacher, "--plan-from", out, "--out", tmp_path / "t.zarr")
+    assert again.code == 0, again.err
+
+
+def test_verify_teacher(trained: Trained, published: Path, kdcache: Run, tmp_path: Path) -> None:
+    args = ("verify", trained.store, "--dataset", "digits", "--device", "cpu", "--rows", 64)
+    found = kdcache(*args, "--teacher", trained.teacher, "--json")
+    assert (found.code, found.json["teacher"]["ok"]) == (0, True), found.err
+    assert kdcache(*args, "--teacher", f"resnet8@{published}", "-q").code == 0
+    torch.manual_seed(1)
+    torch.save(build_model("resnet8", 10, 1, 8).state_dict(), tmp_path / "fresh.pt")
+    other = kdcache(*args, "--teacher", f"resnet8@{tmp_path / 'fresh.pt'}")
+    assert other.code == 1
+    assert "not this teacher's logits" in other.err
+    assert kdcache("verify", trained.store, "--teacher", trained.teacher).code == 2
+
+
+def test_export_views(trained: Trained, kdcache: Run, tmp_path: Path) -> None:
+    out = tmp_path / "v.parquet"
+    done = kdcache("export-views", "--dataset", "digits", "--store", trained.store, "--out", out,
+                   "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    table = pq.read_table(out)
+    assert done.json["rows"] == table.num_rows == 4 * 1437
+    assert {"row", "key", "view", "top", "left"} <= set(table.column_names)
+    again = tmp_path / "w.parquet"
+    done = kdcache("export-views", "--dataset", "digits", "--augment", "pad-crop-flip", "--views", 4,
+                   "--out", again)  # fmt: skip
+    assert done.code == 0, done.err
+    assert pq.read_table(again).equals(table)
+
+
+def test_import(kdcache: Run, tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
+    np.savez(tmp_path / "l.npz", logits=logits, keys=np.array([f"k{i}" for i in range(20)]),
+             labels=np.arange(20) % 5)  # fmt: skip
+    done = kdcache("import", tmp_path / "l.npz", "--out", tmp_path / "s.zarr", "--encoding", "float32",
+                   "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    with open_store(tmp_path / "s.zarr") as store:
+        np.testing.assert_array_equal(store.read(0), logits)
+    assert kdcache("import", tmp_path / "no.npz", "--out", tmp_path / "t.zarr").code == 1

@@ -1,0 +1,81 @@
+"""What is said before a dump, against what the dump then does."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdcache.datasets import Dataset, load_dataset
+from kdcache.dumping import Target, dump
+from kdcache.estimate import encoded_bytes, estimate
+from kdcache.teachers import Teacher
+from kdcache.views import ViewPlan, make_augmentation
+from kdcache_stores import MismatchError, StoreError, open_store
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def plan(digits: Dataset) -> ViewPlan:
+    return ViewPlan(digits, make_augmentation("pad-crop-flip", digits), seed=0)
+
+
+@pytest.mark.parametrize("encoding", ["float32", "float16", "quantized", "topk:3"])
+def test_bytes_are_near_those_written(encoding: str, teacher: Teacher, tmp_path: Path) -> None:
+    dataset = load_dataset("digits")
+    plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+    target = Target(teacher, tmp_path / "s")
+    cost = estimate(plan, [target], 2, encoding=encoding)
+    assert not (tmp_path / "s").exists()
+    dump(plan, [target], 2, encoding=encoding)
+    with open_store(tmp_path / "s") as store:
+        per_row = store.info()["fields"]["logits"]["bytes_per_row"]
+    assert cost.bytes_per_row == pytest.approx(per_row, rel=0.05)
+    assert cost.nbytes == pytest.approx(per_row * cost.rows, rel=0.05)
+
+
+def test_rows_forwards_and_break_even(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:
+    targets = [Target(teacher, tmp_path / "a"), Target(teacher, tmp_path / "b")]
+    cost = estimate(plan, targets, 4, epochs=10, students=3)
+    assert (cost.rows, cost.stored) == (1200, 0)
+    assert cost.forwards == 2 * 4 * 300
+    assert cost.online_forwards == 2 * 10 * 3 * 300
+    assert cost.break_even_epochs == 4
+    assert cost.seconds == pytest.approx(cost.rows / cost.rows_per_second)
+    dump(plan, targets[:1], 2)
+    cost = estimate(plan, targets[:1], 4)
+    assert (cost.rows, cost.stored) == (600, 600)
+    assert estimate(plan, targets[1:], 4, part=(0, 4)).rows == 300
+    dump(plan, targets[:1], 4)
+    cost = estimate(plan, targets[:1], 4)
+    assert (cost.rows, cost.stored, cost.nbytes) == (0, 1200, 0)
+
+
+def test_a_full_disk_is_refused_before_anything_is_begun(
+    plan: ViewPlan, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6 - 9000, 9000))
+    assert estimate(plan, [Target(teacher, tmp_path / "a" / "s")], 1).free_bytes == 9000
+    twice = [Target(teacher, tmp_path / "a" / "s"), Target(teacher, tmp_path / "b" / "s")]
+    with pytest.raises(StoreError, match="free"):
+        estimate(plan, twice, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_of_another_plan_is_refused_by_the_estimate(
+    plan: ViewPlan, teacher: Teacher, tmp_path: Path
+) -> None:
+    dump(plan, [(teacher, tmp_path / "s")], 1)
+    other = ViewPlan(plan.dataset, plan.augmentation, seed=1)
+    with pytest.raises(MismatchError, match="seed"):
+        estimate(other, [Target(teacher, tmp_path / "s")], 1)
+
+
+def test_encoded_bytes_of_float32_are_four_each() -> None:
+    rows = np.random.default_rng(0).standard_normal((1000, 10)).astype(np.float32)
+    size = encoded_bytes(rows, np.zeros(1000, np.int64), "float32")
+    assert 40 <= size < 41

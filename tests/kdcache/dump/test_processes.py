@@ -1,0 +1,123 @@
+"""Whole processes: killed and run again, and several that share a dump."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdcache.dump_ranks import DumpRanks
+from kdcache_cli import main
+from tests.conftest import Trained
+from tests.kdcache.dump.conftest import tree
+
+VIEWS = 12
+
+
+def words(teacher: Path, out: Path) -> list[str]:
+    return ["dump-teacher", "--dataset", "digits", "--teacher", str(teacher), "--out", str(out),
+            "--views", str(VIEWS), "--device", "cpu", "--threads", "1", "--batch-size", "64",
+            "--quiet"]  # fmt: skip
+
+
+def start(args: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *args],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store of one process that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "s.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+        assert main(words(trained.teacher, out)) == 0
+    return tree(out)
+
+
+def wait_for_records(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while len(list(out.glob("records/*.json"))) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+
+
+def test_killed_and_run_again(trained: Trained, whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    process = start(["-m", "kdcache", *words(trained.teacher, out)])
+    wait_for_records(out, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 2 <= len(list(out.glob("records/*.json"))) < VIEWS
+    assert main(words(trained.teacher, out)) == 0
+    assert tree(out) == whole
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_a_process(trained: Trained, whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    command = words(trained.teacher, out)[:-1]
+    process = start(["-m", "kdcache", *command])
+    wait_for_records(out, 2, process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    again = next(line for line in said.splitlines() if "to go on: kdcache " in line)
+    assert main(again.partition("to go on: kdcache ")[2].split()) == 0
+    assert tree(out) == whole
+
+
+def ranks(out: Path, teacher: Path) -> list[subprocess.Popen[str]]:
+    """Two processes as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [
+        start(["-m", "kdcache", *words(teacher, out)], RANK=str(rank), LOCAL_RANK=str(rank),
+              WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_rank_is_killed_and_the_job_restarted(
+    trained: Trained, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "s.zarr"
+    first, second = ranks(out, trained.teacher)
+    wait_for_records(out, 3, first)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    time.sleep(0.2)
+    first.kill()  # as torchrun does with those that are left
+    first.communicate()
+    assert not (out / "manifest.sha256").exists()
+    for process in ranks(out, trained.teacher):
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    assert tree(out) == whole
+
+
+def test_torchrun(trained: Trained, whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    process = start(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+                     "kdcache", *words(trained.teacher, out)[:-1]])  # fmt: skip
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert said.count("estimate:") == 1  # rank 0 alone speaks
+    assert tree(out) == whole
+
+
+def test_alone_the_first_rank_just_does_it() -> None:
+    assert DumpRanks().first(lambda: 3) == 3
+    DumpRanks().wait()

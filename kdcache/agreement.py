@@ -77,7 +77,7 @@ def agreement_with_store(
     with CachedViews(
         dataset, [store], batch_size, device=device, workers=workers, subset=True
     ) as views:
-        for view in store.view_range:
+        for view in range(store.n_views):
             for batch in views.epoch(view):
                 student.append(network(batch.images).float().cpu())
                 teacher.append(batch.logits[0].cpu())

@@ -110,9 +110,9 @@ def _read_shard(
     loaded: dict[str, tuple[ArrayLayout, bytes, str]] = {}
     for layout in layouts:
         key = layout.key(shard.view, shard.index)
-        data = source.load(key)
-        if source.needs_check(key):
-            checks.append(pool.submit(source.confirm, key, data))
+        data, stamp = source.load(key)
+        if stamp is not None:
+            checks.append(pool.submit(source.confirm, key, data, stamp))
         loaded[layout.spec.name] = layout, data, f"{source.where}/{key}"
     try:
         readers = {name: ShardReader(*arguments) for name, arguments in loaded.items()}

@@ -81,6 +81,9 @@ class Disk:
             os.rmdir(path)
 
 
+Stamp = tuple[int | str, ...]
+
+
 class Objects(Protocol):
     """What a reader needs of a place that holds objects: a folder here, a URL elsewhere."""
 
@@ -91,6 +94,9 @@ class Objects(Protocol):
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""
+
+    def stamp(self, key: str) -> Stamp | None:
+        """What changes when the object does: its size first, then whatever tells versions apart."""
 
     def expect(self, entries: Mapping[str, Any]) -> None:
         """Take note of the manifest's entries, which objects beyond a network are held to."""
@@ -139,11 +145,18 @@ class LocalFiles:
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""
+        stamp = self.stamp(key)
+        return None if stamp is None else stamp[0]
+
+    def stamp(self, key: str) -> tuple[int, int, int] | None:
+        """The file's size, number and time of change, or None if there is none."""
         try:
             found = os.lstat(self.path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return found.st_size, found.st_ino, found.st_mtime_ns
 
     def expect(self, entries: Mapping[str, Any]) -> None:
         """Nothing to note: a file's size and bytes are asked for when they are needed."""

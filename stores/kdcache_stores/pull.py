@@ -186,9 +186,7 @@ class _Pull:
         files = self.files
         if files.size(entry.key) == entry.size and sha256(files.get(entry.key)) == entry.sha256:
             return False
-        data = source.load(entry.key)
-        source.confirm(entry.key, data)
-        self.files.put(entry.key, data, replace=True)
+        self.files.put(entry.key, source.get(entry.key), replace=True)
         return True
 
     def _fetch_cards(self) -> None:

@@ -38,7 +38,8 @@ def open_store(
     Args:
         path: its folder or URL: file://, s3://, gs://, az://, http(s)://, hf://.
         expect: the content digest that it must have (`LogitStore.digest`).
-        verify: check the SHA-256 of each shard the first time it is read.
+        verify: check the SHA-256 of each shard the first time it is read, and again if its file
+            changed since.
         cache_size: bytes of remote objects that this disk keeps (`ObjectCache`); 0 for none; by
             default KDCACHE_CACHE_SIZE, or 20 GB.
 

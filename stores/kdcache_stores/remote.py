@@ -12,7 +12,7 @@ from typing import Any
 from kdcache_stores.bucket import Bucket
 from kdcache_stores.cache import ObjectCache
 from kdcache_stores.errors import CorruptStore
-from kdcache_stores.files import LocalFiles, Objects, check_key
+from kdcache_stores.files import LocalFiles, Objects, Stamp, check_key
 from kdcache_stores.manifest import MANIFEST, SEAL, Entry, sha256
 from kdcache_stores.urls import local_path
 
@@ -79,6 +79,14 @@ class RemoteFiles:
         """The object's size in bytes, or None if there is none: as the manifest says, if it is known."""
         entry = self._entries.get(check_key(key))
         return entry.size if entry is not None else self.bucket.size(key)
+
+    def stamp(self, key: str) -> Stamp | None:
+        """Size and, if the manifest says it, SHA-256: what `get` gives has that or raises."""
+        entry = self._entries.get(check_key(key))
+        if entry is not None:
+            return entry.size, entry.sha256
+        size = self.bucket.size(key)
+        return None if size is None else (size,)
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `FileNotFoundError`, `CorruptStore`, `RemoteError`."""

@@ -46,7 +46,7 @@ def unseal_damaged(files: LocalFiles, header: Header) -> bool:
 
 def _is_whole(source: SealedObjects, entry: Entry) -> bool:
     try:
-        source.confirm(entry.key, source.load(entry.key))
+        source.confirm(entry.key, *source.load(entry.key))
     except KDCacheError:
         return False
     return True

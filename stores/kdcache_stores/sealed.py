@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdcache_stores.canonical import Json, parse_json
 from kdcache_stores.encoding import ArraySpec
 from kdcache_stores.errors import CorruptStore, FormatError, StoreNotFound, UnfinishedStore
-from kdcache_stores.files import Objects
+from kdcache_stores.files import Objects, Stamp
 from kdcache_stores.header import Field, Header, read_header
 from kdcache_stores.layout import ArrayLayout, read_layout, shards_of
 from kdcache_stores.manifest import (
@@ -39,7 +39,7 @@ class SealedObjects:
         self.objects = objects
         self.where = objects.where
         self._verify = verify
-        self._checked: set[str] = set()
+        self._checked: dict[str, Stamp] = {}
         data = self._open_manifest()
         where = f"{self.where}/{MANIFEST}"
         self.manifest_sha256 = sha256(data)
@@ -96,40 +96,43 @@ class SealedObjects:
             raise FormatError(f"{self.where}: the manifest does not list {key}")
         return self.entries[key]
 
-    def load(self, key: str) -> bytes:
-        """An object's bytes, of the size that the manifest states; raises `CorruptStore`."""
+    def load(self, key: str) -> tuple[bytes, Stamp | None]:
+        """An object's bytes, of the size that the manifest states; raises `CorruptStore`.
+
+        Beside them is what `confirm` needs, or None where these bytes, unchanged since, were
+        confirmed before or need not be.
+        """
         entry = self.entry(key)
-        size = self.objects.size(key)
-        if size is None:
+        before = self.objects.stamp(key)
+        if before is None:
             raise CorruptStore(f"{self.where}/{key} is missing")
-        if size != entry.size:
+        if before[0] != entry.size:
             raise CorruptStore(
-                f"{self.where}/{key} has {size} bytes, the manifest says {entry.size}"
+                f"{self.where}/{key} has {before[0]} bytes, the manifest says {entry.size}"
             )
         data = self.objects.get(key)
-        if len(data) != size:
+        if len(data) != entry.size:
             raise CorruptStore(f"{self.where}/{key} changed while it was read")
-        return data
+        known = self._checked.get(key) == before == self.objects.stamp(key)
+        due = not known and (self._verify or entry.kind != "shard")
+        return data, before if due else None
 
-    def needs_check(self, key: str) -> bool:
-        """Whether a shard's SHA-256 is still to be checked."""
-        return self._verify and key not in self._checked
-
-    def confirm(self, key: str, data: bytes) -> None:
+    def confirm(self, key: str, data: bytes, stamp: Stamp | None) -> None:
         """Check an object's SHA-256; raises `CorruptStore`."""
         if (found := sha256(data)) != self.entry(key).sha256:
             raise CorruptStore(
                 f"{self.where}/{key} is damaged: its SHA-256 is {found}, "
                 f"the manifest says {self.entry(key).sha256}"
             )
-        self._checked.add(key)
+        if stamp is not None:
+            self._checked[key] = stamp
 
     def get(self, key: str) -> bytes:
         """A small object's bytes, checked; raises `CorruptStore`."""
         if self.entry(key).size > 2**32:
             raise FormatError(f"{self.where}: {key} of {self.entry(key).size} bytes is too large")
-        data = self.load(key)
-        self.confirm(key, data)
+        data, stamp = self.load(key)
+        self.confirm(key, data, stamp)
         return data
 
     def document(self, key: str) -> dict[str, Json]:

@@ -88,7 +88,7 @@ def verify_store(store: LogitStore, progress: Progress | None = None) -> Report:
         def check(entry: Entry) -> str | None:
             if growing and entry.kind == "metadata":
                 return None  # checked when the store was opened; a growth may be replacing it
-            return _message(lambda: source.confirm(entry.key, source.load(entry.key)))
+            return _message(lambda: source.confirm(entry.key, *source.load(entry.key)))
 
         for entry, message in zip(entries, pool.map(check, entries), strict=True):
             if message is not None:

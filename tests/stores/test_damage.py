@@ -113,11 +113,15 @@ def test_the_table_of_damage(
 
 
 def test_swapped_shards_are_refused(store_path: Path) -> None:
+    early = open_store(store_path)
+    early.read(0)
     first, second = (store_path / f"logits/values/c/{view}/0/0" for view in (0, 1))
     a, b = first.read_bytes(), second.read_bytes()
     assert len(a) == len(b)
     first.write_bytes(b)
     second.write_bytes(a)
+    with pytest.raises(CorruptStore, match="SHA-256"):
+        early.read(0)  # also by a reader that had checked the shard before it was replaced
     store = open_store(store_path)
     assert np.array_equal(store.read(2), make_logits(2).astype("f2").astype("f4"))
     for view in (0, 1):

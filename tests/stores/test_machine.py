@@ -133,6 +133,8 @@ class StoreMachine(RuleBasedStateMachine):
         victim = data.draw(st.sampled_from(files))
         how = data.draw(st.sampled_from(["flip", "truncate", "delete", "swap", "scramble"]))
         before = victim.read_bytes()
+        if not before and how != "delete":
+            return
         if how == "flip":
             at = data.draw(st.integers(0, len(before) * 8 - 1))
             changed = bytearray(before)

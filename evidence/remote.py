@@ -19,7 +19,7 @@ import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import torch
 
@@ -41,10 +41,10 @@ class Slow(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def epochs(run: Path) -> list[float]:
-    """Seconds of the training of each epoch but the first."""
+def epochs(run: Path, what: str) -> list[float]:
+    """A figure of each epoch but the first: "seconds", or "data_wait_seconds" of them."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["seconds"] for line in lines][1:]
+    return [json.loads(line)[what] for line in lines][1:]
 
 
 def main() -> None:
@@ -62,32 +62,55 @@ def main() -> None:
         common = ["--dataset", "digits", "--device", "cpu", "--quiet", "--threads", "1"]
         teacher, store = folder / "teacher", folder / "served" / "teacher.zarr"
         run(["train-teacher", "--model", "resnet8", "--epochs", "1", "--out", teacher, *common])
-        run(["dump-teacher", "--teacher", teacher, "--views", str(args.epochs), "--out", store, *common])
+        run(
+            [
+                "dump-teacher",
+                "--teacher",
+                teacher,
+                "--views",
+                str(args.epochs),
+                "--out",
+                store,
+                *common,
+            ]
+        )
         handler = partial(Slow, directory=str(folder / "served"))
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        places = {"local": str(store), "remote": f"http://127.0.0.1:{server.server_port}/teacher.zarr"}
+        places = {
+            "local": str(store),
+            "remote": f"http://127.0.0.1:{server.server_port}/teacher.zarr",
+        }
         seconds: dict[str, list[float]] = {"local": [], "remote": []}
+        waits: dict[str, list[float]] = {"local": [], "remote": []}
         for round_ in range(args.rounds):
             for kind, place in places.items():
                 os.environ["KDCACHE_CACHE"] = str(folder / f"cache{round_}")
                 out = folder / f"{kind}{round_}"
                 run(["train-student", "--store", place, "--student", args.student, "--method", "kd",
                      "--epochs", str(args.epochs), "--out", out, *common])  # fmt: skip
-                seconds[kind] += epochs(out)
+                seconds[kind] += epochs(out, "seconds")
+                waits[kind] += epochs(out, "data_wait_seconds")
         server.shutdown()
     result = {
         "latency_seconds": args.latency,
         "speed_of_local": mean(seconds["local"]) / mean(seconds["remote"]),
-        "seconds_per_epoch": {
-            kind: {"mean": mean(values), "std": stdev(values), "n": len(values)}
-            for kind, values in seconds.items()
-        },
+        "speed_of_local_by_medians": median(seconds["local"]) / median(seconds["remote"]),
+        "seconds_per_epoch": described(seconds),
+        "of_which_waiting_for_data": described(waits),
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+
+
+def described(figures: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Mean, median, standard deviation and n of each list."""
+    return {
+        kind: {"mean": mean(v), "median": median(v), "std": stdev(v), "n": len(v)}
+        for kind, v in figures.items()
+    }
 
 
 def run(command: list[object]) -> None:

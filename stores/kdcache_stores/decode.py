@@ -89,6 +89,9 @@ def read_shards(
     that were never written.
     """
     touched = [shard for shard in shards if wanted.within(shard.start, shard.stop)]
+    source.objects.prefetch(
+        layout.key(shard.view, shard.index) for shard in touched for layout in layouts
+    )
     with ThreadPoolExecutor(max(2, cores())) as pool:
         for shard in touched:
             _read_shard(source, shard, layouts, encoding, wanted, out, pool)

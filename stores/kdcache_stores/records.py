@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kdcache_stores.canonical import Json, digest, parse_json, pretty_json
@@ -63,14 +64,11 @@ def probes_key(first_view: int) -> str:
     return f"probes/{first_view}.parquet"
 
 
-def write_probes(records: list[Record]) -> bytes:
-    """The probes of these records as Parquet: row, view, sha256, coarse."""
+def write_probes(probes: Iterable[Probe]) -> bytes:
+    """These probes as Parquet: row, view, sha256, coarse; sorted by view and row."""
     import pyarrow as pa
 
-    probes = sorted(
-        (probe for record in records for probe in record.probes),
-        key=lambda probe: (probe.view, probe.row),
-    )
+    probes = sorted(probes, key=lambda probe: (probe.view, probe.row))
     schema = pa.schema(
         [
             ("row", pa.int64()),

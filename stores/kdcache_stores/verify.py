@@ -12,7 +12,7 @@ from kdcache_stores.decode import cores
 from kdcache_stores.errors import CorruptStore, KDCacheError
 from kdcache_stores.fidelity import combine
 from kdcache_stores.files import LocalFiles, is_temporary
-from kdcache_stores.manifest import CARD, MANIFEST, SAMPLES, SEAL, Entry
+from kdcache_stores.manifest import CARD, CROISSANT, MANIFEST, SAMPLES, SEAL, Entry
 from kdcache_stores.nouns import Samples
 from kdcache_stores.sealed import SealedObjects
 
@@ -76,6 +76,7 @@ def verify_store(store: LogitStore, progress: Progress | None = None) -> Report:
     report = Report(store.where, store.digest, len(entries), total)
     done = 0
     growing = source.announced() is not None
+    source.objects.prefetch(entry.key for entry in entries)
     with ThreadPoolExecutor(cores()) as pool:
 
         def check(entry: Entry) -> str | None:
@@ -132,7 +133,7 @@ def _check_samples(store: LogitStore) -> None:
 
 def _check_probes(store: LogitStore) -> None:
     for probe in store.probes:
-        if not (0 <= probe.row < len(store) and 0 <= probe.view < store.n_views):
+        if not (0 <= probe.row < len(store) and probe.view in store.view_range):
             raise CorruptStore(f"{store.where}: a probe of row {probe.row}, view {probe.view}")
 
 
@@ -140,7 +141,7 @@ def _strangers(source: SealedObjects) -> list[str]:
     """What lies in the folder beside the store's objects, one sentence each."""
     if not isinstance(source.objects, LocalFiles):
         return []
-    known = {*source.entries, MANIFEST, SEAL, CARD}
+    known = {*source.entries, MANIFEST, SEAL, CARD, CROISSANT}
     found = []
     for key in source.objects.walk():
         if is_temporary(key):
@@ -177,6 +178,8 @@ def describe(store: LogitStore) -> dict[str, Json]:
         "where": store.where,
         "digest": store.digest,
         "views": store.n_views,
+        "first_view": store.first_view,
+        "part": vars(store.part) if store.part is not None else None,
         "view_digests": store.view_digests,
         "objects": len(entries),
         "nbytes": store.nbytes,

@@ -107,6 +107,11 @@ class StoreWriter:
         if files.size(SEAL) is None:
             return None
         base = LogitStore(files)
+        if base.first_view:
+            raise MismatchError(
+                f"{files.where} is a part: it holds the views {base.first_view} to "
+                f"{base.view_range.stop - 1}. Dump into another folder, or pull more views"
+            )
         if base.n_views > self.views:
             raise MismatchError(
                 f"{files.where} is sealed with {base.n_views} views, this dump asks for "

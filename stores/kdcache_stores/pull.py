@@ -125,7 +125,7 @@ class _Pull:
             metadata = [e for e in entries if e.kind == "metadata" and e.key != ROOT]
             made = {e.key: (e, self.store.source.get(e.key)) for e in metadata}
             return [e for e in entries if e.key not in made], made
-        fetched = [e for e in entries if e.key == ROOT or e.kind == "samples"]
+        fetched = [e for e in entries if e.key == ROOT or e.kind in ("samples", "once")]
         fetched += [e for e in entries if e.kind == "shard" and e.view in self.views]
         documents = {f.metadata_key: f.document() for f in self.store.fields.values()}
         for layouts in self.store.layouts.values():

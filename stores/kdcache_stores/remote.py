@@ -21,7 +21,7 @@ CONNECTIONS = 16
 AHEAD = 512 * 2**20
 """Bytes that wait at most for the reader that they were fetched for."""
 
-_TRIES = 4
+_TRIES = 6
 _LIMITS = {SEAL: 2**10, MANIFEST: 2**30}
 
 

@@ -21,6 +21,8 @@ from kdcache_stores.manifest import (
 )
 from kdcache_stores.records import announced
 
+_READS = 8
+"""How often seal and manifest are read until they agree."""
 _SMALL = 64 * 2**20
 """No metadata object is larger."""
 
@@ -52,14 +54,15 @@ class SealedObjects:
         )
 
     def _open_manifest(self) -> bytes:
-        for attempt in range(3):  # a growth may replace both files between two reads
+        # A growth may replace both files between two reads, and a network may damage either.
+        for attempt in range(_READS):
             try:
                 seal = read_seal(self.objects.get(SEAL), self.where)
                 data = self.objects.get(MANIFEST)
             except FileNotFoundError:
                 raise self._not_sealed() from None
             except CorruptStore:
-                if attempt == 2:
+                if attempt == _READS - 1:
                     raise
                 continue
             found = sha256(data)

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--encodings", default="float32,float16,quantized")
+    parser.add_argument("--control", type=int, default=5, help="batch of the control's teacher")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -86,7 +87,9 @@ def main() -> None:
                     optimization=Optimization(epochs=2, batch_size=args.batch_size),
                     stores=(str(store),),
                 )
-                runs = drift(training, args.teacher, Path(folder) / f"{name}-{encoding}")
+                runs = drift(
+                    training, args.teacher, Path(folder) / f"{name}-{encoding}", args.control
+                )
                 found[f"{name}, {encoding}"] = {"first_step": first, "two_epochs": runs}
                 print(name, encoding, json.dumps(found[f"{name}, {encoding}"]), flush=True)
     about = {
@@ -96,7 +99,7 @@ def main() -> None:
         "torch": torch.__version__,
         "samples": args.samples,
         "teacher_batch_of_the_dump": 256,
-        "teacher_batch_of_the_control": 5,
+        "teacher_batch_of_the_control": args.control,
     }
     args.out.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
 

@@ -68,7 +68,7 @@ class Scale:
     factors: tuple[int, ...] = (1, 4, 16)
 
 
-QUICK = Scale("resnet20", "resnet8", 128, 2048, 4000, 1000, 2000, 512, 2, 2, (1, 4))
+QUICK = Scale("resnet20", "resnet8", 128, 2048, 4000, 1000, 20_000, 512, 2, 2, (1, 4))
 CPU = Scale("resnet56", "resnet20", 512, 20_000, 50_000, 10_000, 20_000, 2048, 7, 5)
 GPU = Scale("resnet32x4", "resnet8x4", 50_000, 50_000, 50_000, 10_000, 20_000, 50_000, 7, 5)
 

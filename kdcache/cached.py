@@ -123,7 +123,7 @@ class CachedViews:
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
         self.replay: replay.Replayed | None = None
         self.logits: ResidentLogits | None = None
-        self.views = views
+        self.views, self.first = views, 0
         if self.stores:
             self.plan = self._plan_of_stores()
             self.rows = self._join(rows, subset)
@@ -140,7 +140,7 @@ class CachedViews:
         if self.stores and read_logits:
             assert self.views is not None
             self.logits = ResidentLogits(
-                self.stores, self.rows, self.views, self.window, self.device, self.group
+                self.stores, self.rows, self.views, self.window, self.device, self.group, self.first
             )
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
@@ -154,12 +154,21 @@ class CachedViews:
                     f"{first.plan.digest[:12]}: an ensemble needs stores of one plan. Dump the second "
                     f"teacher with --plan-from {first.where}."
                 )
-        stored = min(store.n_views for store in self.stores)
+        self.first = max(store.first_view for store in self.stores)
+        stored = min(store.view_range.stop for store in self.stores) - self.first
+        if stored < 1:
+            held = ", ".join(
+                f"{s.where} {s.view_range.start}:{s.view_range.stop}" for s in self.stores
+            )
+            raise MismatchError(f"the stores have no view in common: {held}")
         if self.views is not None and not 1 <= self.views <= stored:
             raise UsageError(f"--views {self.views}: the store holds {stored} views.")
         self.views = stored if self.views is None else self.views
-        if self.views % self.group:
-            raise UsageError(f"pairs of views need an even number of them, not {self.views}.")
+        if self.views % self.group or self.first % self.group:
+            raise UsageError(
+                f"pairs need an even number of views that begins with an even one, not "
+                f"{self.views} from view {self.first} on."
+            )
         samples = Samples(first.keys, first.labels, first.keys_hashed)
         return ViewPlan.from_store(first.plan, self.dataset, samples, partial=True)
 
@@ -248,9 +257,9 @@ class CachedViews:
         groups = None if self.views is None else self.views // self.group
         if self.schedule == "random" and groups is not None:
             window = (epoch + np.arange(self.window)) % groups
-            return rng.choice(window, len(self.rows)) * self.group
+            return rng.choice(window, len(self.rows)) * self.group + self.first
         chosen = epoch if groups is None else epoch % groups
-        return np.full(len(self.rows), chosen * self.group, np.int64)
+        return np.full(len(self.rows), chosen * self.group + self.first, np.int64)
 
     def close(self) -> None:
         """Stop the reading thread and close the stores."""

@@ -27,6 +27,7 @@ from kdcache import replay
 from kdcache._version import __version__
 from kdcache.batches import Batch
 from kdcache.dump_ranks import DumpRanks
+from kdcache.lesson import teach_writer
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan
 from kdcache_stores import DataError, FieldSpec, MismatchError, Shard, StoreWriter, UsageError
@@ -199,10 +200,21 @@ def dump(
         ranks.first(partial(open_all, repair))
         if ranks.rank > 0:
             open_all(False)
+
+        def learn() -> None:
+            for job in jobs:
+                teach_writer(plan, job.teacher, job.writer, batch_size, where, workers)
+
+        ranks.first(learn)
         # Rank 0's list holds for all: theirs may already lack what a quicker rank has committed.
         pending = ranks.first(lambda: [job.writer.pending(part) for job in jobs])
         todo = sorted(set().union(*pending))
-        mine = todo[ranks.rank :: ranks.world]
+        # An encoding that learns needs view 0 of a sample, whoever wrote it, before any other view.
+        learns = any(job.writer.learns for job in jobs)
+        bases = [shard for shard in todo if learns and shard.view == 0]
+        rounds = [bases, sorted(set(todo) - set(bases))] if bases else [todo]
+        rounds = [shards[ranks.rank :: ranks.world] for shards in rounds]
+        mine = [shard for shards in rounds for shard in shards]
         for job, missing in zip(jobs, pending, strict=True):
             job.pending = set(missing) & set(mine)
         shards = sorted(set(jobs[0].writer.shards[part[0] :: part[1]]) | set(todo))
@@ -212,8 +224,9 @@ def dump(
             done = skipped if ranks.world == 1 else 0
             watch.start(done, done + own)
         with ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as pool:
-            _forward(plan, jobs, mine, batch_size, where, workers, pool, watch)
-        ranks.wait()
+            for shards in rounds:
+                _forward(plan, jobs, shards, batch_size, where, workers, pool, watch)
+                ranks.wait()
         whole = part[1] == 1
 
         def seal_all() -> None:

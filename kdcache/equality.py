@@ -106,7 +106,7 @@ def _loss(
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
 
-def drift(training: Training, teacher: str, folder: Path, control: int = 5) -> dict[str, float]:
+def drift(training: Training, teacher: str, folder: Path, control: int = 1) -> dict[str, float]:
     """How far cached and online runs drift apart, beside live against live.
 
     Args:

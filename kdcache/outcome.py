@@ -15,6 +15,7 @@ from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan
 from kdcache_stores import UsageError
+from kdcache_stores.urls import redact
 
 if TYPE_CHECKING:
     from kdcache.loop import Loop
@@ -85,7 +86,7 @@ def resolved(
             {"digest": s.digest, "plan": s.plan.digest, "views": s.view_digests}
             for s in views.stores
         ],
-        "store_paths": list(t.stores),
+        "store_paths": [redact(str(path)) for path in t.stores],
     }  # fmt: skip
     return {key: value for key, value in _without_none(config).items() if value not in ({}, [])}
 

@@ -106,7 +106,7 @@ def recheck(
     pairs = len(plan) * store.n_views
     count = min(rows, pairs)
     chosen = np.arange(count) * pairs // count
-    views = chosen // len(plan)
+    views = store.first_view + chosen // len(plan)
     # Shifted from view to view, or a step that divides the samples would pick the same row always.
     where = (chosen + views * (len(plan) * 618 // 1000 + 1)) % len(plan)
     batches = [

@@ -49,6 +49,7 @@ class ResidentLogits:
         views: V, how many of the stored views to cycle through, a multiple of ``group``.
         window: groups in memory that one epoch can draw from, 1 to V / group.
         group: views that belong together.
+        first: number of the first of these views, where the stores are parts.
         device: where the logits are wanted.
     """
 
@@ -60,9 +61,10 @@ class ResidentLogits:
         window: int,
         device: torch.device,
         group: int = 1,
+        first: int = 0,
     ) -> None:
         self.stores, self.rows, self.groups, self.window = stores, rows, views // group, window
-        self.group, self.device = group, device
+        self.group, self.device, self.first = group, device, first
         slots = min(window + 1, self.groups) * group
         self._slot_of = np.full(views, -1, np.int64)
         with torch.inference_mode(False):  # the reading thread writes into them
@@ -98,7 +100,7 @@ class ResidentLogits:
 
     def _load(self, view: int) -> None:
         for store, buffer in zip(self.stores, self._buffers, strict=True):
-            buffer[self._slot_of[view]] = torch.from_numpy(store.read(view, self.rows))
+            buffer[self._slot_of[view]] = torch.from_numpy(store.read(self.first + view, self.rows))
 
     def places(self, views: Rows, positions: Rows) -> Tensor:
         """Where the logits of samples lie, each in a view of the epoch that was prepared.
@@ -110,7 +112,9 @@ class ResidentLogits:
         Returns:
             int64 of the same shape on the device, for `take`.
         """
-        return torch.from_numpy(self._slot_of[views] * len(self.rows) + positions).to(self.device)
+        return torch.from_numpy(self._slot_of[views - self.first] * len(self.rows) + positions).to(
+            self.device
+        )
 
     def take(self, places: Tensor) -> tuple[Tensor, ...]:
         """The logits at some of the `places`: float32 (..., K) per store."""

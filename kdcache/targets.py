@@ -150,7 +150,7 @@ def stored_plan(
         MismatchError: dataset, augmentation or seed are not those of the store.
     """
     with open_store(store) as opened:
-        plan, views = opened.plan, opened.n_views
+        plan, views = opened.plan, opened.view_range.stop
         samples = Samples(opened.keys, opened.labels, opened.keys_hashed)
     if seed is not None and seed != plan.seed:
         raise MismatchError(f"the plan of {store} has the seed {plan.seed}, asked for {seed}")

@@ -35,6 +35,12 @@ COMMANDS = {
         "making:export_views",
         "Write the parameters of every view as a Parquet table.",
     ),
+    "push": ("sharing:push", "Copy a sealed store to a folder, bucket or the Hub."),
+    "pull": ("sharing:pull", "Copy a store, or some of its views, to this disk."),
+    "ls": ("finding:ls", "List the stores in a folder, bucket or on a web server."),
+    "diff": ("finding:diff", "Compare two stores, view by view."),
+    "card": ("finding:card", "Write a store's README.md and croissant.json."),
+    "cache": ("sharing:cache", "Show or clear the local cache of remote stores."),
     "list": (
         "listing:list_names",
         "Names of models, datasets, methods, augmentations, encodings, recipes.",

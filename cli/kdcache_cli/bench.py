@@ -60,10 +60,10 @@ def bench(
     encodings = [
         (one["encoding"], f"{one['bytes_per_row']:.1f}", f"{one['kl_t1_mean']:.1e}",
          f"{one['kl_t4_mean']:.1e}", f"{one['kl_z_mean']:.1e}", percent(one["top1_agreement"]),
-         f"{one['rows_per_second']:,.0f}")
+         f"{one['rows_per_second'] / 1e6:.2f}")
         for one in found["encodings"]["table"]
     ]  # fmt: skip
-    columns = ("", "bytes a row", "KL T=1", "KL T=4", "KL Z, tau=2", "same top-1", "rows/s read")
+    columns = ("", "bytes a row", "KL T=1", "KL T=4", "KL Z, tau=2", "same top-1", "M rows/s")
     console.print(table(f"encodings, on {found['encodings']['logits']} logits", columns, encodings))
     memory = [
         (f"{one['factor']}x", size(one["store_bytes"]), size(one["write_bytes"]),

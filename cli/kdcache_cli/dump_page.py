@@ -47,8 +47,8 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], sil
         f"about {duration(cost.seconds)} at {cost.rows_per_second:,.0f} rows/s; "
         f"{size(cost.free_bytes)} free\n"
         f"teacher forwards: {cost.forwards:,} once, {gain} than {given['students']} student(s) of "
-        f"{given['epochs']} epochs with the teacher in the loop; even after "
-        f"{cost.break_even_epochs} epochs",
+        f"{given['epochs']} epochs with the teacher in the loop; paid back after "
+        f"{cost.break_even_epochs} student epoch(s)",
         silent,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,22 @@ steps = together(
         show_default=True,
         help="Of the initial weights, the order of the samples and their choice, and the noise.",
     ),
+)
+
+
+def _set_cache_size(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        from kdcache_stores.cache import parse_size
+
+        parse_size(value)
+        os.environ["KDCACHE_CACHE_SIZE"] = value  # so that worker processes keep to it too
+
+
+cache_size = click.option(
+    "--cache-size",
+    callback=_set_cache_size,
+    expose_value=False,
+    help="Disk for objects of remote stores, such as 5GB; 0 for none [default: 20GB].",
 )
 
 

@@ -105,7 +105,11 @@ def verify(
 
     if teacher and not dataset:
         raise click.UsageError("--teacher needs --dataset, to make the teacher's views again.")
-    with open_store(store, expect=expect) as opened, progress(quiet or as_json, "bytes") as bars:
+    # What is verified is what lies there, so nothing comes from the cache.
+    with (
+        open_store(store, expect=expect, cache_size=0) as opened,
+        progress(quiet or as_json, "bytes") as bars,
+    ):
         task = bars.add_task("verify", total=None, note="")
         report = opened.verify(
             progress=lambda done, total: bars.update(task, completed=done, total=total)

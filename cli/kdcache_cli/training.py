@@ -142,6 +142,7 @@ def train_teacher(
 )
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @click.option("--subset", is_flag=True, help="Leave out samples that the store does not have.")
+@options.cache_size
 @click.option(
     "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
 )

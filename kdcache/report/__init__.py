@@ -110,7 +110,10 @@ def _runs(
             left_out.append(f"Figures that compare with the teacher: {error}")
     row = Group(f"teacher {teacher.config['model']['name']}", (teacher,)) if teacher else None
     students = [runs[min(runs)] for runs in said.values()]
-    training = training_section(groups, row, calibrated(groups, said))
+    everyone = [*groups, *([row] if row else [])]
+    if row and taught and spec is None:
+        said[row.label] = {row.runs[0].seed: taught}
+    training = training_section(groups, row, calibrated(everyone, said))
     return [training, standardization_section(taught, students)]
 
 

@@ -97,7 +97,7 @@ def survey(store: LogitStore, budget: float = BUDGET, few_views: int = FEW_VIEWS
 
 def _chosen(store: LogitStore, budget: float, few_views: int) -> tuple[list[int], list[Shard]]:
     """Views and shards (of view 0, for their rows) that stay within the budget, evenly spaced."""
-    views, shards = list(range(store.n_views)), store.shards(0)
+    views, shards = list(store.view_range), store.shards(store.first_view)
     size = len(store) * store.classes
     most = max(few_views, int(budget / size))
     views = _even(views, most)

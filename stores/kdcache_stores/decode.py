@@ -89,6 +89,9 @@ def read_shards(
     that were never written.
     """
     touched = [shard for shard in shards if wanted.within(shard.start, shard.stop)]
+    source.objects.prefetch(
+        layout.key(shard.view, shard.index) for shard in touched for layout in layouts
+    )
     with ThreadPoolExecutor(max(2, cores())) as pool:
         for shard in touched:
             _read_shard(source, shard, layouts, encoding, wanted, out, pool)
@@ -132,7 +135,7 @@ def _wait(futures: list[Future[None]]) -> None:
 
 def _blocks(layouts: list[ArrayLayout], shard: Shard) -> Iterator[range]:
     """Runs of rows of a shard that lie within one chunk of every array."""
-    step = min(layout.chunk_rows for layout in layouts)
+    step = min(layout.chunk_rows for layout in layouts if layout.spec.per != "store")
     for start in range(0, shard.rows, step):
         yield range(start, min(start + step, shard.rows))
 
@@ -148,7 +151,10 @@ def _decode_block(
     found = wanted.within(shard_start + rows.start, shard_start + rows.stop)
     assert found is not None
     which, places = found
-    arrays = {name: reader.rows(rows)[which] for name, reader in readers.items()}
+    arrays = {
+        name: reader.rows(range(1))[0] if reader.per_store else reader.rows(rows)[which]
+        for name, reader in readers.items()
+    }
     in_place = isinstance(places, slice)
     target = out[places] if in_place else np.empty((len(places), *out.shape[1:]), np.float32)
     encoding.decode(arrays, target)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from kdcache_stores.errors import DataError
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+NOTHING: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class ArraySpec:
         shape: shape per row.
         fill: what an unwritten region reads as: NaN, or a code that is never valid.
         compressed: by Blosc with zstd, after a byte shuffle.
+        columns: a chunk lies column by column (shape (n,)), compressed after a bit shuffle.
+        per: "row": of each view; "sample": once for all views; "store": once, a single `shape`.
     """
 
     name: str
@@ -32,6 +36,8 @@ class ArraySpec:
     shape: tuple[int, ...]
     fill: float | int
     compressed: bool = False
+    columns: bool = False
+    per: Literal["row", "sample", "store"] = "row"
 
     @property
     def row_bytes(self) -> int:
@@ -51,11 +57,27 @@ class Encoding(Protocol):
     def arrays(self, shape: tuple[int, ...]) -> tuple[ArraySpec, ...]:
         """The arrays written for rows of this shape; raises `UsageError` if it cannot hold them."""
 
-    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
-        """Arrays by name for finite rows float32 (n, *shape) and labels int64 (n,)."""
+    def encode(
+        self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
+    ) -> dict[str, Array]:
+        """Arrays per row by name, for finite rows float32 (n, *shape) and labels int64 (n,).
+
+        `once` holds those per sample, of the same samples, and those per store.
+        """
 
     def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
-        """Fill `out`, float32 (n, *shape); unwritten or invalid codes become NaN."""
+        """Fill `out`, float32 (n, *shape), from all arrays; what was never written becomes NaN."""
+
+
+@runtime_checkable
+class LearnedEncoding(Encoding, Protocol):
+    """An encoding with arrays that are kept once: learned first, or taken from view 0."""
+
+    def learn(self, rows: Floats) -> dict[str, Array]:
+        """Arrays per store, from the rows (v, n, *shape) of n samples in one or two views."""
+
+    def base(self, rows: Floats, once: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays per sample, from its row of view 0; `once` holds those per store."""
 
 
 def to_float16(rows: Floats) -> NDArray[np.float16]:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
-from kdcache_stores.encoding import Array, ArraySpec, Encoding, Floats, to_float16
+from kdcache_stores.compact import Compact
+from kdcache_stores.encoding import NOTHING, Array, ArraySpec, Encoding, Floats, to_float16
 from kdcache_stores.errors import DataError, FormatError, UnknownName, UsageError
 from kdcache_stores.topk import TopK
 
@@ -36,7 +37,9 @@ class Float32:
         """`values`."""
         return (ArraySpec("values", "float32", shape, np.nan),)
 
-    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
+    def encode(
+        self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
+    ) -> dict[str, Array]:
         """The rows themselves."""
         return {"values": rows}
 
@@ -61,7 +64,9 @@ class Float16:
         """`values`."""
         return (ArraySpec("values", "float16", shape, np.nan),)
 
-    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
+    def encode(
+        self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
+    ) -> dict[str, Array]:
         """Round to nearest even."""
         return {"values": to_float16(rows)}
 
@@ -115,7 +120,9 @@ class Quantized:
             ArraySpec("std", "float32", (), np.nan, compressed=True),
         )
 
-    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
+    def encode(
+        self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
+    ) -> dict[str, Array]:
         """Round to the nearest step, ties to even."""
         flat = rows.reshape(len(rows), -1).astype(np.float64)
         mean, std = flat.mean(axis=1), flat.std(axis=1)
@@ -146,11 +153,12 @@ ENCODINGS: dict[str, type[Encoding]] = {
     "float16": Float16,
     "quantized": Quantized,
     "topk": TopK,
+    "compact": Compact,
 }
 
 
 def make_encoding(text: str) -> Encoding:
-    """The encoding named by "float16", "quantized:0.05", "topk:10"; raises `UnknownName`."""
+    """The encoding named by "float16", "topk:10", "compact:3e-4"; raises `UnknownName`."""
     name, _, parameter = text.partition(":")
     if name not in ENCODINGS:
         raise UnknownName("encoding", name, ENCODINGS)

@@ -11,7 +11,8 @@
     │   ├── UnfinishedStore      not sealed yet: a dump is running or was interrupted
     │   ├── CorruptStore         bytes that differ from what was written
     │   ├── FormatError          (ValueError) a store of a newer format, or metadata that breaks it
-    │   └── StoreInUse           a second writer, or data there that would be overwritten
+    │   ├── StoreInUse           a second writer, or data there that would be overwritten
+    │   └── RemoteError          (ConnectionError) a server that does not answer, or refuses
     └── TrainingError            a run that cannot go on: a loss not finite, a wrong checkpoint
 
 A message says what was expected, what was found, where, and what to do next. The command line
@@ -80,6 +81,10 @@ class FormatError(StoreError, ValueError):
 
 class StoreInUse(StoreError):
     """Another writer is at work, or data is there that must not be overwritten."""
+
+
+class RemoteError(StoreError, ConnectionError):
+    """A server refuses, or does not answer after every retry."""
 
 
 class TrainingError(KDCacheError):

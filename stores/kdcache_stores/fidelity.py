@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import Encoding, Floats
+from kdcache_stores.encoding import NOTHING, Array, Encoding, Floats
 
 ROWS = 256
 """Rows of a shard that are measured, evenly spaced."""
@@ -54,13 +56,18 @@ def measure(live: Floats, decoded: Floats) -> dict[str, float]:
 
 
 def measure_encoding(
-    encoding: Encoding, rows: Floats, labels: NDArray[np.int64]
+    encoding: Encoding,
+    rows: Floats,
+    labels: NDArray[np.int64],
+    once: Mapping[str, Array] = NOTHING,
 ) -> dict[str, float]:
     """Encode and decode at most `ROWS` evenly spaced rows of logits (n, K), and measure."""
     chosen = np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().astype(np.int64)
     live = rows[chosen]
     decoded = np.empty_like(live)
-    encoding.decode(encoding.encode(live, labels[chosen]), decoded)
+    per = {spec.name: spec.per for spec in encoding.arrays(rows.shape[1:])}
+    once = {name: a[chosen] if per[name] == "sample" else a for name, a in once.items()}
+    encoding.decode({**encoding.encode(live, labels[chosen], once), **once}, decoded)
     return measure(live, decoded)
 
 

@@ -8,10 +8,10 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from kdcache_stores.errors import FormatError, StoreError, StoreInUse
 
@@ -98,6 +98,15 @@ class Objects(Protocol):
     def stamp(self, key: str) -> Stamp | None:
         """What changes when the object does: its size first, then whatever tells versions apart."""
 
+    def expect(self, entries: Mapping[str, Any]) -> None:
+        """Take note of the manifest's entries, which objects beyond a network are held to."""
+
+    def prefetch(self, keys: Iterable[str]) -> None:
+        """These objects are about to be read, in this order."""
+
+    def close(self) -> None:
+        """Let go of threads and of what was fetched ahead."""
+
 
 class LocalFiles:
     """The objects below one folder. Links that leave the folder and special files are refused."""
@@ -149,6 +158,15 @@ class LocalFiles:
             return None
         return found.st_size, found.st_ino, found.st_mtime_ns
 
+    def expect(self, entries: Mapping[str, Any]) -> None:
+        """Nothing to note: a file's size and bytes are asked for when they are needed."""
+
+    def prefetch(self, keys: Iterable[str]) -> None:
+        """Nothing to start: the system reads files ahead."""
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
     def walk(self, folder: str = "") -> Iterator[str]:
         """Keys of all files below a folder, sorted; links are listed and not followed."""
         top = os.path.join(self._real, *folder.split("/")) if folder else self._real
@@ -190,14 +208,17 @@ class LocalFiles:
             ) from error
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Hold a lock that the system drops if this process dies; raises `StoreInUse` if taken."""
+    def lock(self, key: str, wait: bool = False) -> Iterator[None]:
+        """Hold a lock that the system drops if this process dies.
+
+        Raises `StoreInUse` if it is taken, unless told to `wait`.
+        """
         path = self.path(key)
         self._make_folders(os.path.dirname(path))
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise StoreInUse(f"{self.where}: another writer holds {key}") from None
             yield

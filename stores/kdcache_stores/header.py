@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from kdcache_stores.canonical import Json, pretty_json
-from kdcache_stores.encoding import Encoding
+from kdcache_stores.encoding import Encoding, LearnedEncoding
 from kdcache_stores.encodings import (
     encoding_from_dict,
     encoding_to_dict,
@@ -40,6 +40,11 @@ class Field:
         if not shape or min(shape) < 1:
             raise UsageError(f"field {name}: sizes must be positive, found shape {shape}")
         return cls(name, shape, make_encoding(spec.encoding))
+
+    @property
+    def learns(self) -> bool:
+        """Whether its encoding keeps arrays once, and learns before the first shard."""
+        return isinstance(self.encoding, LearnedEncoding)
 
     @property
     def metadata_key(self) -> str:

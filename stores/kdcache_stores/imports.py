@@ -73,6 +73,8 @@ def write_arrays(
     with StoreWriter(
         path, plan=plan, teacher=teacher, samples=samples, views=views, fields=specs, **options
     ) as writer:
+        if (lesson := writer.lesson) is not None:
+            writer.prepare({name: values[:2, lesson] for name, values in fields.items()})
         for shard in writer.pending():
             rows = slice(shard.start, shard.stop)
             writer.write(shard, {name: values[shard.view, rows] for name, values in fields.items()})

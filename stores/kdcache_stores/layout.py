@@ -23,6 +23,7 @@ DENSE_BYTES = 256 * 2**20
 
 _ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
+_COLUMNS = {"name": "transpose", "configuration": {"order": [0, 2, 1]}}
 _NAMES = ("view", "sample")
 
 
@@ -39,7 +40,7 @@ def choose_shard_rows(
 
     Returns rows, a multiple of the number of chunks of each array, which is a power of two.
     """
-    widest = max(spec.row_bytes for spec in specs)
+    widest = max(spec.row_bytes for spec in specs if spec.per != "store")
     if widest > SHARD_BYTES:
         raise UsageError(f"a row of {widest} bytes does not fit a shard of {SHARD_BYTES} bytes")
     dense = max(DENSE_BYTES // (4 * values), 1)
@@ -69,14 +70,16 @@ def shards_of(views: range, samples: int, shard_rows: int) -> list[Shard]:
     ]
 
 
-def _blosc(dtype: str) -> dict[str, Json]:
+def _blosc(spec: ArraySpec) -> dict[str, Json]:
     return {
         "name": "blosc",
         "configuration": {
             "cname": "zstd",
-            "clevel": 2,  # byte planes of codes are Huffman-coded; searching for matches costs more
-            "shuffle": "shuffle",
-            "typesize": np.dtype(dtype).itemsize,
+            # Byte planes of codes are Huffman-coded; searching for matches costs more. In bit
+            # planes it pays: eight codes are one byte, and most of them are zeros.
+            "clevel": 5 if spec.columns else 2,
+            "shuffle": "bitshuffle" if spec.columns else "shuffle",
+            "typesize": np.dtype(spec.dtype).itemsize,
             "blocksize": 0,
         },
     }
@@ -89,8 +92,8 @@ class ArrayLayout:
     Args:
         field: name of the field.
         spec: what the encoding says of the array.
-        views: V.
-        samples: N.
+        views: V; 1 if it is not kept per row.
+        samples: N; 1 if it is kept per store.
         shard_rows: rows per shard.
         chunk_rows: rows per chunk; divides `shard_rows`.
     """
@@ -107,6 +110,10 @@ class ArrayLayout:
         cls, field: str, spec: ArraySpec, views: int, samples: int, shard_rows: int
     ) -> ArrayLayout:
         """The layout with chunks of at most `CHUNK_BYTES`."""
+        if spec.per != "row":
+            views = 1
+        if spec.per == "store":
+            samples = shard_rows = 1
         chunks = _chunks(shard_rows, spec.row_bytes)
         while shard_rows % chunks:
             chunks //= 2
@@ -128,7 +135,9 @@ class ArrayLayout:
         return self.shard_rows // self.chunk_rows
 
     def key(self, view: int, index: int) -> str:
-        """Key of a shard."""
+        """Key of the array's part of a shard; what is kept once is part of several."""
+        view = view if self.spec.per == "row" else 0
+        index = 0 if self.spec.per == "store" else index
         return "/".join([self.path, "c", str(view), str(index), *("0" for _ in self.spec.shape)])
 
     def metadata(self) -> dict[str, Json]:
@@ -136,10 +145,11 @@ class ArrayLayout:
         trailing = list(self.spec.shape)
         single = np.dtype(self.spec.dtype).itemsize == 1
         endian = {"name": "bytes"} if single else _ENDIAN
-        blosc = [_blosc(self.spec.dtype)] if self.spec.compressed else []
+        columns = [_COLUMNS] if self.spec.columns else []
+        blosc = [_blosc(self.spec)] if self.spec.compressed or self.spec.columns else []
         sharding = {
             "chunk_shape": [1, self.chunk_rows, *trailing],
-            "codecs": [endian, *blosc, _CRC32C],
+            "codecs": [*columns, endian, *blosc, _CRC32C],
             "index_codecs": [_ENDIAN, _CRC32C],
             "index_location": "end",
         }
@@ -165,7 +175,7 @@ class ArrayLayout:
 
     def grown(self, views: int) -> ArrayLayout:
         """The same array with another number of views."""
-        return replace(self, views=views)
+        return replace(self, views=views) if self.spec.per == "row" else self
 
 
 def read_layout(
@@ -190,7 +200,7 @@ def read_layout(
         codecs = [codec["name"] for codec in [*document["codecs"], *sharding["codecs"]]]
     except (KeyError, IndexError, TypeError):
         raise FormatError(f"{where}: no metadata of a sharded Zarr v3 array") from None
-    known = {"sharding_indexed", "bytes", "crc32c", "blosc"}
+    known = {"sharding_indexed", "transpose", "bytes", "crc32c", "blosc"}
     if unknown := [name for name in codecs if not isinstance(name, str) or name not in known]:
         raise FormatError(
             f"{where}: codec {unknown[0]!r:.40} is not known to this kdcache "
@@ -200,7 +210,7 @@ def read_layout(
         field,
         spec,
         integer(views, "shape[0]"),
-        samples,
+        1 if spec.per == "store" else samples,
         integer(shard_rows, "rows per shard"),
         integer(chunk_rows, "rows per chunk"),
     )

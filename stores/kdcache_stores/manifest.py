@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache_stores.canonical import Json, digest
+from kdcache_stores.canonical import Json, canonical_json, digest, parse_json
 from kdcache_stores.errors import CorruptStore, FormatError
 from kdcache_stores.files import check_key
 from kdcache_stores.nouns import Shard
@@ -21,6 +21,7 @@ SEAL = "manifest.sha256"
 RECORDS = "records"
 ANNOUNCEMENT = "records/seal.json"
 CARD = "README.md"
+CROISSANT = "croissant.json"
 
 FIDELITY = (
     "kl_t1_mean",
@@ -33,6 +34,7 @@ FIDELITY = (
 )
 """Fidelity of an encoding on live rows: KL(live || decoded), nats; see `fidelity.measure`."""
 
+_PART = b"kdcache.part"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,9 +46,9 @@ class Entry:
         key: its name.
         size: bytes.
         sha256: hex.
-        kind: "metadata", "samples", "probes", "shard", "card" (may change afterwards), or what a
-            newer minor version adds.
-        view, index, start, stop: for shards, else None.
+        kind: "metadata", "samples", "probes", "shard", "once" (kept once for all views, or for
+            all rows), "card" (may change afterwards), or what a newer minor version adds.
+        view, index, start, stop: for shards; all but view for "once" per sample; else None.
         labelled, correct: labelled rows and how many of them the teacher gets right, on the first
             array of a field of logits.
         fidelity: rows measured and the values named in `FIDELITY`, on the same array.
@@ -70,6 +72,22 @@ class Entry:
         if self.view is None or self.index is None or self.start is None or self.stop is None:
             raise FormatError(f"{self.key} is no shard")
         return Shard(self.view, self.index, self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which views of a larger store a store holds, under the numbers that they have there.
+
+    Args:
+        start, stop: views start to stop - 1.
+        of: content digest of the larger store.
+        views: how many it holds.
+    """
+
+    start: int
+    stop: int
+    of: str
+    views: int
 
 
 def sha256(data: bytes) -> str:
@@ -115,8 +133,8 @@ def _schema() -> Any:
     )
 
 
-def write_manifest(entries: Iterable[Entry]) -> bytes:
-    """The bytes of `manifest.parquet`, sorted by key."""
+def write_manifest(entries: Iterable[Entry], part: Part | None = None) -> bytes:
+    """The bytes of `manifest.parquet`, sorted by key; its metadata names the part, if it is one."""
     import pyarrow as pa
 
     rows = []
@@ -124,7 +142,10 @@ def write_manifest(entries: Iterable[Entry]) -> bytes:
         row = dict(vars(entry))
         row["bytes"] = row.pop("size")
         rows.append(row)
-    return write_table(pa.Table.from_pylist(rows, schema=_schema()))
+    schema = _schema()
+    if part is not None:
+        schema = schema.with_metadata({_PART: canonical_json(vars(part))})
+    return write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
@@ -153,6 +174,26 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
             )
         entries[entry.key] = entry
     return entries
+
+
+def read_part(data: bytes, where: str) -> Part | None:
+    """What a manifest that `read_manifest` read says of the part; None if the store is whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = (pq.read_schema(pa.BufferReader(data)).metadata or {}).get(_PART)
+    if text is None:
+        return None
+    value = parse_json(text, where)
+    numbers = [value.get(name) for name in ("start", "stop", "views")]
+    if (
+        value.keys() != {"start", "stop", "of", "views"}
+        or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        or not 0 <= value["start"] < value["stop"] <= value["views"] < 2**48
+        or not (isinstance(value["of"], str) and _SHA256.fullmatch(value["of"]))
+    ):
+        raise FormatError(f"{where}: the description of the part is wrong: {value!r:.200}")
+    return Part(**value)
 
 
 def view_digest(identity: Json, view: int, shards: Iterable[tuple[str, str]]) -> str:

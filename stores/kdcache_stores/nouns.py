@@ -230,7 +230,7 @@ class FieldSpec:
 
     Args:
         shape: shape per row: (K,) for logits, (C, H, W) for a feature map.
-        encoding: "float16", "float32", "quantized:0.05", "topk:10".
+        encoding: "float16", "float32", "quantized:0.05", "topk:10", "compact:3e-4".
     """
 
     shape: tuple[int, ...]

@@ -15,10 +15,10 @@ from kdcache_stores.canonical import Json
 from kdcache_stores.decode import Rows, Wanted, read_shards
 from kdcache_stores.encoding import Encoding, Floats
 from kdcache_stores.errors import MismatchError, UnknownName, UsageError
-from kdcache_stores.files import LocalFiles, Objects
+from kdcache_stores.files import Objects
 from kdcache_stores.header import Field
-from kdcache_stores.layout import shards_of
-from kdcache_stores.manifest import SAMPLES, content_digest, view_digest
+from kdcache_stores.layout import ArrayLayout, shards_of
+from kdcache_stores.manifest import SAMPLES, Part, content_digest, view_digest
 from kdcache_stores.nouns import Plan, Probe, Samples, Shard, Teacher
 from kdcache_stores.prefetch import prefetched
 from kdcache_stores.records import read_probes
@@ -28,20 +28,27 @@ from kdcache_stores.verify import Progress, Report, describe, verify_store
 
 
 def open_store(
-    path: str | os.PathLike[str], expect: str | None = None, verify: bool = True
+    path: str | os.PathLike[str],
+    expect: str | None = None,
+    verify: bool = True,
+    cache_size: int | None = None,
 ) -> LogitStore:
     """Open a sealed store for reading.
 
     Args:
-        path: its folder.
+        path: its folder or URL: file://, s3://, gs://, az://, http(s)://, hf://.
         expect: the content digest that it must have (`LogitStore.digest`).
         verify: check the SHA-256 of each shard the first time it is read, and again if its file
             changed since.
+        cache_size: bytes of remote objects that this disk keeps (`ObjectCache`); 0 for none; by
+            default KDCACHE_CACHE_SIZE, or 20 GB.
 
-    Raises `StoreNotFound`, `UnfinishedStore`, `FormatError`, `CorruptStore`, and `MismatchError` if
-    its digest is not `expect`.
+    Raises `StoreNotFound`, `UnfinishedStore`, `FormatError`, `CorruptStore`, `MismatchError` if its
+    digest is not `expect`, and `RemoteError`.
     """
-    store = LogitStore(LocalFiles(path), verify=verify)
+    from kdcache_stores.remote import open_objects
+
+    store = LogitStore(open_objects(path, cache_size), verify=verify)
     if expect is not None and store.digest != expect:
         raise MismatchError(
             f"{store.where} has the content digest {store.digest}, expected {expect}: it is "
@@ -64,7 +71,23 @@ class LogitStore:
         self.header = self.source.header()
         self._layouts = self.source.layouts(self.header)
         first = next(iter(self._layouts.values()))[0]
-        self.n_views, self.shard_rows = first.views, first.shard_rows
+        self.first_view = self.source.first_view
+        self.n_views, self.shard_rows = first.views - self.first_view, first.shard_rows
+
+    @property
+    def layouts(self) -> dict[str, list[ArrayLayout]]:
+        """The arrays of each field."""
+        return self._layouts
+
+    @property
+    def part(self) -> Part | None:
+        """Of which larger store this holds the views `first_view` and on; None if it is whole."""
+        return self.source.part
+
+    @property
+    def view_range(self) -> range:
+        """The numbers of the views that it holds: 0 to `n_views` - 1 unless it is a part."""
+        return range(self.first_view, self.first_view + self.n_views)
 
     def shards(self, view: int) -> list[Shard]:
         """The shards of one view."""
@@ -146,13 +169,19 @@ class LogitStore:
 
     @cached_property
     def view_digests(self) -> list[str]:
-        """A digest per view: the same wherever, whenever and in whatever order it was written."""
+        """A digest per view held: the same wherever, whenever and in whatever order it was written."""
         shards: list[list[tuple[str, str]]] = [[] for _ in range(self.n_views)]
         for entry in self.source.entries.values():
             if entry.kind == "shard" and entry.view is not None:
-                shards[entry.view].append((entry.key, entry.sha256))
+                shards[entry.view - self.first_view].append((entry.key, entry.sha256))
+            elif entry.kind == "once":
+                for view in shards:
+                    view.append((entry.key, entry.sha256))
         identity = self.header.identity
-        return [view_digest(identity, view, shards[view]) for view in range(self.n_views)]
+        return [
+            view_digest(identity, view, listed)
+            for view, listed in zip(self.view_range, shards, strict=True)
+        ]
 
     @cached_property
     def digest(self) -> str:
@@ -172,7 +201,7 @@ class LogitStore:
         """Decoded rows of one view.
 
         Args:
-            view: 0 to `n_views` - 1.
+            view: one of `view_range`.
             rows: a slice, integers (negative ones count from the end), or None for all.
             field: name of the field.
             out: float32 (rows, *shape), C-contiguous, to decode into.
@@ -182,8 +211,11 @@ class LogitStore:
         """
         if field not in self.header.fields:
             raise UnknownName("field", field, self.header.fields)
-        if not 0 <= view < self.n_views:
-            raise UsageError(f"{self.where} has views 0 to {self.n_views - 1}, asked for {view}")
+        if view not in self.view_range:
+            raise UsageError(
+                f"{self.where} has views {self.first_view} to {self.view_range.stop - 1}, "
+                f"asked for {view}"
+            )
         item = self.header.fields[field]
         wanted = Wanted(rows, len(self), self.where)
         shape = (wanted.count, *item.shape)
@@ -241,7 +273,8 @@ class LogitStore:
     # ---- context manager, pickling ---------------------------------------------------------------
 
     def close(self) -> None:
-        """Nothing stays open between reads; here so that a store can be used like a file."""
+        """Let go of what a remote store fetched ahead; a local one keeps nothing open."""
+        self.source.objects.close()
 
     def __enter__(self) -> LogitStore:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kdcache_stores.canonical import Json, digest, parse_json, pretty_json
@@ -63,14 +64,11 @@ def probes_key(first_view: int) -> str:
     return f"probes/{first_view}.parquet"
 
 
-def write_probes(records: list[Record]) -> bytes:
-    """The probes of these records as Parquet: row, view, sha256, coarse."""
+def write_probes(probes: Iterable[Probe]) -> bytes:
+    """These probes as Parquet: row, view, sha256, coarse; sorted by view and row."""
     import pyarrow as pa
 
-    probes = sorted(
-        (probe for record in records for probe in record.probes),
-        key=lambda probe: (probe.view, probe.row),
-    )
+    probes = sorted(probes, key=lambda probe: (probe.view, probe.row))
     schema = pa.schema(
         [
             ("row", pa.int64()),
@@ -109,6 +107,7 @@ class RecordBook:
         files: the store.
         shards: all shards that the store shall hold.
         thorough: read every object that a record names and check its SHA-256, not its size alone.
+            What is kept once is always read: a shard is lost if that has changed.
     """
 
     def __init__(self, files: LocalFiles, shards: list[Shard], thorough: bool = False) -> None:
@@ -143,4 +142,6 @@ class RecordBook:
     def _whole(self, entry: Entry) -> bool:
         if self._files.size(entry.key) != entry.size:
             return False
-        return not self._thorough or sha256(self._files.get(entry.key)) == entry.sha256
+        if not self._thorough and entry.kind != "once":
+            return True
+        return sha256(self._files.get(entry.key)) == entry.sha256

@@ -59,8 +59,12 @@ def _whole_records(source: SealedObjects, damaged: set[str]) -> list[Record]:
     for entry in source.entries.values():
         if entry.kind == "shard":
             entries[entry.shard].append(entry)
+    once = [entry for entry in source.entries.values() if entry.kind == "once"]
     keys = [key for key, entry in source.entries.items() if entry.kind == "probes"]
     if damaged.intersection(keys):
+        return []
+    lost = {entry.index for entry in once if entry.key in damaged}
+    if None in lost:  # what all shards were encoded with
         return []
     starts = {(shard.view, shard.start): shard for shard in entries}
     rows = max(shard.rows for shard in entries)
@@ -68,7 +72,12 @@ def _whole_records(source: SealedObjects, damaged: set[str]) -> list[Record]:
         for probe in read_probes(source.get(key), key):
             probes[starts[probe.view, probe.row - probe.row % rows]].append(probe)
     return [
-        Record(shard, tuple(found), tuple(probes[shard]))
+        Record(shard, tuple(found + _needed(once, shard)), tuple(probes[shard]))
         for shard, found in entries.items()
-        if damaged.isdisjoint(entry.key for entry in found)
+        if shard.index not in lost and damaged.isdisjoint(entry.key for entry in found)
     ]
+
+
+def _needed(once: list[Entry], shard: Shard) -> list[Entry]:
+    """What is kept once and was needed to encode a shard, in the order of the writer."""
+    return [entry for entry in once if entry.index in (None, shard.index)]

@@ -15,6 +15,7 @@ from kdcache_stores.manifest import (
     SEAL,
     Entry,
     read_manifest,
+    read_part,
     read_seal,
     sha256,
 )
@@ -39,18 +40,31 @@ class SealedObjects:
         self.where = objects.where
         self._verify = verify
         self._checked: dict[str, Stamp] = {}
-        self.manifest_sha256, self.entries = self._open_manifest()
+        data = self._open_manifest()
+        where = f"{self.where}/{MANIFEST}"
+        self.manifest_sha256 = sha256(data)
+        self.entries = read_manifest(data, where)
+        self.part = read_part(data, where)
+        self.first_view = self.part.start if self.part is not None else 0
+        objects.expect(self.entries)
+        objects.prefetch(
+            key for key, e in self.entries.items() if e.kind in ("metadata", "samples")
+        )
 
-    def _open_manifest(self) -> tuple[str, dict[str, Entry]]:
-        for _ in range(3):  # a growth may replace both files between two reads
+    def _open_manifest(self) -> bytes:
+        for attempt in range(3):  # a growth may replace both files between two reads
             try:
                 seal = read_seal(self.objects.get(SEAL), self.where)
                 data = self.objects.get(MANIFEST)
             except FileNotFoundError:
                 raise self._not_sealed() from None
+            except CorruptStore:
+                if attempt == 2:
+                    raise
+                continue
             found = sha256(data)
             if found == seal or found == self.announced():
-                return found, read_manifest(data, f"{self.where}/{MANIFEST}")
+                return data
         raise CorruptStore(
             f"{self.where}: {MANIFEST} or {SEAL} is damaged: its SHA-256 is {found}, "
             f"the seal says {seal}"
@@ -178,20 +192,35 @@ class SealedObjects:
 
     def _check_shards(self, layouts: list[ArrayLayout]) -> None:
         first = layouts[0]
+        once = [layout for layout in layouts if layout.spec.per != "row"]
+        layouts = [layout for layout in layouts if layout.spec.per == "row"]
+        for layout in once:
+            if layout.spec.per == "sample" and layout.shard_rows != first.shard_rows:
+                raise FormatError(f"{self.where}: {layout.path} has shards of other rows")
+            for shard in shards_of(range(layout.views), layout.samples, layout.shard_rows):
+                if self.entry(layout.key(shard.view, shard.index)).kind != "once":
+                    raise FormatError(
+                        f"{self.where}: the manifest's kind of {layout.path} is wrong"
+                    )
         for layout in layouts:
             if (layout.views, layout.shard_rows) != (first.views, first.shard_rows):
                 raise FormatError(
                     f"{self.where}: {layout.path} has {layout.views} views in shards of "
                     f"{layout.shard_rows} rows, {first.path} {first.views} of {first.shard_rows}"
                 )
-        needed = first.views * -(-first.samples // first.shard_rows) * len(layouts)
+        if self.part is not None and self.part.stop != first.views:
+            raise FormatError(
+                f"{self.where}: the part ends at view {self.part.stop}, its arrays at {first.views}"
+            )
+        views = range(self.first_view, first.views)
+        needed = len(views) * -(-first.samples // first.shard_rows) * len(layouts)
         listed = sum(entry.kind == "shard" for entry in self.entries.values())
         if listed != needed:
             raise FormatError(
-                f"{self.where}: the manifest lists {listed} shards, {first.views} views of "
+                f"{self.where}: the manifest lists {listed} shards, {len(views)} views of "
                 f"{first.samples} samples need {needed}"
             )
-        for shard in shards_of(range(first.views), first.samples, first.shard_rows):
+        for shard in shards_of(views, first.samples, first.shard_rows):
             for layout in layouts:
                 entry = self.entry(layout.key(shard.view, shard.index))
                 if entry.shard != shard:

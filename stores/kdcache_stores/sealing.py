@@ -46,7 +46,7 @@ def seal_store(
     entries |= {entry.key: entry for record in records for entry in record.entries}
     first_views = {record.shard.view for record in records}
     if first_views and (key := probes_key(min(first_views))) not in sealed:
-        data = write_probes(records)
+        data = write_probes(probe for record in records for probe in record.probes)
         files.put(key, data, replace=True)
         entries[key] = _entry(key, data, "probes")
     for key, kind in ((ROOT, "metadata"), (SAMPLES, "samples"), (CARD, "card")):

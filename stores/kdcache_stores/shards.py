@@ -52,6 +52,7 @@ class ShardReader:
         self._layout = layout
         self._data = np.frombuffer(data, np.uint8)
         self.where = where
+        self.per_store = layout.spec.per == "store"
         self._chunks: dict[int, NDArray[Any]] = {}
         size = 16 * layout.chunks + 4
         if len(data) < size:
@@ -77,13 +78,15 @@ class ShardReader:
             raise CorruptStore(f"{self.where}: {what} lies outside the shard")
         expected = layout.chunk_rows * layout.spec.row_bytes
         payload = self._checked(offset, size, what)
-        if layout.spec.compressed:
+        if layout.spec.compressed or layout.spec.columns:
             payload = self._decompressed(payload, expected, what)
         if len(payload) != expected:
             raise CorruptStore(
                 f"{self.where}: {what} holds {len(payload)} bytes, expected {expected}"
             )
         values = payload.view(np.dtype(layout.spec.dtype).newbyteorder("<"))
+        if layout.spec.columns:
+            return values.reshape(*layout.spec.shape, layout.chunk_rows).T
         return values.reshape(layout.chunk_rows, *layout.spec.shape)
 
     def _checked(self, offset: int, size: int, what: str) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import Array, ArraySpec, Floats, to_float16
+from kdcache_stores.encoding import NOTHING, Array, ArraySpec, Floats, to_float16
 from kdcache_stores.errors import CorruptStore, UsageError
 
 _AT_ONCE = 2**20
@@ -68,7 +68,9 @@ class TopK:
             ArraySpec("logsumexp", "float32", (), np.nan, compressed=True),
         )
 
-    def encode(self, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Array]:
+    def encode(
+        self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
+    ) -> dict[str, Array]:
         """Statistics from the unrounded row, in float64."""
         classes = rows.shape[1]
         order = np.argsort(-rows, axis=1, kind="stable")[:, : self.k + 1]

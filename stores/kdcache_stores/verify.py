@@ -12,7 +12,7 @@ from kdcache_stores.decode import cores
 from kdcache_stores.errors import CorruptStore, KDCacheError
 from kdcache_stores.fidelity import combine
 from kdcache_stores.files import LocalFiles, is_temporary
-from kdcache_stores.manifest import CARD, MANIFEST, SAMPLES, SEAL, Entry
+from kdcache_stores.manifest import CARD, CROISSANT, MANIFEST, SAMPLES, SEAL, Entry
 from kdcache_stores.nouns import Samples
 from kdcache_stores.sealed import SealedObjects
 
@@ -43,6 +43,7 @@ class Report:
         digest: its content digest.
         objects, nbytes: how much was checked.
         problems: damaged objects, by key.
+        rewrite: (view, start, stop) of the shards that a repairing dump would write again.
         notes: what is no damage but should not be there: temporary files, unknown objects.
     """
 
@@ -51,20 +52,13 @@ class Report:
     objects: int
     nbytes: int
     problems: list[Problem] = field(default_factory=list)
+    rewrite: list[tuple[int, int, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether every object is what was written."""
         return not self.problems
-
-    @property
-    def rewrite(self) -> list[tuple[int, int, int]]:
-        """(view, start, stop) of the shards that a repairing dump would rewrite, sorted."""
-        shards = {(p.view, p.start, p.stop) for p in self.problems if p.view is not None}
-        return sorted(
-            (view, start or 0, stop or 0) for view, start, stop in shards if view is not None
-        )
 
     def to_dict(self) -> dict[str, Json]:
         """All of it, plain JSON."""
@@ -82,6 +76,7 @@ def verify_store(store: LogitStore, progress: Progress | None = None) -> Report:
     report = Report(store.where, store.digest, len(entries), total)
     done = 0
     growing = source.announced() is not None
+    source.objects.prefetch(entry.key for entry in entries)
     with ThreadPoolExecutor(cores()) as pool:
 
         def check(entry: Entry) -> str | None:
@@ -101,9 +96,22 @@ def verify_store(store: LogitStore, progress: Progress | None = None) -> Report:
         message = _message(lambda: check_content(store))  # noqa: B023
         if message is not None and key not in damaged:
             report.problems.append(Problem(key, message))
+    report.rewrite.extend(_lost(source, {problem.key for problem in report.problems}))
     report.problems.sort(key=lambda problem: problem.key)
     report.notes.extend(_strangers(source))
     return report
+
+
+def _lost(source: SealedObjects, damaged: set[str]) -> list[tuple[int, int, int]]:
+    """The shards that are damaged, or hang on something kept once that is."""
+    entries = [source.entries[key] for key in damaged if key in source.entries]
+    once = {entry.index for entry in entries if entry.kind == "once"}
+    lost = {
+        (entry.view or 0, entry.start or 0, entry.stop or 0)
+        for entry in source.entries.values()
+        if entry.kind == "shard" and (entry.key in damaged or once & {None, entry.index})
+    }
+    return sorted(lost)
 
 
 def _message(check: Callable[[], object]) -> str | None:
@@ -125,7 +133,7 @@ def _check_samples(store: LogitStore) -> None:
 
 def _check_probes(store: LogitStore) -> None:
     for probe in store.probes:
-        if not (0 <= probe.row < len(store) and 0 <= probe.view < store.n_views):
+        if not (0 <= probe.row < len(store) and probe.view in store.view_range):
             raise CorruptStore(f"{store.where}: a probe of row {probe.row}, view {probe.view}")
 
 
@@ -133,7 +141,7 @@ def _strangers(source: SealedObjects) -> list[str]:
     """What lies in the folder beside the store's objects, one sentence each."""
     if not isinstance(source.objects, LocalFiles):
         return []
-    known = {*source.entries, MANIFEST, SEAL, CARD}
+    known = {*source.entries, MANIFEST, SEAL, CARD, CROISSANT}
     found = []
     for key in source.objects.walk():
         if is_temporary(key):
@@ -146,10 +154,10 @@ def _strangers(source: SealedObjects) -> list[str]:
 def describe(store: LogitStore) -> dict[str, Json]:
     """What a store holds, plain JSON."""
     entries = store.source.entries
-    shards = [entry for entry in entries.values() if entry.kind == "shard"]
+    stored = [entry for entry in entries.values() if entry.kind in ("shard", "once")]
     fields = {}
     for name, item in store.fields.items():
-        own = [entry for entry in shards if entry.key.startswith(f"{name}/")]
+        own = [entry for entry in stored if entry.key.startswith(f"{name}/")]
         measured = [entry for entry in own if entry.fidelity is not None]
         labelled = sum(entry.labelled or 0 for entry in measured)
         nbytes = sum(entry.size for entry in own)
@@ -157,6 +165,10 @@ def describe(store: LogitStore) -> dict[str, Json]:
             **item.to_dict(),
             "nbytes": nbytes,
             "bytes_per_row": nbytes / (store.n_views * len(store)),
+            "arrays": {
+                spec.name: sum(e.size for e in own if e.key.split("/")[1] == spec.name)
+                for spec in item.encoding.arrays(item.shape)
+            },
             "labelled": labelled,
             "top1": sum(e.correct or 0 for e in measured) / labelled if labelled else None,
             "fidelity": combine([e.fidelity for e in measured if e.fidelity]) or None,
@@ -166,6 +178,8 @@ def describe(store: LogitStore) -> dict[str, Json]:
         "where": store.where,
         "digest": store.digest,
         "views": store.n_views,
+        "first_view": store.first_view,
+        "part": vars(store.part) if store.part is not None else None,
         "view_digests": store.view_digests,
         "objects": len(entries),
         "nbytes": store.nbytes,

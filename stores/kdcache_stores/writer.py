@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from kdcache_stores.begin import begin, choose_layouts, ensure_metadata
 from kdcache_stores.canonical import Json, plain
-from kdcache_stores.encoding import Floats
 from kdcache_stores.errors import (
     DataError,
     MismatchError,
@@ -23,17 +21,20 @@ from kdcache_stores.errors import (
     UnfinishedStore,
     UsageError,
 )
-from kdcache_stores.fidelity import measure_encoding
 from kdcache_stores.files import Disk, LocalFiles
 from kdcache_stores.header import Field, Header
-from kdcache_stores.layout import shards_of
-from kdcache_stores.manifest import RECORDS, SEAL, Entry, sha256
+from kdcache_stores.layout import ArrayLayout, shards_of
+from kdcache_stores.manifest import RECORDS, SEAL, Entry
 from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.once import Once, is_learned, lesson_rows, load_once, publish_learned
+from kdcache_stores.packing import check_lesson, check_rows, pack
 from kdcache_stores.reader import LogitStore
 from kdcache_stores.records import Record, RecordBook, record_key
 from kdcache_stores.repair import unseal_damaged
 from kdcache_stores.sealing import finish_seal, seal_store, tidy
-from kdcache_stores.shards import encode_shard
+
+_KEPT = ("shard", "once", "probes")
+"""Kinds of objects that a growth leaves as they are."""
 
 
 class StoreWriter:
@@ -106,6 +107,11 @@ class StoreWriter:
         if files.size(SEAL) is None:
             return None
         base = LogitStore(files)
+        if base.first_view:
+            raise MismatchError(
+                f"{files.where} is a part: it holds the views {base.first_view} to "
+                f"{base.view_range.stop - 1}. Dump into another folder, or pull more views"
+            )
         if base.n_views > self.views:
             raise MismatchError(
                 f"{files.where} is sealed with {base.n_views} views, this dump asks for "
@@ -158,13 +164,48 @@ class StoreWriter:
         if self.sealed:
             return []
         self._records.refresh()
-        return [shard for shard in self.shards[index::parts] if not self._is_done(shard)]
+        mine = set(self.shards[index::parts])
+        if self.learns:  # what view 0 says of a sample is needed by all of its views
+            mine |= {Shard(0, shard.index, shard.start, shard.stop) for shard in mine}
+        return sorted(shard for shard in mine if not self._is_done(shard))
 
     def _is_done(self, shard: Shard) -> bool:
         return shard in self._records.found or self._is_sealed(shard)
 
     def _is_sealed(self, shard: Shard) -> bool:
         return self._base is not None and shard.view < self._base.n_views
+
+    # ---- learning --------------------------------------------------------------------------------
+
+    def _of(self, field: Field) -> list[ArrayLayout]:
+        return [layout for layout in self._layouts if layout.field == field.name]
+
+    @property
+    def learns(self) -> bool:
+        """Whether an encoding learns before the first shard, and needs view 0 before others."""
+        return any(field.learns for field in self.header.fields.values())
+
+    @property
+    def lesson(self) -> NDArray[np.int64] | None:
+        """Rows whose outputs `prepare` needs before the first `write`, or None if it needs none."""
+        if not self.learns or self.sealed or is_learned(self.files, self._layouts):
+            return None
+        return lesson_rows(len(self.samples))
+
+    def prepare(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Let the encodings learn from the rows of `lesson`; every writer goes on with the first's.
+
+        Args:
+            arrays: per field, float (v, rows, *shape): views 0 and 1 of the rows of `lesson`, or
+                view 0 alone where the plan has just one.
+
+        Raises `DataError` if an encoding cannot reach what is asked of it on these rows.
+        """
+        lesson = lesson_rows(len(self.samples))
+        for name, field in self.header.fields.items():
+            if field.learns:
+                rows = check_lesson(field, lesson, np.asarray(arrays[name]))
+                publish_learned(self.files, field.encoding, self._of(field), rows)
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -183,68 +224,48 @@ class StoreWriter:
         """
         if shard not in self.shards or self._is_sealed(shard):
             raise UsageError(f"{shard} is no pending shard of {self.files.where}")
-        rows = self._check_rows(shard, arrays)
+        rows = check_rows(self.header, self.samples, shard, arrays)
         labels = self.samples.labels[shard.start : shard.stop]
+        classes = self.header.plan.classes
         objects: dict[str, bytes] = {}
         entries: list[Entry] = []
         for name, field in self.header.fields.items():
-            encoded = _encode(field, rows[name], labels, shard)
-            measures = self._measure(field, rows[name], labels)
-            for layout in (layout for layout in self._layouts if layout.field == name):
-                key = layout.key(shard.view, shard.index)
-                data = encode_shard(layout, encoded[layout.spec.name])
-                place = vars(shard)
-                entries.append(Entry(key, len(data), sha256(data), "shard", **place, **measures))
-                objects[key], measures = data, {}
+            known = self._load_once(field, shard)
+            packed = pack(field, self._of(field), shard, rows[name], labels, known, classes)
+            objects |= packed.objects
+            entries += packed.entries
         record = Record(shard, tuple(entries), tuple(probes))
-        with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock"):
-            self._commit(record, objects)
-        self._records.found[shard] = record
+        shared = shard.view == 0 and self.learns
+        with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=shared):
+            self._records.found[shard] = self._commit(record, objects, shared)
 
-    def _check_rows(self, shard: Shard, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
-        fields = self.header.fields
-        if arrays.keys() != fields.keys():
-            raise DataError(f"expected the fields {sorted(fields)}, found {sorted(arrays)}")
-        result = {}
-        for name, field in fields.items():
-            values = np.asarray(arrays[name])
-            expected = (shard.rows, *field.shape)
-            if values.shape != expected or values.dtype.kind != "f":
-                raise DataError(
-                    f"{name} of {shard} must be floats {expected}, "
-                    f"found {values.dtype} {values.shape}"
-                )
-            with np.errstate(over="ignore"):
-                rows = np.ascontiguousarray(values, dtype=np.float32)
-            if not np.isfinite(rows).all():
-                row = shard.start + int(np.argwhere(~np.isfinite(rows))[0][0])
-                raise DataError(
-                    f"{name} of view {shard.view}, row {row} (key {self.samples.keys[row]!r}) "
-                    "is not finite in float32: a store holds finite values only"
-                )
-            result[name] = rows
-        return result
+    def _load_once(self, field: Field, shard: Shard) -> Once:
+        """What is kept once and a shard's encoding needs."""
+        first = Shard(0, shard.index, shard.start, shard.stop)
+        if shard.view > 0 and field.learns and not self._is_done(first):
+            self._records.refresh()  # another rank may have written it meanwhile
+            if not self._is_done(first):
+                raise UsageError(f"{self.files.where}: {first} must be written before {shard}")
+        try:
+            return load_once(self.files, self._of(field), shard)
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.files.where}: {field.encoding.name} has not learned yet: call prepare first"
+            ) from None
 
-    def _measure(self, field: Field, rows: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
-        if field.shape != (self.header.plan.classes,):
-            return {}
-        known = labels >= 0
-        return {
-            "labelled": int(known.sum()),
-            "correct": int((rows.argmax(axis=1)[known] == labels[known]).sum()),
-            "fidelity": measure_encoding(field.encoding, rows, labels),
-        }
+    def _commit(self, record: Record, objects: dict[str, bytes], shared: bool) -> Record:
+        """Publish the objects, then the record. Equal orphans are adopted, others replaced.
 
-    def _commit(self, record: Record, objects: dict[str, bytes]) -> None:
-        """Publish the objects, then the record. Equal orphans are adopted, others replaced."""
+        Returns the record that holds: of a `shared` shard, which several writers need, the first.
+        """
         files = self.files
         if there := self._records.look(record.shard):
-            if there.entries != record.entries:
+            if there.entries != record.entries and not shared:
                 raise StoreInUse(
                     f"{files.where}: another writer committed {record.shard} with other values; "
                     "give each writer its own part"
                 )
-            return
+            return there
         for key, data in objects.items():
             try:
                 files.put(key, data)
@@ -252,6 +273,7 @@ class StoreWriter:
                 if files.get(key) != data:
                     files.put(key, data, replace=True)
         files.put(record_key(record.shard), record.document(), replace=True)
+        return record
 
     # ---- sealing ---------------------------------------------------------------------------------
 
@@ -269,7 +291,7 @@ class StoreWriter:
                 f"the first is {missing[0]}: write them before sealing"
             )
         entries = self._base.source.entries if self._base else {}
-        kept = {key: entry for key, entry in entries.items() if entry.kind in ("shard", "probes")}
+        kept = {key: entry for key, entry in entries.items() if entry.kind in _KEPT}
         records = [self._records.found[s] for s in self.shards if not self._is_sealed(s)]
         seal_store(self.files, self.header, self._layouts, kept, records)
         self._base = LogitStore(self.files)
@@ -289,21 +311,6 @@ class StoreWriter:
 
     def __repr__(self) -> str:
         return f"<StoreWriter {self.files.where}: {self.views} views of {len(self.samples)}>"
-
-
-def _encode(
-    field: Field, rows: Floats, labels: NDArray[np.int64], shard: Shard
-) -> dict[str, NDArray[Any]]:
-    """Encode a few megabytes of rows at a time: encodings work in float64."""
-    step = max(1, 2**22 // math.prod(field.shape))
-    try:
-        parts = [
-            field.encoding.encode(rows[start : start + step], labels[start : start + step])
-            for start in range(0, len(rows), step)
-        ]
-    except DataError as error:
-        raise DataError(f"{field.name} of {shard}: {error}") from None
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _check_arguments(header: Header, samples: Samples, views: int, shard_rows: int | None) -> None:

@@ -160,10 +160,10 @@ def test_stores_of_each_encoding(tmp_path: Path, text: str) -> None:
 
 
 def test_encodings_survive_their_metadata() -> None:
-    for text in TEXTS:
+    for text in [*TEXTS, "compact", "compact:2.5e-5"]:
         encoding = make_encoding(text)
         assert encoding_from_dict(encoding_to_dict(encoding), "here") == encoding
-    assert {text.split(":")[0] for text in TEXTS} == set(ENCODINGS)
+    assert {*(text.split(":")[0] for text in TEXTS), "compact"} == set(ENCODINGS)
 
 
 @pytest.mark.parametrize(

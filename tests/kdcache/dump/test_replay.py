@@ -115,7 +115,7 @@ def test_jpeg_folder_with_workers(
 def test_batch_size_changes_float32_logits_by_rounding_alone(
     digits: Dataset, make_teacher: MakeTeacher
 ) -> None:
-    """Live against live: the bound is 1e-5 of the logits' spread; 0 to 1e-6 was measured on CPUs."""
+    """Live against live: bound 1e-5 of the spread; up to 2.6e-6 was measured (batch 1, CIFAR-100)."""
     teacher = make_teacher("resnet20")
     plan = ViewPlan(digits, make_augmentation("pad-crop-flip", digits), seed=0)
     images = plan.images(np.arange(256), 0)

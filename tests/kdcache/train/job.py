@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 
 from kdcache import Training, train
 from kdcache.objectives import ObjectiveConfig
@@ -27,5 +28,10 @@ def training(options: dict[str, object]) -> Training:
 if __name__ == "__main__":
     warnings.simplefilter("error")
     torch.set_num_threads(1)
+    together = dist.is_torchelastic_launched()
+    if together:  # one group for all trainings: a second one would meet the addresses of the first
+        dist.init_process_group("gloo")
     for out, options in json.loads(sys.argv[1]):
         train(training(options), out)
+    if together:
+        dist.destroy_process_group()

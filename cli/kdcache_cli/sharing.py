@@ -1,0 +1,109 @@
+"""push, pull and cache: stores between this disk and where a team keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from kdcache_cli.app import common
+from kdcache_cli.output import console, emit, say, size
+
+
+@contextmanager
+def transfer(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes with speed and time left; yields what takes (bytes done, bytes in all)."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@click.command("push")
+@click.argument("store")
+@click.argument("url")
+@click.option("--take-over", is_flag=True, help="Go on from a push that will not be repeated.")
+@common
+def push(store: str, url: str, take_over: bool, as_json: bool, quiet: bool) -> None:
+    """Copy a sealed STORE to URL: what is missing there, never over other data."""
+    from kdcache_stores.push import push_store
+
+    with transfer(quiet or as_json, "push") as progress:
+        done = push_store(store, url, progress, take_over)
+    report(done, "sent", as_json, quiet)
+
+
+@click.command("pull")
+@click.argument("url")
+@click.argument("folder")
+@click.option(
+    "--views",
+    metavar="A:B",
+    callback=lambda ctx, param, value: value and view_range(value),
+    help="Only the views A to B-1; the result is a valid store of those.",
+)
+@common
+def pull(url: str, folder: str, views: tuple[int, int] | None, as_json: bool, quiet: bool) -> None:
+    """Copy the store at URL, or some of its views, into FOLDER, and verify it."""
+    from kdcache_stores.pull import pull_store
+
+    with transfer(quiet or as_json, "pull") as progress:
+        done = pull_store(url, folder, views, progress)
+    report(done, "fetched", as_json, quiet)
+
+
+def report(done: Any, verb: str, as_json: bool, quiet: bool) -> None:
+    """What was transferred, and what is there now."""
+    emit(asdict(done), as_json)
+    say(
+        f"{done.where} is whole and verified: {done.sent} objects {verb} ({size(done.sent_bytes)}), "
+        f"{done.skipped} were there\ncontent digest {done.digest}",
+        quiet or as_json,
+    )
+
+
+def view_range(text: str) -> tuple[int, int]:
+    """ "2:6" -> (2, 6).
+
+    Raises:
+        click.BadParameter: not A:B with 0 <= A < B.
+    """
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise click.BadParameter(f"{text!r}: expected A:B with A below B, such as 0:10")
+    return int(first), int(last)
+
+
+@click.command("cache")
+@click.option("--clear", is_flag=True, help="Remove everything in it.")
+@common
+def cache(clear: bool, as_json: bool, quiet: bool) -> None:
+    """Show or clear the local cache of remote stores."""
+    from kdcache_stores.cache import ObjectCache
+
+    found = ObjectCache()
+    state = found.clear() if clear else found.state()
+    emit({**asdict(state), "cleared": clear}, as_json)
+    say(
+        f"{state.folder}: {state.objects} objects, {size(state.nbytes)} of {size(state.limit)}"
+        + (", all removed" if clear else ""),
+        quiet or as_json,
+    )

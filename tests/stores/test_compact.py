@@ -1,0 +1,342 @@
+"""`compact` keeps its promises: the target KL, exact argmax and moments, whatever the logits."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import kdcache_stores
+from kdcache_stores import (
+    DataError,
+    FieldSpec,
+    KDCacheError,
+    LogitStore,
+    Samples,
+    Shard,
+    StoreError,
+    StoreWriter,
+    UnfinishedStore,
+    UsageError,
+    compact,
+    open_store,
+)
+from kdcache_stores.cost import read_cost
+from kdcache_stores.fidelity import measure
+
+from .conftest import make_plan, make_teacher, tree
+from .faults import FailingDisk
+
+Logits = np.ndarray
+
+
+def teacher_like(
+    views: int, n: int, classes: int, rank: int = 8, within: float = 0.2, seed: int = 0
+) -> Logits:
+    """Logits float32 (views, n, classes) of a linear layer over features that move a little."""
+    rng = np.random.default_rng(seed)
+    layer = rng.normal(size=(rank, classes)) * np.linspace(2, 0.2, rank)[:, None]
+    centre = rng.normal(size=(n, rank))
+    moved = centre + within * rng.normal(size=(views, n, rank))
+    return (moved @ layer + rng.normal(size=classes)).astype(np.float32)
+
+
+def opened(path: Path, logits: Logits, encoding: str = "compact:3e-4", **more: Any) -> StoreWriter:
+    views, n, classes = logits.shape
+    samples = Samples([f"{i:05d}" for i in range(n)], np.arange(n) % classes)
+    plan, teacher = make_plan(samples, classes), make_teacher(classes)
+    spec = {"logits": FieldSpec((classes,), encoding)}
+    options = {"shard_rows": 32, "views": views} | more
+    return StoreWriter(path, plan=plan, teacher=teacher, samples=samples, fields=spec, **options)
+
+
+def prepare(writer: StoreWriter, logits: Logits) -> None:
+    if (lesson := writer.lesson) is not None:
+        writer.prepare({"logits": logits[:2, lesson]})
+
+
+def put(writer: StoreWriter, shard: Shard, logits: Logits) -> None:
+    writer.write(shard, {"logits": logits[shard.view, shard.start : shard.stop]})
+
+
+def dump(path: Path, logits: Logits, encoding: str = "compact:3e-4", **more: Any) -> LogitStore:
+    with opened(path, logits, encoding, **more) as writer:
+        prepare(writer, logits)
+        for shard in writer.pending():
+            put(writer, shard, logits)
+        writer.seal()
+    return open_store(path)
+
+
+def check(store: LogitStore, logits: Logits, kl: float) -> None:
+    """Every view decodes to the argmax and the moments of the live rows, and to the target."""
+    measured = []
+    for view in range(store.n_views):
+        live, decoded = logits[view].astype(np.float64), store.read(view).astype(np.float64)
+        assert np.array_equal(decoded.argmax(1), live.argmax(1))
+        std = live.std(1)
+        size = np.abs(live).max(1) + 1e-30
+        assert (np.abs(decoded.std(1) - std) <= 1e-6 * size).all()
+        assert (np.abs(decoded.mean(1) - live.mean(1)) <= 1e-6 * size).all()
+        measured.append(measure(logits[view], decoded.astype(np.float32))["kl_z_mean"])
+    assert np.mean(measured) <= kl
+
+
+@pytest.mark.parametrize("kl", [3e-5, 3e-4, 3e-3])
+def test_the_target_is_reached_for_few_bytes(tmp_path: Path, kl: float) -> None:
+    logits = teacher_like(views=4, n=600, classes=40)
+    store = dump(tmp_path, logits, f"compact:{kl}", shard_rows=300)
+    check(store, logits, 1.1 * kl)
+    field = store.info()["fields"]["logits"]
+    assert 0.3 * kl < field["fidelity"]["kl_z_mean"] < 1.1 * kl
+    assert field["fidelity"]["top1_agreement"] == 1
+    assert field["arrays"]["values"] < 4 * 600 * 8
+    assert sum(field["arrays"].values()) == field["nbytes"]
+    assert store.verify().ok
+
+
+def test_the_five_lines_of_the_format(tmp_path: Path) -> None:
+    logits = teacher_like(views=2, n=64, classes=10)
+    store = dump(tmp_path, logits)
+    document = Path(kdcache_stores.__file__).parents[1].joinpath("FORMAT.md").read_text()
+    (code,) = re.findall(r"```python\n(signed = .*?)```", document, re.DOTALL)
+    arrays = zarr.open_group(tmp_path / "logits", mode="r").arrays()
+    names = {"f": {name: array[:] for name, array in arrays}, "v": 1, "np": np}
+    exec(code, names)
+    rows = names["rows"]
+    assert names["f"]["top"][1].any()
+    np.testing.assert_allclose(store.read(1), rows, rtol=0, atol=2e-4)
+    assert np.array_equal(rows.argmax(1), logits[1].argmax(1))
+
+
+def with_outlier(logits: Logits) -> Logits:
+    logits[:, 33] = 1e6 * np.eye(logits.shape[2])[3]
+    return logits
+
+
+HARD: dict[str, Callable[[], Logits]] = {
+    "one class": lambda: np.random.default_rng(0).normal(size=(2, 40, 1)).astype("f4"),
+    "two classes": lambda: teacher_like(2, 40, 2),
+    "one sample": lambda: teacher_like(3, 1, 10),
+    "one view": lambda: teacher_like(1, 64, 10),
+    "many views": lambda: teacher_like(20, 32, 10),
+    "a thousand classes, few samples": lambda: teacher_like(2, 48, 1000, rank=32),
+    "collinear classes": lambda: np.repeat(teacher_like(3, 64, 5), 3, axis=2),
+    "huge": lambda: (teacher_like(3, 64, 10) * 1e30).astype("f4"),
+    "tiny": lambda: (teacher_like(3, 64, 10) * 1e-30).astype("f4"),
+    "far from zero": lambda: teacher_like(3, 64, 10) + np.float32(1000),
+    "constant rows": lambda: (
+        teacher_like(3, 64, 10) * (np.arange(64) % 3 > 0)[:, None].astype("f4")
+    ),
+    "ties": lambda: np.round(teacher_like(3, 64, 10)).astype("f4"),
+    "equal views": lambda: np.repeat(teacher_like(1, 64, 10), 3, axis=0),
+    "certain": lambda: (np.eye(10, dtype="f4")[np.arange(64) % 10] * 80)[None].repeat(2, 0),
+    "an outlier": lambda: with_outlier(teacher_like(2, 64, 10)),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_logits(tmp_path: Path, name: str) -> None:
+    logits = HARD[name]()
+    check(dump(tmp_path, logits), logits, 6e-4)
+
+
+def test_the_basis_need_not_know_every_row(tmp_path: Path) -> None:
+    logits = teacher_like(2, 64, 30, rank=3)
+    strange = logits.copy()
+    strange[1] = np.random.default_rng(1).normal(size=strange[1].shape)
+    with opened(tmp_path, logits) as writer:
+        prepare(writer, logits)
+        for shard in writer.pending():
+            put(writer, shard, strange)
+        writer.seal()
+    check(open_store(tmp_path), strange, 1.0)
+    assert open_store(tmp_path).info()["fields"]["logits"]["fidelity"]["kl_z_worst"] > 1e-3
+
+
+def test_a_target_out_of_reach_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compact, "MOST_COMPONENTS", 8)
+    logits = np.random.default_rng(0).normal(size=(2, 40, 30)).astype(np.float32)
+    with (
+        opened(tmp_path, logits) as writer,
+        pytest.raises(DataError, match=r"cannot reach a KL of 0.0003 .* float16"),
+    ):
+        prepare(writer, logits)
+
+
+@pytest.mark.parametrize("text", ["compact:0", "compact:1", "compact:x", "compact:nan", "compact:"])
+def test_wrong_parameters(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="target KL of compact"):
+        opened(tmp_path, teacher_like(1, 8, 4), text)
+
+
+def test_learning_comes_first_and_fits(tmp_path: Path) -> None:
+    logits = teacher_like(2, 64, 10)
+    with opened(tmp_path, logits) as writer:
+        first, *_, last = writer.pending()
+        with pytest.raises(UsageError, match="call prepare first"):
+            put(writer, first, logits)
+        with pytest.raises(DataError, match="one or two views"):
+            writer.prepare({"logits": logits[:, :3]})
+        with pytest.raises(DataError, match="not finite"):
+            writer.prepare({"logits": np.where(logits > 2, np.nan, logits)})
+        prepare(writer, logits)
+        assert writer.lesson is None
+        with pytest.raises(UsageError, match="must be written before"):
+            put(writer, last, logits)
+
+
+def test_any_parts_in_any_order_end_the_same(tmp_path: Path) -> None:
+    logits = teacher_like(4, 80, 10)
+    dump(tmp_path / "whole", logits)
+    whole = tree(tmp_path / "whole")
+    for parts in (2, 5):
+        path = tmp_path / f"{parts}"
+        for part in reversed(range(parts)):
+            with opened(path, logits) as writer:
+                prepare(writer, logits)
+                for shard in writer.pending((part, parts)):
+                    put(writer, shard, logits)
+        with opened(path, logits) as writer:
+            assert not writer.pending()
+            writer.seal()
+        assert tree(path) == whole
+
+
+def test_ranks_that_compute_slightly_differently_share_one_base(tmp_path: Path) -> None:
+    logits = teacher_like(4, 80, 10)
+    noise = np.random.default_rng(1).normal(size=logits.shape)
+    other = (logits + 0.01 * noise).astype(np.float32)
+    with opened(tmp_path, logits) as one, opened(tmp_path, logits) as two:
+        works = [(one, logits, (0, 2)), (two, other, (1, 2))]
+        lessons = [writer.lesson for writer, _, _ in works]
+        for (writer, said, _), lesson in zip(works, lessons, strict=True):
+            writer.prepare({"logits": said[:2, lesson]})
+        pending = [writer.pending(part) for writer, _, part in works]
+        assert {s for p in pending for s in p if s.view == 0} == set(pending[0]) & set(pending[1])
+        for step in range(max(map(len, pending))):
+            for (writer, said, _), shards in zip(works, pending, strict=True):
+                for shard in shards[step : step + 1]:
+                    put(writer, shard, said)
+        one.seal()
+    store = open_store(tmp_path)
+    for view in range(4):
+        decoded = store.read(view)
+        assert measure(logits[view], decoded)["kl_z_mean"] < 1e-3
+        nearest = [np.abs(decoded - said[view]).max(1) for said in (logits, other)]
+        assert np.minimum(*nearest).max() < 1
+
+
+def test_a_base_that_another_writer_wrote_is_found(tmp_path: Path) -> None:
+    logits = teacher_like(2, 64, 10)
+    with opened(tmp_path, logits) as one, opened(tmp_path, logits) as two:
+        prepare(one, logits)
+        for shard in one.pending():
+            put(one if shard.view == 0 else two, shard, logits)
+        two.seal()
+    check(open_store(tmp_path), logits, 4e-4)
+
+
+def test_growth_adds_views_to_the_same_base(tmp_path: Path) -> None:
+    logits = teacher_like(4, 64, 10)
+    before = dump(tmp_path / "grown", logits[:2]).view_digests
+    store = dump(tmp_path / "grown", logits)
+    assert store.view_digests[:2] == before
+    dump(tmp_path / "whole", logits)
+    grown, whole = tree(tmp_path / "grown"), tree(tmp_path / "whole")
+    shards = [key for key in whole if key.startswith("logits/")]
+    assert [grown[key] for key in shards] == [whole[key] for key in shards]
+
+
+def test_every_digest_of_a_view_knows_the_base(tmp_path: Path) -> None:
+    logits = teacher_like(3, 64, 10)
+    changed = logits.copy()
+    changed[0, 5] += teacher_like(1, 1, 10, seed=3)[0, 0]
+    one, two = dump(tmp_path / "1", logits), dump(tmp_path / "2", changed)
+    assert all(a != b for a, b in zip(one.view_digests, two.view_digests, strict=True))
+
+
+def test_a_shard_is_lost_with_its_base(tmp_path: Path) -> None:
+    logits = teacher_like(2, 64, 10)
+    with opened(tmp_path, logits) as writer:
+        prepare(writer, logits)
+        for shard in writer.pending():
+            put(writer, shard, logits)
+    base = tmp_path / "logits/base/c/0/1/0"
+    data = bytearray(base.read_bytes())
+    data[9] ^= 1
+    base.write_bytes(data)
+    with opened(tmp_path, logits) as writer:
+        assert [(s.view, s.index) for s in writer.pending()] == [(0, 1), (1, 1)]
+        with pytest.raises(UnfinishedStore):
+            writer.seal()
+        for shard in writer.pending():
+            put(writer, shard, logits)
+        writer.seal()
+    check(open_store(tmp_path), logits, 4e-4)
+
+
+@pytest.mark.parametrize("name", ["base/c/0/0/0", "basis/c/0/0/0/0", "values/c/1/0/0"])
+def test_repair_writes_all_that_hangs_on_what_is_damaged(tmp_path: Path, name: str) -> None:
+    logits = teacher_like(2, 64, 10)
+    dump(tmp_path, logits)
+    whole = tree(tmp_path)
+    damaged = tmp_path / "logits" / name
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(KDCacheError, match="damaged"):
+        open_store(tmp_path).read(1)
+    report = open_store(tmp_path).verify()
+    expected = {
+        "base": {(0, 0), (1, 0)},
+        "basis": {(0, 0), (0, 1), (1, 0), (1, 1)},
+        "values": {(1, 0)},
+    }
+    lost = expected[name.split("/")[0]]
+    assert {(view, start // 32) for view, start, _ in report.rewrite} == lost
+    with opened(tmp_path, logits, repair=True) as writer:
+        prepare(writer, logits)
+        assert {(shard.view, shard.index) for shard in writer.pending()} == lost
+        for shard in writer.pending():
+            put(writer, shard, logits)
+        writer.seal()
+    assert tree(tmp_path) == whole
+
+
+def test_failing_at_some_calls(tmp_path: Path) -> None:
+    logits = teacher_like(2, 40, 6)
+    dump(tmp_path / "whole", logits)
+    whole = tree(tmp_path / "whole")
+    n, finished = 0, False
+    while not finished:
+        path = tmp_path / "failing"
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            dump(path, logits, disk=FailingDisk(n, errno.EIO))
+            finished = True
+        except (StoreError, OSError):
+            dump(path, logits)
+        assert tree(path) == whole, f"after failing at call {n}"
+        n += 23
+    assert n > 100
+
+
+def test_some_rows_are_those_of_the_whole_view(tmp_path: Path) -> None:
+    store = dump(tmp_path, teacher_like(3, 100, 10))
+    rows = np.array([99, 3, 40, 3, 31, 32])
+    np.testing.assert_allclose(store.read(2, rows), store.read(2)[rows], rtol=1e-6, atol=1e-6)
+
+
+def test_the_cost_of_reading_is_measured(tmp_path: Path) -> None:
+    cost = read_cost(dump(tmp_path, teacher_like(2, 64, 10)), repeats=2)
+    assert cost["encoding"] == {"name": "compact", "kl": 3e-4}
+    assert cost["rows"] == 64
+    assert cost["bytes_per_row"] > 0
+    assert cost["wall_us_per_row"] > 0
+    assert cost["cpu_us_per_row"] >= 0

@@ -66,12 +66,22 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         2017, eq. 3), in [0, 1].
 
     Raises:
-        DataError: no sample is labelled.
+        DataError: no sample is labelled, a label is not among the K classes, or a logit is not finite.
     """
     known = labels >= 0
     logits, labels = logits[known].float(), labels[known]
     if not len(labels):
         raise DataError("none of the samples has a label, so there is no accuracy to measure.")
+    if (highest := int(labels.max())) >= logits.shape[1]:
+        raise DataError(
+            f"the network knows {logits.shape[1]} classes, numbered from 0, but a sample has the label "
+            f"{highest}: evaluate it on the dataset that it was trained for."
+        )
+    if bad := int((~logits.isfinite()).any(1).sum()):
+        raise DataError(
+            f"the network's logits are not finite for {bad} of {len(logits)} samples: its training "
+            "diverged, or its weights are damaged. Train with a lower --lr."
+        )
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hit = best == labels[:, None]
     confidence, correct = logits.softmax(1).max(1).values, hit[:, 0].float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,7 +26,7 @@ from kdcache.resident import Rows
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
 from kdcache.weights import load_weights
-from kdcache_stores import MismatchError, TrainingError
+from kdcache_stores import MismatchError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from kdcache.training import Training
@@ -92,6 +93,7 @@ class Loop:
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
+        self._require_last_batch()
         self.forward = ranks.wrap(self.model, self.device)
         if training.compile:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
@@ -116,6 +118,23 @@ class Loop:
         if ranks.first:
             ranks.wait()
         ranks.wait()
+
+    def _require_last_batch(self) -> None:
+        """Refuse now, not at the end of an epoch, a last batch too small for batch norm."""
+        samples, size = len(self.views.rows), self.training.optimization.batch_size
+        last = samples % size or size
+        if last // self.ranks.world > 1 or self.objective.needs_pair:
+            return
+        one = torch.zeros(1, self.preprocessing.channels, self.size, self.size, device=self.device)
+        try:
+            with torch.no_grad():
+                copy.deepcopy(self.model).train()(one)
+        except ValueError as error:
+            raise UsageError(
+                f"{samples} samples in batches of {size} end with a batch that gives a process a single "
+                f"sample, and batch norm of {self.training.model} at {self.size} pixels needs two: use "
+                "another --batch-size, or --train-samples."
+            ) from error
 
     def run(self) -> Run:
         """Train from where the run stands to its end, and write its summary."""

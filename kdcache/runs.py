@@ -115,7 +115,14 @@ class Run:
     # -- state --------------------------------------------------------------------------------
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint by ``state`` (tensors, numbers, strings, lists and dicts)."""
-        write_atomically(self.path / CHECKPOINT, lambda s: torch.save(dict(state), s))
+        path = self.path / CHECKPOINT
+        try:
+            write_atomically(path, lambda s: torch.save(dict(state), s))
+        except RuntimeError as error:  # torch's zip writer hides the error of the file under it
+            raise DataError(
+                f"{path} could not be written: {error.__context__ or error}. Is the disk full? Run the "
+                "same command again to go on after the last finished epoch."
+            ) from error
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """The last checkpoint, or None where the run has none yet."""

@@ -126,7 +126,9 @@ def asked_plan(
     plan = ViewPlan(data, make_augmentation(augment or default_augmentation(data), data), seed)
     count = views or plan.views
     if count is None:
-        raise UsageError(f"say how many views of every sample {plan.augmentation.name} shall give")
+        raise UsageError(
+            f"say how many views of every sample {plan.augmentation.name} shall give: --views N"
+        )
     return plan, count
 
 

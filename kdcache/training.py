@@ -23,7 +23,7 @@ from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
 from kdcache.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
-from kdcache_stores import LogitStore, MismatchError, UsageError, open_store
+from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, open_store
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def prepared(
             watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
         trainset = load_dataset(training.dataset, "train", root, training.download)
         testset = load_dataset(training.dataset, "test", root, training.download)
+        _require_alike(trainset, testset)
         stores = [opened.enter_context(open_store(path)) for path in training.stores]
         _require_classes(stores, trainset)
         rows, held_out = _choose(trainset, training)
@@ -194,6 +195,24 @@ def _resident_views(
         return None
     fit = views_that_fit(stores, rows, torch.device(training.device), ranks.neighbours)
     return ranks.lowest(fit)
+
+
+def _require_alike(trainset: Dataset, testset: Dataset) -> None:
+    """Refuse a test split that the network of the training split could not be measured on."""
+    shapes = trainset.image_shape, testset.image_shape
+    if shapes[0] and shapes[1] and shapes[0][0] != shapes[1][0]:
+        raise DataError(
+            f"the training images of {trainset.name} have {shapes[0][0]} channels, the test images "
+            f"{shapes[1][0]}: both splits need the same."
+        )
+    highest = int(testset.labels.max())
+    if highest >= trainset.classes:
+        row = int(testset.labels.argmax())
+        raise DataError(
+            f"the training split of {trainset.name} has {trainset.classes} classes, numbered from 0, "
+            f"but test sample {testset.keys[row]!r} has the label {highest}. Correct the labels, or "
+            "name all classes."
+        )
 
 
 def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:

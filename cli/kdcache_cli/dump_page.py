@@ -90,14 +90,9 @@ def after(
             say(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
         return
     for entry in stores:
-        rows = [written, skipped, *page(entry["info"]), ("break-even", break_even(cost))]
+        rows = [written, skipped, *page(entry["info"])]
         console.print(table(f"store {entry['store']}", ("", ""), rows))
     say("next: " + student_command(given))
-
-
-def break_even(cost: Estimate) -> str:
-    """When the teacher's forwards are paid back."""
-    return f"{cost.break_even_epochs} student epochs, over all students"
 
 
 def duration(seconds: float) -> str:

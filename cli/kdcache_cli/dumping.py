@@ -71,7 +71,7 @@ class Bar:
     "--augment",
     help="[default: pad-crop-flip up to 96 pixels, else resized-crop-flip]",
 )
-@click.option("--seed", type=click.IntRange(0), help="Of the views [default: 0].")
+@click.option("--seed", type=options.SEED, help="Of the views [default: 0].")
 @click.option(
     "--plan-from",
     type=click.Path(path_type=Path),

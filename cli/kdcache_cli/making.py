@@ -56,7 +56,7 @@ def import_logits(
 @click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
 @click.option("--store", type=click.Path(path_type=Path), help="Take plan and views of this store.")
 @click.option("--augment", help="Without --store: as for dump-teacher.")
-@click.option("--seed", type=click.IntRange(0), help="Without --store: of the views [default: 0].")
+@click.option("--seed", type=options.SEED, help="Without --store: of the views [default: 0].")
 @click.option("--views", type=click.IntRange(1), help="How many [default: the store's].")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A .parquet file.")
 @common

@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+#: What torch and NumPy both take.
+SEED = click.IntRange(0, 2**63 - 1)
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -41,7 +44,11 @@ device = together(
         help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.",
     ),
     click.option(
-        "--workers", default=0, show_default=True, help="Processes that decode image files."
+        "--workers",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Processes that decode image files.",
     ),
     click.option(
         "--threads",
@@ -91,7 +98,7 @@ steps = together(
     ),
     click.option(
         "--seed",
-        type=click.IntRange(0),
+        type=SEED,
         default=0,
         show_default=True,
         help="Of the initial weights, the order of the samples and their choice, and the noise.",
@@ -218,7 +225,12 @@ def objective_config(settings: dict[str, Any]) -> Any:
     settings["reverse"] = settings.pop("reverse_kl")
     weights = settings.pop("teacher_weights")
     if weights and weights[0].isdigit():
-        weights = tuple(float(word) for word in weights.split(","))
+        try:
+            weights = tuple(float(word) for word in weights.split(","))
+        except ValueError as error:
+            raise click.BadParameter(
+                f"--teacher-weights {weights!r}: expected numbers such as 2,1,1, entropy or confidence"
+            ) from error
     settings["weights"] = weights
     names = [field.name for field in fields(ObjectiveConfig) if field.name in settings]
     return ObjectiveConfig(**{name: settings.pop(name) for name in names})

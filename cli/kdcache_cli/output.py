@@ -62,7 +62,8 @@ def progress(quiet: bool, unit: str) -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        disable=quiet,
+        disable=quiet
+        or not console.is_terminal,  # in a log file they leave nothing but blank lines
     )
 
 

@@ -27,6 +27,10 @@ def arrays(file: str, split: str) -> Dataset:
     only_splits(f"arrays:{file}", split, ("train", "test", "unlabeled"))
     if not path.is_file():
         raise DataError(f"arrays were looked for in {path}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} is not a readable .npz file: it is another kind of file, or cut short"
+        )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
             content = {
@@ -70,7 +74,10 @@ def arrays(file: str, split: str) -> Dataset:
 def channels_first(x: NDArray[Any], what: str) -> torch.Tensor:
     """Images as uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
     if x.dtype != np.uint8:
-        raise DataError(f"{what} must be uint8, found {x.dtype}: views are uint8 images")
+        raise DataError(
+            f"{what} must be uint8, found {x.dtype}: views are uint8 images. Scale the values to "
+            "0-255, round them and save them with .astype(np.uint8)"
+        )
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from kdcache_stores.canonical import first_difference, parse_json
 from kdcache_stores.errors import DataError, FormatError, MismatchError, StoreInUse
@@ -20,6 +21,8 @@ def begin(files: LocalFiles, header: Header) -> Header:
     Returns the header that is there, with the provenance of whoever began it. Raises `StoreInUse`
     if the folder holds something else, `MismatchError` naming the first difference.
     """
+    if os.path.isfile(files.root):
+        raise StoreInUse(f"{files.where} is a file, and a store is a folder: choose another name")
     if files.size(ROOT) is None:
         strangers = [key for key in files.walk() if not is_temporary(key) and key != CARD]
         if strangers:

@@ -1,0 +1,118 @@
+"""Data and options that a newcomer may well bring: one clear line, no traceback."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdcache import runs
+from kdcache_stores import DataError
+from tests.conftest import Result
+
+Run = Callable[..., Result]
+
+
+def arrays(folder: Path, **changes: Any) -> str:
+    """17 grey images of 8x8 pixels and 5 classes."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (17, 8, 8), dtype=np.uint8), np.arange(17) % 5
+    content = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels} | changes
+    np.savez(folder / "data.npz", **content)
+    return f"arrays:{folder / 'data.npz'}"
+
+
+def train(dataset: str, out: Path, *more: object) -> list[object]:
+    return ["train-teacher", "--dataset", dataset, "--model", "resnet8", "--epochs", 1, "--device",
+            "cpu", "--threads", 1, "--out", out, *more]  # fmt: skip
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert not [word for word in words if word not in result.err], result.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"y_test": np.arange(17) % 8}, ["5 classes", "'test/07'", "label 7"]),
+        ({"x_test": np.zeros((17, 8, 8, 3), np.uint8)}, ["1 channels", "3: both splits"]),
+        ({"x_train": np.zeros((17, 8, 8))}, ["found float64", "astype(np.uint8)"]),
+    ],
+    ids=["labels", "channels", "dtype"],
+)
+def test_splits_that_do_not_fit(
+    changes: dict[str, Any], words: list[str], tmp_path: Path, kdcache: Run
+) -> None:
+    refused(kdcache(*train(arrays(tmp_path, **changes), tmp_path / "run")), 1, *words)
+
+
+def test_a_single_array_is_no_npz(tmp_path: Path, kdcache: Run) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8), np.uint8))
+    result = kdcache(*train(f"arrays:{tmp_path / 'x.npy'}", tmp_path / "run"))
+    refused(result, 1, "x.npy is not a readable .npz file")
+
+
+def test_a_last_batch_of_one_sample(tmp_path: Path, kdcache: Run) -> None:
+    dataset = arrays(tmp_path)
+    narrow = ["--model", "vgg8", "--batch-size", 16]
+    result = kdcache(*train(dataset, tmp_path / "run", *narrow))
+    refused(result, 2, "17 samples in batches of 16", "vgg8", "--batch-size")
+    assert not (tmp_path / "run").exists()
+    # Where the maps are wider than one pixel a batch of one trains.
+    assert kdcache(*train(dataset, tmp_path / "wide", "--batch-size", 16)).code == 0
+
+
+def test_a_network_that_diverged(tmp_path: Path, kdcache: Run) -> None:
+    result = kdcache(*train(arrays(tmp_path), tmp_path / "run", "--lr", 1e30))
+    refused(result, 1, "not finite", "--lr")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seed", 2**64), ("--workers", -1)], ids=["seed", "workers"]
+)
+def test_numbers_out_of_range(option: str, value: int, tmp_path: Path, kdcache: Run) -> None:
+    refused(kdcache(*train(arrays(tmp_path), tmp_path / "run", option, value)), 2, option)
+
+
+def test_the_largest_seed(tmp_path: Path, kdcache: Run) -> None:
+    assert kdcache(*train(arrays(tmp_path), tmp_path / "run", "--seed", 2**63 - 1)).code == 0
+
+
+def test_teacher_weights_that_are_no_numbers(tmp_path: Path, kdcache: Run) -> None:
+    result = kdcache(
+        "train-student", "--dataset", "digits", "--student", "resnet8", "--method", "kd",
+        "--store", tmp_path, "--teacher-weights", "1,x", "--out", tmp_path / "run",
+    )  # fmt: skip
+    refused(result, 2, "--teacher-weights '1,x'")
+
+
+class FullDisk(io.BytesIO):
+    """A file of which the disk takes 50,000 bytes."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > 50_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.Run(tmp_path / "run", {"kdcache": "0"})
+    monkeypatch.setattr(runs, "write_atomically", lambda path, write: write(FullDisk()))
+    with pytest.raises(DataError, match=r"checkpoint\.pt could not be written: .*No space left"):
+        run.save_checkpoint({"weights": torch.zeros(100_000)})
+
+
+def test_a_store_where_a_file_is(tmp_path: Path, kdcache: Run) -> None:
+    (tmp_path / "s.zarr").touch()
+    np.savez(tmp_path / "l.npz", logits=np.eye(3, dtype=np.float32), keys=["a", "b", "c"])
+    result = kdcache("import", tmp_path / "l.npz", "--out", tmp_path / "s.zarr")
+    refused(result, 1, "s.zarr is a file", "folder")

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from kdcache_stores import (
     ENCODINGS,
-    FieldSpec,
     LogitStore,
     Plan,
     Samples,
     StoreWriter,
-    Teacher,
     open_store,
 )
 
@@ -37,14 +35,7 @@ def write_store(path: Path, logits: list[Floats], labels: NDArray[np.int64], enc
     samples = Samples([f"{row:07d}" for row in range(len(labels))], labels)
     classes = logits[0].shape[1]
     plan = Plan("bench", "train", classes, samples.fingerprint, {"name": "none"}, seed=0)
-    teacher = Teacher("bench", "0" * 64, {}, "float32", classes)
-    fields = {"logits": FieldSpec((classes,), encoding)}
-    with StoreWriter(
-        path, plan=plan, teacher=teacher, samples=samples, views=len(logits), fields=fields
-    ) as writer:
-        for shard in writer.pending():
-            writer.write(shard, {"logits": logits[shard.view][shard.start : shard.stop]})
-        writer.seal()
+    StoreWriter.from_arrays(path, np.stack(logits), samples=samples, plan=plan, encoding=encoding)
 
 
 def synthetic_logits(

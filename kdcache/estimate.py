@@ -17,7 +17,7 @@ import torch
 
 from kdcache.dumping import Target, open_writer
 from kdcache.views import ViewPlan
-from kdcache_stores import FieldSpec, Plan, Samples, StoreError, StoreWriter, Teacher, open_store
+from kdcache_stores import Samples, StoreError, StoreWriter
 
 #: The warm-up ends after so many batches or seconds, the first batch not counted.
 WARM_UP_BATCHES, WARM_UP_SECONDS = 8, 2.0
@@ -159,25 +159,17 @@ def _warm_up(
 def encoded_bytes(logits: np.ndarray, labels: np.ndarray, encoding: str) -> float:
     """Bytes per row that an encoding takes on the disk, by writing a store of these rows.
 
+    An upper bound for `compact`, whose basis and bases these few rows pay for alone.
+
     Args:
         logits: float32 (n, K).
         labels: int64 (n,).
         encoding: as `FieldSpec` takes it.
     """
     samples = Samples([str(row) for row in range(len(logits))], labels)
-    classes = logits.shape[1]
-    plan = Plan("estimate", "train", classes, samples.fingerprint, {"name": "none"}, seed=0)
-    teacher = Teacher("estimate", "0" * 64, {}, "float32", classes)
-    fields = {"logits": FieldSpec((classes,), encoding)}
     with tempfile.TemporaryDirectory(prefix="kdcache-") as folder:
-        with StoreWriter(
-            folder, plan=plan, teacher=teacher, samples=samples, views=1, fields=fields
-        ) as writer:
-            for shard in writer.pending():
-                writer.write(shard, {"logits": logits[shard.start : shard.stop]})
-            writer.seal()
-        with open_store(folder) as store:
-            return float(store.info()["fields"]["logits"]["bytes_per_row"])
+        store = StoreWriter.from_arrays(folder, logits, samples=samples, encoding=encoding)
+        return float(store.info()["fields"]["logits"]["bytes_per_row"])
 
 
 def _require_room(paths: Sequence[str | os.PathLike[str]], nbytes: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from tests.stores.test_compact import dump, teacher_like
 
 
 def test_a_view_pulled_alone_reads_as_in_the_whole(tmp_path: Path) -> None:
-    whole = dump(tmp_path / "whole.zarr", teacher_like())
+    whole = dump(tmp_path / "whole.zarr", teacher_like(3, 60, 12))
     pull_store(str(tmp_path / "whole.zarr"), tmp_path / "part.zarr", (1, 2))
     with open_store(tmp_path / "part.zarr") as part:
         assert part.verify().ok

@@ -88,6 +88,7 @@ class CachedViews:
 
     Attributes:
         window: with "random", how many views an epoch draws from (pairs of them count as one).
+        left_out: samples asked for that the stores do not have.
 
     Raises:
         MismatchError: stores of different plans, a store of another dataset, changed labels, or views
@@ -120,6 +121,7 @@ class CachedViews:
         self.schedule, self.device = schedule, torch.device(device)
         self.group, self.part = 2 if pairs else 1, part
         rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
+        self.left_out = 0
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
         self.replay: replay.Replayed | None = None
         self.logits: ResidentLogits | None = None
@@ -179,6 +181,7 @@ class CachedViews:
         plan_rows[self.plan.dataset_rows[there]] = there
         found = plan_rows[rows]
         missing = rows[found < 0]
+        self.left_out = len(missing)
         if len(missing) == len(rows) or (len(missing) and not subset):
             keys = [self.dataset.keys[row] for row in missing[:3]]
             raise MismatchError(

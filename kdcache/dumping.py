@@ -16,7 +16,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -60,7 +59,7 @@ class Observer(Protocol):
         """``rows`` more rows were forwarded; running top-1 of the first teacher, if it is known."""
 
     def written(self, nbytes: int) -> None:
-        """A shard was committed; ``nbytes`` is what its store now takes on the disk."""
+        """A shard of ``nbytes`` was committed."""
 
 
 @dataclass(frozen=True)
@@ -326,17 +325,12 @@ def _finish(
             "the teacher's weights."
         )
     probes = [p for one in probed for p in replay.measure(plan, one.rows, shard.view, one.images)]
-    job.writer.write(shard, {"logits": values}, probes=probes)
+    nbytes = job.writer.write(shard, {"logits": values}, probes=probes)
     labels = plan.samples.labels[shard.start : shard.stop]
     job.right += int((values.argmax(1) == labels).sum())
     job.labelled += int((labels >= 0).sum())
     if watch:
-        watch.written(_size_on_disk(job.writer.path))
-
-
-def _size_on_disk(folder: Path) -> int:
-    files = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
-    return sum(os.path.getsize(file) for file in files if os.path.exists(file))
+        watch.written(nbytes)
 
 
 def _require_classes(teacher: Teacher, logits: Tensor, plan: ViewPlan) -> None:

@@ -115,6 +115,7 @@ def summarized(loop: Loop, records: list[dict[str, Any]]) -> dict[str, Any]:
         "data_wait_fraction": sum(r["data_wait_seconds"] for r in records) / max(seconds, 1e-9),
         "teacher_forwards": loop.teacher_forwards,
         "train_samples": len(views.rows),
+        "samples_left_out": views.left_out,
         "stores": loop.stores_read,
     } | ({"resident_views": views.window * views.group, "views": views.views} if random else {})
 

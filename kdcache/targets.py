@@ -112,17 +112,19 @@ def asked_plan(
     augment: str | None,
     seed: int,
     views: int | None,
+    skip_bad: bool = False,
 ) -> tuple[ViewPlan, int]:
     """A plan from what was asked for, and its number of views.
 
     Args:
         augment: None: `default_augmentation`.
         views: None: as many as the augmentation fixes, where it does.
+        skip_bad: see `load_dataset`.
 
     Raises:
         UsageError: the augmentation leaves the number of views open, and none is given.
     """
-    data = load_dataset(name, split, root, download)
+    data = load_dataset(name, split, root, download, skip_bad)
     plan = ViewPlan(data, make_augmentation(augment or default_augmentation(data), data), seed)
     count = views or plan.views
     if count is None:
@@ -139,6 +141,7 @@ def stored_plan(
     download: bool = False,
     augment: str | None = None,
     seed: int | None = None,
+    skip_bad: bool = False,
 ) -> tuple[ViewPlan, int]:
     """The plan of a store over a dataset that is here, and the store's number of views.
 
@@ -154,7 +157,7 @@ def stored_plan(
         samples = Samples(opened.keys, opened.labels, opened.keys_hashed)
     if seed is not None and seed != plan.seed:
         raise MismatchError(f"the plan of {store} has the seed {plan.seed}, asked for {seed}")
-    data = load_dataset(name, plan.split, root, download)
+    data = load_dataset(name, plan.split, root, download, skip_bad)
     own = make_augmentation(augment, data) if augment else None
     return ViewPlan.from_store(plan, data, samples, own), views
 

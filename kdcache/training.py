@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kdcache.augment import default_augmentation
 from kdcache.cached import CachedViews
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.loop import Loop, Observer, Silent
@@ -37,7 +38,8 @@ class Training:
         stores: paths of stores of one view plan.
         online: teachers to run in the loop instead of reading their logits, as `load_teacher` takes
             them; with a store they see the store's views.
-        augment: the views when there is no store (each epoch sees new ones).
+        augment: the views when there is no store (each epoch sees new ones); by default
+            `default_augmentation` of the dataset.
         views: how many stored views to cycle through (default: all).
         schedule: of the views, "epoch" or "random", see `CachedViews`.
         resident_views: views in memory at once, with schedule "random".
@@ -57,7 +59,7 @@ class Training:
     optimization: Optimization = field(default_factory=Optimization)
     stores: tuple[str, ...] = ()
     online: tuple[str, ...] = ()
-    augment: str = "pad-crop-flip"
+    augment: str | None = None
     views: int | None = None
     schedule: str = "epoch"
     resident_views: int | None = None
@@ -75,6 +77,7 @@ class Training:
     threads: int | None = None
     data_root: str | None = None
     download: bool = False
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         needs = self.objective.method != "ce"
@@ -141,15 +144,17 @@ def prepared(
         watch = watch or Silent() if ranks.first else Silent()
         if tensorboard and ranks.first:
             watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
-        trainset = load_dataset(training.dataset, "train", root, training.download)
-        testset = load_dataset(training.dataset, "test", root, training.download)
+        how = root, training.download, training.skip_bad, training.workers
+        trainset = load_dataset(training.dataset, "train", *how)
+        testset = load_dataset(training.dataset, "test", *how)
         _require_alike(trainset, testset)
         stores = [opened.enter_context(open_store(path)) for path in training.stores]
         _require_classes(stores, trainset)
         rows, held_out = _choose(trainset, training)
         plan = None
         if not stores:
-            augmentation = make_augmentation(training.augment, trainset)
+            spec = training.augment or default_augmentation(trainset)
+            augmentation = make_augmentation(spec, trainset)
             plan = ViewPlan(trainset, augmentation, training.seed)
         read = training.objective.method != "ce" and not training.online
         views = CachedViews(
@@ -170,6 +175,8 @@ def prepared(
             part=(ranks.rank, ranks.world),
         )
         opened.enter_context(views)
+        if views.left_out:
+            watch.note(f"{views.left_out} samples of the dataset are not in the store: left out")
         ranks.require_divisible(len(views.rows), training.optimization.batch_size)
         if training.schedule == "random" and views.window * views.group < (views.views or 0):
             watch.note(

@@ -43,12 +43,13 @@ class Bar:
         self.bars.update(self.task, advance=rows, note=" · ".join(notes))
 
     def written(self, nbytes: int) -> None:
-        """The size of the store, shown with the next batch."""
-        self.nbytes = nbytes
+        """What was written, shown with the next batch."""
+        self.nbytes += nbytes
 
 
 @click.command("dump-teacher")
 @options.dataset
+@options.skip_bad
 @click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
 @click.option(
     "--teacher",
@@ -204,9 +205,11 @@ def _plan(given: dict[str, Any], device: str, silent: bool) -> tuple[Dataset, Vi
     augment, seed, views = given["augment"], given["seed"], given["views"]
     if given["plan_from"] is None:
         name, root, download = where
-        plan, views = asked_plan(name, given["split"], root, download, augment, seed or 0, views)
+        plan, views = asked_plan(
+            name, given["split"], root, download, augment, seed or 0, views, given["skip_bad"]
+        )
         return plan.dataset, plan, views
-    plan, there = stored_plan(given["plan_from"], *where, augment, seed)
+    plan, there = stored_plan(given["plan_from"], *where, augment, seed, given["skip_bad"])
     with open_store(given["plan_from"]) as store:
         say(str(replay.check(plan, store, device)), silent)
     return plan.dataset, plan, views or there

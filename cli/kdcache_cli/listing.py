@@ -13,13 +13,18 @@ from kdcache_cli.output import emit
 def _models() -> dict[str, str]:
     from kdcache.models import MODELS
 
-    return dict.fromkeys(MODELS, "")
+    others = {
+        "torchvision:NAME": "A classifier of torchvision; @WEIGHTS takes its own weights.",
+        "timm:NAME": "A classifier of timm (extra `timm`).",
+        "pkg.module:factory": "Your own function of (classes, channels, size).",
+    }
+    return dict.fromkeys(MODELS, "") | others
 
 
 def _datasets() -> dict[str, str]:
-    from kdcache.datasets import DATASETS
+    from kdcache.datasets import DATASETS, PREFIXES
 
-    return {name: first_line(loader) for name, loader in DATASETS.items()}
+    return {name: first_line(loader) for name, loader in DATASETS.items()} | PREFIXES
 
 
 def _methods() -> dict[str, str]:
@@ -57,8 +62,9 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
 
 
 def first_line(thing: object) -> str:
-    """The first line of a docstring."""
-    return (thing.__doc__ or "").strip().partition("\n")[0]
+    """The first paragraph of a docstring, on one line."""
+    paragraph = (thing.__doc__ or "").strip().partition("\n\n")[0]
+    return " ".join(paragraph.split())
 
 
 @click.command("list")

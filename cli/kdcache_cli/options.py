@@ -36,6 +36,12 @@ dataset = together(
     click.option("--download", is_flag=True, help="Fetch the dataset if it is not there."),
 )
 
+skip_bad = click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Decode every image first and leave out those that cannot be, instead of failing.",
+)
+
 device = together(
     click.option(
         "--device",

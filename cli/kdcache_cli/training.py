@@ -93,9 +93,10 @@ def _settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 @click.command("train-teacher")
 @options.dataset
+@options.skip_bad
 @click.option("--model", required=True, help="Name; see `kdcache list models`.")
 @options.run_out
-@click.option("--augment", default="pad-crop-flip", show_default=True)
+@click.option("--augment", help="[default: pad-crop-flip, or resized-crop-flip for large images]")
 @click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
 @options.steps
 @options.device
@@ -117,6 +118,7 @@ def train_teacher(
     "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
 )
 @options.dataset
+@options.skip_bad
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
 @click.option("--method", help="Name; see `kdcache list methods`. Required without --recipe.")
 @click.option("--recipe", help="Published settings, such as cifar100/kd-ls; flags override them.")
@@ -125,7 +127,9 @@ def train_teacher(
     "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
 )
 @click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
-@click.option("--augment", help="Views for training without a store [default: pad-crop-flip].")
+@click.option(
+    "--augment", help="Views for training without a store [default: as for train-teacher]."
+)
 @click.option(
     "--views", type=click.IntRange(1), help="Stored views to cycle through [default: all]."
 )
@@ -171,7 +175,6 @@ def train_student(
         raise click.UsageError(
             "--augment is for training without a store; a store brings its own views."
         )
-    settings["augment"] = settings["augment"] or "pad-crop-flip"
     if settings["init_weights"]:
         settings["init_weights"] = str(settings["init_weights"])
     objective = options.objective_config(settings)

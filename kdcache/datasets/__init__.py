@@ -17,6 +17,7 @@ from kdcache_stores.errors import UnknownName
 
 __all__ = [
     "DATASETS",
+    "PREFIXES",
     "Dataset",
     "FolderDataset",
     "MapDataset",
@@ -38,7 +39,13 @@ DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
     "tiny-imagenet": tiny_imagenet,
     "imagenet": imagenet,
 }
-_PREFIXES = ("arrays:FILE.npz", "folder:PATH", "hf:NAME", "pkg.module:factory")
+#: What else a name can be -> what it is.
+PREFIXES = {
+    "arrays:FILE.npz": "x_train, y_train, x_test, y_test and optional keys of an .npz file.",
+    "folder:PATH": "A folder of images by class, in train and val or test.",
+    "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`).",
+    "pkg.module:factory": "A dataset of your own, made by a function of the split.",
+}
 
 
 def default_root() -> Path:
@@ -91,5 +98,5 @@ def _load(name: str, split: str, root: Path, download: bool) -> Dataset:
     if is_import_path(name):
         return user_dataset(name, split)
     if name not in DATASETS:
-        raise UnknownName("dataset", name, [*DATASETS, *_PREFIXES])
+        raise UnknownName("dataset", name, [*DATASETS, *PREFIXES])
     return DATASETS[name](split, root, download)

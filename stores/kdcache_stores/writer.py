@@ -211,13 +211,15 @@ class StoreWriter:
 
     def write(
         self, shard: Shard, arrays: Mapping[str, NDArray[Any]], probes: Sequence[Probe] = ()
-    ) -> None:
+    ) -> int:
         """Commit one shard: all of its rows, for every field.
 
         Args:
             shard: one of `pending()`.
             arrays: per field, float (shard.rows, *shape), finite; kept in the field's encoding.
             probes: proofs of the pixels of some of these rows.
+
+        Returns the bytes of the shard's objects.
 
         Raises `DataError` for another shape, type or a value that is not finite, `StoreInUse` if
         another writer committed this shard with other values, `StoreError` if the disk is full.
@@ -238,6 +240,7 @@ class StoreWriter:
         shared = shard.view == 0 and self.learns
         with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=shared):
             self._records.found[shard] = self._commit(record, objects, shared)
+        return sum(map(len, objects.values()))
 
     def _load_once(self, field: Field, shard: Shard) -> Once:
         """What is kept once and a shard's encoding needs."""
@@ -286,6 +289,8 @@ class StoreWriter:
             return
         self._records.found.clear()  # look again: every object must still be there
         if missing := self.pending():
+            if self._sealed_by_another():
+                return
             raise UnfinishedStore(
                 f"{self.files.where}: {len(missing)} of {len(self.shards)} shards are missing, "
                 f"the first is {missing[0]}: write them before sealing"
@@ -295,6 +300,12 @@ class StoreWriter:
         records = [self._records.found[s] for s in self.shards if not self._is_sealed(s)]
         seal_store(self.files, self.header, self._layouts, kept, records)
         self._base = LogitStore(self.files)
+
+    def _sealed_by_another(self) -> bool:
+        """Whether another writer of this dump has sealed it, and removed the records."""
+        if self.files.size(SEAL) is not None:
+            self._base = LogitStore(self.files)
+        return self.sealed
 
     # ---- context manager -------------------------------------------------------------------------
 

@@ -311,3 +311,13 @@ def test_an_exception_never_seals(tmp_path: Path) -> None:
         dump_and_stop()
     assert not (tmp_path / "store" / "manifest.sha256").exists()
     assert open_writer(tmp_path / "store").done == 9
+
+
+def test_a_store_that_another_writer_sealed_is_finished(tmp_path: Path) -> None:
+    late = open_writer(tmp_path / "store")
+    with open_writer(tmp_path / "store") as writer:
+        write_pending(writer)
+        writer.seal()
+    late.seal()
+    assert late.sealed
+    assert open_store(tmp_path / "store").verify().ok

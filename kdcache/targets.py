@@ -52,12 +52,14 @@ def prepare_teacher(
     channels_last: bool = False,
     compile: bool = False,
     allow_untrained: bool = False,
+    allow_code: bool = False,
 ) -> tuple[Teacher, str]:
     """Load a teacher for the views of a dataset.
 
     Args:
         request: which one.
         trainset: the dataset's training split; its normalisation is the last resort.
+        allow_code: import the function that a run names, if its network is a user's own.
 
     Returns:
         The teacher, and in words where its preprocessing comes from.
@@ -90,6 +92,7 @@ def prepare_teacher(
         channels_last=channels_last,
         compile=compile,
         allow_untrained=allow_untrained,
+        allow_code=allow_code,
     )
     if given is not None:
         return teacher, "as given"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Parameters that do not decide what a store holds: they are not recorded in it.
 UNRECORDED = {"part", "dry_run", "as_json", "quiet", "debug", "workers", "threads", "device",
-              "repair", "download", "epochs", "students", "teachers", "weights"}  # fmt: skip
+              "repair", "allow_code", "download", "epochs", "students", "teachers", "weights"}  # fmt: skip
 
 
 def preprocessing_text(teacher: Teacher, source: str) -> str:

@@ -94,6 +94,7 @@ class Bar:
 @click.option(
     "--mc-dropout", type=click.IntRange(1), help="So many posterior samples, one store each."
 )
+@options.allow_code
 @click.option("--allow-untrained", is_flag=True, help="Dump a teacher that guesses all the same.")
 @click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
 @click.option("--repair", is_flag=True, help="Check a finished store; write damaged shards anew.")
@@ -134,7 +135,7 @@ def dump_teacher(
         for request, out in zip(requests, given["outs"], strict=True):
             teacher, source = prepare_teacher(
                 request, splits.get("train", data), device=where,
-                allow_untrained=given["allow_untrained"], **how,
+                allow_untrained=given["allow_untrained"], allow_code=given["allow_code"], **how,
             )  # fmt: skip
             say(dump_page.preprocessing_text(teacher, source), silent)
             count = given["mc_dropout"]

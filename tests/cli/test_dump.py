@@ -313,3 +313,23 @@ def test_import(kdcache: Run, tmp_path: Path) -> None:
     with open_store(tmp_path / "s.zarr") as store:
         np.testing.assert_array_equal(store.read(0), logits)
     assert kdcache("import", tmp_path / "no.npz", "--out", tmp_path / "t.zarr").code == 1
+
+
+def test_a_run_of_a_users_own_network_needs_allow_code(
+    tmp_path: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n\n\ndef make(classes, channels, size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    trained = kdcache("train-teacher", "--dataset", "digits", "--model", "own_net:make", "--epochs", 2,
+                      "--out", "run", "--device", "cpu", "-q")  # fmt: skip
+    assert trained.code == 0, trained.err
+    dump = ["dump-teacher", "--dataset", "digits", "--teacher", "run", "--views", 1, "--out", "s.zarr",
+            "--device", "cpu", "-q"]  # fmt: skip
+    refused = kdcache(*dump)
+    assert refused.code == 2
+    assert "--allow-code" in refused.err
+    allowed = kdcache(*dump, "--allow-code")
+    assert allowed.code == 0, allowed.err

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from kdcache_stores import (
     ENCODINGS,
+    FieldSpec,
     LogitStore,
     Plan,
     Samples,
     StoreWriter,
+    Teacher,
     open_store,
 )
 
@@ -35,7 +37,16 @@ def write_store(path: Path, logits: list[Floats], labels: NDArray[np.int64], enc
     samples = Samples([f"{row:07d}" for row in range(len(labels))], labels)
     classes = logits[0].shape[1]
     plan = Plan("bench", "train", classes, samples.fingerprint, {"name": "none"}, seed=0)
-    StoreWriter.from_arrays(path, np.stack(logits), samples=samples, plan=plan, encoding=encoding)
+    teacher = Teacher("bench", "0" * 64, {}, "float32", classes)
+    fields = {"logits": FieldSpec((classes,), encoding)}
+    with StoreWriter(
+        path, plan=plan, teacher=teacher, samples=samples, views=len(logits), fields=fields
+    ) as writer:
+        if (lesson := writer.lesson) is not None:
+            writer.prepare({"logits": np.stack([view[lesson] for view in logits[:2]])})
+        for shard in writer.pending():
+            writer.write(shard, {"logits": logits[shard.view][shard.start : shard.stop]})
+        writer.seal()
 
 
 def synthetic_logits(

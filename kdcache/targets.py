@@ -181,9 +181,12 @@ def labelled_splits(
 
 
 def clean_top1(
-    teacher: Teacher, splits: Sequence[Dataset], allow_untrained: bool = False
+    teacher: Teacher, splits: Sequence[Dataset], allow_untrained: bool = False, size: int = 224
 ) -> dict[str, float]:
     """Top-1 on a sample of the clean images of each split, by its name; unlabelled ones are left out.
+
+    Args:
+        size: side of the central crop of images that differ in size: that of the views.
 
     Raises:
         MismatchError: the teacher guesses, or its classes are ordered otherwise; see
@@ -197,7 +200,8 @@ def clean_top1(
         if not count:
             continue
         rows = labelled[np.arange(count) * len(labelled) // count]
-        view = "none" if dataset.image_shape is not None else "center-crop"
+        view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
+        view = "none" if dataset.image_shape is not None else view
         plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
         images = plan.images(rows, np.zeros(count, np.int64))
         where = f"{count} clean {dataset.split} images of {dataset.name}"

@@ -121,6 +121,7 @@ def dump_teacher(
     from kdcache.dump_ranks import join_dump
     from kdcache.dumping import Target, dump
     from kdcache.estimate import estimate
+    from kdcache.outcome import view_shape
     from kdcache.targets import clean_top1, labelled_splits, posterior, prepare_teacher
 
     requests = _requests(given)
@@ -147,9 +148,9 @@ def dump_teacher(
             lambda: estimate(plan, bare, views, ranks=ranks.world, epochs=given["epochs"],
                              students=given["students"], **shared)
         )  # fmt: skip
-        judged = list(splits.values()) if cost.rows else []
+        judged, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
         clean = ranks.first(
-            lambda: [clean_top1(t, judged, given["allow_untrained"]) for t, _ in pairs]
+            lambda: [clean_top1(t, judged, given["allow_untrained"], side) for t, _ in pairs]
         )
         targets = [
             Target(t, out, found or None) for (t, out), found in zip(pairs, clean, strict=True)

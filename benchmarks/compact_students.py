@@ -23,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from kdcache import CachedViews, load_dataset, replay
+from kdcache import CachedViews, load_dataset
 from kdcache.datasets import Dataset
 from kdcache.models import build_model
 from kdcache.objectives import Objective, Step
 from kdcache.preprocessing import PREPROCESSINGS
 from kdcache.teachers import Teacher, load_teacher
-from kdcache.views import ViewPlan, make_augmentation
+from kdcache.views import ViewPlan, make_augmentation, replay
 from kdcache_stores import FieldSpec, LogitStore, StoreWriter, open_store
 
 ENCODINGS = ("float16", "compact:2.5e-5", "compact:3e-4", "topk:10")

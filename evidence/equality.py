@@ -25,10 +25,10 @@ from kdcache import (
     make_augmentation,
 )
 from kdcache import training as training_module
-from kdcache.equality import OBJECTIVES, drift, first_step
-from kdcache.optim import Optimization
+from kdcache.bench.equality import OBJECTIVES, drift, first_step
 from kdcache.preprocessing import PREPROCESSINGS
 from kdcache.teachers import Teacher
+from kdcache.training.optim import Optimization
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The price of a teacher on this machine: `kdcache.bench_train` as JSON.
+"""The price of a teacher on this machine: `kdcache.bench.train` as JSON.
 
     python evidence/price.py --dataset arrays:cifar100.npz --student resnet8x4 --teacher resnet20@FILE \
         --normalisation cifar100 --samples 1024 --out evidence/price.json
@@ -19,10 +19,10 @@ import torch
 
 from kdcache import Training, ViewPlan, dump, load_dataset, load_teacher, make_augmentation
 from kdcache import training as training_module
-from kdcache.bench_train import bench_train
+from kdcache.bench.train import bench_train
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
 from kdcache.preprocessing import PREPROCESSINGS
+from kdcache.training.optim import Optimization
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import torch
 
 from kdcache import Training, ViewPlan, dump, load_dataset, load_teacher, make_augmentation, train
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
+from kdcache.training.optim import Optimization
 from kdcache.runs import read_summary
 
 

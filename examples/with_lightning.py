@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdcache import CachedViews, Preprocessing, build_model, load_dataset
-from kdcache.cached import Batch
 from kdcache.objectives import Objective, Step
+from kdcache.training.cached import Batch
 
 
 class Epochs(IterableDataset[Batch]):

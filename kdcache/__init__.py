@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from kdcache._version import __version__
 
 if TYPE_CHECKING:
-    from kdcache.cached import CachedViews
     from kdcache.datasets import load_dataset
     from kdcache.dumping import dump
     from kdcache.models import build_model
     from kdcache.preprocessing import Preprocessing
     from kdcache.teachers import Teacher, load_teacher
     from kdcache.training import Training, train
+    from kdcache.training.cached import CachedViews
     from kdcache.views import ViewPlan, make_augmentation
     from kdcache_stores import KDCacheError, LogitStore, StoreWriter, open_store
 
 _HOMES = {
-    "CachedViews": "kdcache.cached",
+    "CachedViews": "kdcache.training.cached",
     "KDCacheError": "kdcache_stores",
     "LogitStore": "kdcache_stores",
     "Preprocessing": "kdcache.preprocessing",

@@ -18,12 +18,12 @@ from typing import Any
 from kdcache.datasets import load_dataset
 from kdcache.dumping import Observer as DumpObserver
 from kdcache.dumping import dump
-from kdcache.loop import Observer
 from kdcache.objectives import Noise, ObjectiveConfig
-from kdcache.optim import Optimization
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher
 from kdcache.training import Training, train
+from kdcache.training.loop import Observer
+from kdcache.training.optim import Optimization
 from kdcache.views import ViewPlan, make_augmentation
 
 DATASET, TEACHER, STUDENT, AUGMENT = "digits", "resnet20", "resnet8", "pad-crop-flip"

@@ -26,9 +26,9 @@ from kdcache.models.library import (
     pretrained_torchvision,
     torchvision_class_names,
 )
+from kdcache.models.weights import load_weights, names_file, tensor_digest
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model
-from kdcache.weights import load_weights, names_file, tensor_digest
 from kdcache_stores import Teacher as StoredTeacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 

@@ -14,7 +14,7 @@ from kdcache_cli.stores import page
 
 if TYPE_CHECKING:
     from kdcache.dumping import Dumped, Target
-    from kdcache.estimate import Estimate
+    from kdcache.dumping.estimate import Estimate
     from kdcache.teachers import Teacher
 
 # Parameters that do not decide what a store holds: they are not recorded in it.

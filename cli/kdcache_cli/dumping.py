@@ -15,7 +15,7 @@ from kdcache_cli.output import emit, percent, progress, say, size
 
 if TYPE_CHECKING:
     from kdcache.datasets import Dataset
-    from kdcache.targets import TeacherRequest
+    from kdcache.dumping.targets import TeacherRequest
     from kdcache.teachers import Teacher
     from kdcache.views import ViewPlan
 
@@ -118,11 +118,11 @@ def dump_teacher(
     """
     import torch
 
-    from kdcache.dump_ranks import join_dump
     from kdcache.dumping import Target, dump
-    from kdcache.estimate import estimate
-    from kdcache.outcome import view_shape
-    from kdcache.targets import clean_top1, labelled_splits, posterior, prepare_teacher
+    from kdcache.dumping.estimate import estimate
+    from kdcache.dumping.ranks import join_dump
+    from kdcache.dumping.targets import clean_top1, labelled_splits, posterior, prepare_teacher
+    from kdcache.training.outcome import view_shape
 
     requests = _requests(given)
     if threads:
@@ -177,7 +177,7 @@ def dump_teacher(
 
 def _requests(given: dict[str, Any]) -> list[TeacherRequest]:
     """One request per teacher; an option given once holds for all of them."""
-    from kdcache.targets import TeacherRequest
+    from kdcache.dumping.targets import TeacherRequest
 
     specs = given["teachers"]
     if len(given["outs"]) != len(specs):
@@ -199,8 +199,8 @@ def _requests(given: dict[str, Any]) -> list[TeacherRequest]:
 
 def _plan(given: dict[str, Any], device: str, silent: bool) -> tuple[Dataset, ViewPlan, int]:
     """The dataset, the plan over it, and how many views: as asked for, or as another store's."""
-    from kdcache import replay
-    from kdcache.targets import asked_plan, stored_plan
+    from kdcache.dumping.targets import asked_plan, stored_plan
+    from kdcache.views import replay
     from kdcache_stores import open_store
 
     where = given["dataset"], given["data_root"], given["download"]

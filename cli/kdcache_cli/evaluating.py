@@ -56,9 +56,9 @@ def evaluate(
     import torch
 
     from kdcache.datasets import load_dataset
-    from kdcache.measured import measure
+    from kdcache.evaluation.measured import measure
     from kdcache.models import MODELS
-    from kdcache.outcome import normalisation
+    from kdcache.training.outcome import normalisation
 
     if threads:
         torch.set_num_threads(threads)

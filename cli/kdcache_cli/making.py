@@ -77,8 +77,8 @@ def export_views(
 
     A reader that has no kdcache can make the same views from this table.
     """
-    from kdcache.export import write_parameters
-    from kdcache.targets import asked_plan, stored_plan
+    from kdcache.dumping.targets import asked_plan, stored_plan
+    from kdcache.views.export import write_parameters
 
     if store is not None:
         plan, count = stored_plan(store, dataset, data_root, download, augment, seed)

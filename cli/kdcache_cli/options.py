@@ -182,7 +182,7 @@ def optimization(settings: dict[str, Any]) -> Any:
     """Take what `Optimization` holds out of a command's arguments."""
     from dataclasses import fields
 
-    from kdcache.optim import Optimization
+    from kdcache.training.optim import Optimization
 
     settings["schedule"] = settings.pop("lr_schedule")
     names = [field.name for field in fields(Optimization) if field.name in settings]

@@ -142,8 +142,8 @@ def recomputed(
     rows: int,
 ) -> dict[str, Any]:
     """What `recheck` finds, as JSON."""
-    from kdcache.recheck import load_stored_teacher, recheck
-    from kdcache.targets import stored_plan
+    from kdcache.dumping.recheck import load_stored_teacher, recheck
+    from kdcache.dumping.targets import stored_plan
     from kdcache_stores import open_store
 
     where = resolve_device(device)

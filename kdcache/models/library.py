@@ -14,8 +14,8 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
+from kdcache.models.weights import load_weights
 from kdcache.preprocessing import Preprocessing
-from kdcache.weights import load_weights
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 

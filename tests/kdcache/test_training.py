@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from kdcache import CachedViews, Training, load_dataset, train
-from kdcache.loop import Silent
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
 from kdcache.runs import load_run_model, read_metrics, read_summary
+from kdcache.training.loop import Silent
+from kdcache.training.optim import Optimization
 from kdcache_stores import MismatchError, TrainingError, UsageError
 from tests.conftest import Trained
 

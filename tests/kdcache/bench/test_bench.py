@@ -12,7 +12,7 @@ import pytest
 
 from kdcache import bench as measured
 from kdcache.bench import Claim, Scale
-from kdcache.bench_stores import (
+from kdcache.bench.stores import (
     bench_encodings,
     bench_memory,
     bench_reading,
@@ -89,7 +89,7 @@ def test_memory_counts_the_growth_of_the_store() -> None:
 
 
 def test_a_bench_store_reads_back_what_went_in(tmp_path: Path) -> None:
-    from kdcache.bench_stores import write_store
+    from kdcache.bench.stores import write_store
 
     logits, labels = synthetic_logits(50, 2)
     write_store(tmp_path / "s.zarr", logits, labels, "float32")

@@ -10,9 +10,9 @@ import torch
 
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.models import build_model
+from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
-from kdcache.weights import tensor_digest
 
 MakeTeacher = Callable[..., Teacher]
 

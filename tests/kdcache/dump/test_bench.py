@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kdcache.bench_dump import bench_dump, bench_memory
+from kdcache.bench.dump import bench_dump, bench_memory
 
 
 def test_bench_dump() -> None:

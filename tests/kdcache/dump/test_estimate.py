@@ -11,7 +11,7 @@ import pytest
 
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.dumping import Target, dump
-from kdcache.estimate import encoded_bytes, estimate
+from kdcache.dumping.estimate import encoded_bytes, estimate
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import MismatchError, StoreError, open_store

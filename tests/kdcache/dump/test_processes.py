@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.dump_ranks import DumpRanks
+from kdcache.dumping.ranks import DumpRanks
 from kdcache_cli import main
 from tests.conftest import Trained
 from tests.kdcache.dump.conftest import tree

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdcache.datasets import Dataset
 from kdcache.dumping import dump
-from kdcache.recheck import recheck
+from kdcache.dumping.recheck import recheck
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import MismatchError, open_store

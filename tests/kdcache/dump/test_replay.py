@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache import replay
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.dumping import dump
 from kdcache.teachers import Teacher
-from kdcache.views import ViewPlan, make_augmentation
+from kdcache.views import ViewPlan, make_augmentation, replay
 from kdcache_stores import open_store
 from kdcache_stores.encodings import make_encoding
 from tests.kdcache.dump.conftest import MakeTeacher

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kdcache.dumping.sanity import Check, check_teacher, clean_accuracy, clean_check
 from kdcache.preprocessing import Preprocessing
-from kdcache.sanity import Check, check_teacher, clean_accuracy, clean_check
 from kdcache.teachers import Teacher
 from kdcache_stores.errors import MismatchError
 

@@ -14,10 +14,10 @@ import torchvision.models as tv
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdcache.dumping.sanity import clean_accuracy
 from kdcache.models import build_model
 from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
-from kdcache.sanity import clean_accuracy
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdcache.models import build_model
-from kdcache.weights import load_weights, tensor_digest
+from kdcache.models.weights import load_weights, tensor_digest
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 

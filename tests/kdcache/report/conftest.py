@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
 from kdcache.report import report
 from kdcache.training import Training, train
+from kdcache.training.optim import Optimization
 from tests.conftest import Trained
 
 

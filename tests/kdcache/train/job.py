@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from kdcache import Training, train
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
+from kdcache.training.optim import Optimization
 
 
 def training(options: dict[str, object]) -> Training:

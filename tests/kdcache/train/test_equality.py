@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from kdcache import CachedViews, Training, dump, load_dataset, load_teacher
-from kdcache.bench_train import bench_train
-from kdcache.equality import OBJECTIVES, drift, first_step
+from kdcache.bench.equality import OBJECTIVES, drift, first_step
+from kdcache.bench.train import bench_train
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
 from kdcache.runs import read_metrics
 from kdcache.teachers import Teacher
 from kdcache.training import train
+from kdcache.training.optim import Optimization
 from kdcache.views import ViewPlan, make_augmentation
 from tests.conftest import Trained
 

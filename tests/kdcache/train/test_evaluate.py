@@ -14,9 +14,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from kdcache import build_model, load_dataset
-from kdcache.agreement import agreement
-from kdcache.cost import macs
 from kdcache.evaluation import calibration, fit_temperature, scores
+from kdcache.evaluation.agreement import agreement
+from kdcache.evaluation.cost import macs
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import load_run_model, read_summary
 from kdcache.teachers import Teacher

@@ -10,9 +10,9 @@ import pytest
 
 from kdcache.models import MODELS
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
 from kdcache.recipes import datasets, load, names, resolve
 from kdcache.runs import read_metrics
+from kdcache.training.optim import Optimization
 from kdcache_stores import UnknownName
 from tests.conftest import Result, Trained
 

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as F
 
 from kdcache.augment import make_augmentation
 from kdcache.datasets import Dataset, load_dataset
-from kdcache.export import parameter_table, write_parameters
 from kdcache.views import ViewPlan
+from kdcache.views.export import parameter_table, write_parameters
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,6 @@ def test_files_are_measured_by_their_headers(folder: Path) -> None:
 def test_the_table_comes_in_pieces(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = ViewPlan(digits, make_augmentation("exhaustive", digits), seed=2)
     whole = parameter_table(plan, range(9))
-    monkeypatch.setattr("kdcache.export._ROWS", 7)
+    monkeypatch.setattr("kdcache.views.export._ROWS", 7)
     assert parameter_table(plan, range(9)).equals(whole)
     assert np.array_equal(np.unique(whole["view"]), np.arange(9))

@@ -13,11 +13,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from kdcache import replay
 from kdcache.augment import make_augmentation
 from kdcache.augment.crops import ResizedCropFlip
 from kdcache.datasets import Dataset, FolderDataset, load_dataset
-from kdcache.views import ViewPlan
+from kdcache.views import ViewPlan, replay
 from kdcache_stores import FieldSpec, LogitStore, StoreWriter, Teacher, open_store
 from kdcache_stores.errors import MismatchError, StoreError
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache import replay
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher, load_teacher, mc_dropout
-from kdcache.views import ViewPlan
+from kdcache.views import ViewPlan, replay
 from kdcache_stores import LogitStore
 from kdcache_stores.fidelity import measure
 

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache import replay
 from kdcache.augment import Mix
 from kdcache.datasets import Dataset
 from kdcache.philox import key_words
-from kdcache.resident import ResidentLogits, Rows, views_that_fit
-from kdcache.views import ViewPlan
+from kdcache.training.resident import ResidentLogits, Rows, views_that_fit
+from kdcache.views import ViewPlan, replay
 from kdcache_stores import LogitStore, MismatchError, Samples, UnknownName, UsageError, open_store
 
 SCHEDULES = ("epoch", "random")

@@ -20,10 +20,10 @@ import torch
 from kdcache.augment import make_augmentation
 from kdcache.datasets.base import ResidentDataset, index_keys
 from kdcache.dumping import Target, dump
+from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan
-from kdcache.weights import tensor_digest
 
 
 def bench_dump(

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache import replay
 from kdcache._version import __version__
-from kdcache.batches import Batch
-from kdcache.dump_ranks import DumpRanks
-from kdcache.lesson import teach_writer
+from kdcache.dumping.lesson import teach_writer
+from kdcache.dumping.ranks import DumpRanks
 from kdcache.teachers import Teacher
-from kdcache.views import ViewPlan
+from kdcache.views import ViewPlan, replay
+from kdcache.views.batches import Batch
 from kdcache_stores import DataError, FieldSpec, MismatchError, Shard, StoreWriter, UsageError
 from kdcache_stores.prefetch import prefetched
 

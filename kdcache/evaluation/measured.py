@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from kdcache.agreement import agreement_with_store
-from kdcache.cost import costs, weights_file
 from kdcache.datasets import Dataset
 from kdcache.evaluation import calibration, clean_logits, scores
+from kdcache.evaluation.agreement import agreement_with_store
+from kdcache.evaluation.cost import costs, weights_file
 from kdcache.models import MODELS
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import SUMMARY, is_run, read_config, read_summary

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdcache.cached import Batch, CachedViews
 from kdcache.datasets import Dataset
 from kdcache.evaluation import calibration, clean_logits, scores
 from kdcache.models import build_model
+from kdcache.models.weights import load_weights
 from kdcache.objectives import Objective, Step
-from kdcache.outcome import normalisation, resolved, summarized, view_shape
 from kdcache.philox import derive_seed
-from kdcache.ranks import Ranks
-from kdcache.resident import Rows
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
-from kdcache.weights import load_weights
+from kdcache.training.cached import Batch, CachedViews
+from kdcache.training.outcome import normalisation, resolved, summarized, view_shape
+from kdcache.training.ranks import Ranks
+from kdcache.training.resident import Rows
 from kdcache_stores import MismatchError, TrainingError, UsageError
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from kdcache.augment import make_augmentation
-from kdcache.batches import Batch
 from kdcache.datasets.base import Dataset, ResidentDataset, index_keys
 from kdcache.datasets.folder import FolderDataset
 from kdcache.views import ViewPlan, make_batches
+from kdcache.views.batches import Batch
 
 
 def bench_resident(

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 from torch import Tensor
 
-from kdcache.cached import CachedViews
 from kdcache.datasets import Dataset
 from kdcache.objectives import kd
+from kdcache.training.cached import CachedViews
 from kdcache_stores import LogitStore
 
 TAU = 2.0  # the temperature of the Z-scored divergence, that of the published method

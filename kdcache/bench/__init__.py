@@ -17,19 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache import replay
 from kdcache._version import __version__
-from kdcache.bench_dump import bench_dump
-from kdcache.bench_stores import bench_encodings, bench_memory, bench_reading
-from kdcache.bench_train import bench_train
-from kdcache.bench_views import bench_resident
+from kdcache.bench.dump import bench_dump
+from kdcache.bench.stores import bench_encodings, bench_memory, bench_reading
+from kdcache.bench.train import bench_train
+from kdcache.bench.views import bench_resident
 from kdcache.datasets import load_dataset
 from kdcache.dumping import Target, dump
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
 from kdcache.teachers import load_teacher
 from kdcache.training import Training, train
-from kdcache.views import ViewPlan, make_augmentation
+from kdcache.training.optim import Optimization
+from kdcache.views import ViewPlan, make_augmentation, replay
 
 
 @dataclass(frozen=True)

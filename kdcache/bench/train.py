@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdcache.loop import Loop
 from kdcache.objectives import ObjectiveConfig
-from kdcache.outcome import view_shape
 from kdcache.training import Training, prepared
+from kdcache.training.loop import Loop
+from kdcache.training.outcome import view_shape
 
 
 def bench_train(training: Training, teacher: str | None, rounds: int = 7) -> dict[str, Any]:

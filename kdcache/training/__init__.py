@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from kdcache.augment import default_augmentation
-from kdcache.cached import CachedViews
 from kdcache.datasets import Dataset, load_dataset
-from kdcache.loop import Loop, Observer, Silent
 from kdcache.objectives import ObjectiveConfig
-from kdcache.optim import Optimization
-from kdcache.outcome import view_shape
-from kdcache.ranks import Ranks, join
-from kdcache.resident import Rows, views_that_fit
 from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
-from kdcache.tensorboard import TensorBoard
+from kdcache.training.cached import CachedViews
+from kdcache.training.loop import Loop, Observer, Silent
+from kdcache.training.optim import Optimization
+from kdcache.training.outcome import view_shape
+from kdcache.training.ranks import Ranks, join
+from kdcache.training.resident import Rows, views_that_fit
+from kdcache.training.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, open_store
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcache._version import __version__
-from kdcache.cached import CachedViews
 from kdcache.datasets import Dataset
 from kdcache.objectives import ObjectiveConfig
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.teachers import Teacher
+from kdcache.training.cached import CachedViews
 from kdcache.views import ViewPlan
 from kdcache_stores import UsageError
 from kdcache_stores.urls import redact
 
 if TYPE_CHECKING:
-    from kdcache.loop import Loop
     from kdcache.training import Training
+    from kdcache.training.loop import Loop
 
 
 def view_shape(plan: ViewPlan) -> tuple[int, int]:

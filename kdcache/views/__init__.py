@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from kdcache.augment import Augmentation, Mix, Parameters, from_description, make_augmentation
 from kdcache.augment.base import Sizes
-from kdcache.batches import Batch, grouped, make_batches
 from kdcache.datasets.align import find_rows
 from kdcache.datasets.base import Dataset, Rows
-from kdcache.loader import load
 from kdcache.philox import Draws, key_words, split_seed
-from kdcache.sources import Decoded, Resident, Source, header_sizes
+from kdcache.views.batches import Batch, grouped, make_batches
+from kdcache.views.loader import load
+from kdcache.views.sources import Decoded, Resident, Source, header_sizes
 from kdcache_stores import Plan, Samples
 from kdcache_stores.errors import MismatchError, UsageError
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kdcache.batches import Batch, Pairs
+from kdcache.views.batches import Batch, Pairs
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 Render = Callable[..., Batch]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdcache_stores import UsageError
 
 if TYPE_CHECKING:
-    from kdcache.loop import Observer
+    from kdcache.training.loop import Observer
 
 
 class TensorBoard:

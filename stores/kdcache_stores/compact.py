@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,18 @@ _ROUND = 0.4
 """A residual is rounded away from zero beyond a fraction of 0.6: zeros are cheap (a dead zone)."""
 _GAP = 2.0**-15
 """By how much, in row standard deviations, a restored argmax leads."""
+_BITS = 16
+"""Of a row's std and mean: finer than rows of float16 keep them, thousands of times finer than a
+step, and all further bits would be noise that does not compress."""
 _FILL = 2**16 - 1
+_MOST = 2**13
+"""The largest coefficient: base and residual add up within 16 bits. The length of a Z-scored row is
+the root of its classes, so a step of that root over this is small enough for every row."""
+_STEPS = (1e-3, 4.0)
+"""Sizes of a step, at least and at most."""
 _TAU = 2.0
+
+Reals = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class Compact:
     water-filling the same step for every component is the best (Cover & Thomas, Elements of
     Information Theory, ch. 10.3.3); components below it come out as zeros.
 
-    A decoded row has exactly the mean and standard deviation of the live one (in float32), as the
-    decoded z is scaled to unit variance, and its argmax: where rounding changed that, `top` keeps
+    A decoded row has the mean and standard deviation of the live one, to 2**-16 of the latter, as
+    the decoded z is scaled to unit variance; and its argmax: where rounding changed that, `top` keeps
     the class plus one, and decoding swaps it with the largest.
 
     Args:
@@ -106,13 +116,12 @@ class Compact:
             decoded = (base + _FINE * _residual(last / step, base)) * step @ vectors
             return float(kl(views[-1] / _TAU, standardize(decoded) / _TAU).mean())
 
-        step = low = max(1e-3, math.sqrt(classes) / 2**13)
+        low, high = max(_STEPS[0], math.sqrt(classes) / _MOST), _STEPS[1]
         if (best := reached(low)) > self.kl:
             raise DataError(
                 f"compact cannot reach a KL of {self.kl:g} on these logits, just {best:.2g}: ask "
                 "for more, or use float16"
             )
-        high = 4.0
         while high / low > 1.005:
             step = math.sqrt(low * high)
             low, high = (step, high) if reached(step) <= self.kl else (low, step)
@@ -125,9 +134,9 @@ class Compact:
 
     def base(self, rows: Floats, once: Mapping[str, Array]) -> dict[str, Array]:
         """`base` of each sample, from its row (n, K) of view 0."""
-        codes = np.zeros((len(rows), len(once["basis"])), np.int64)
-        components = _project(standardize(rows.astype(np.float64)), once["basis"])
-        codes[:, : components.shape[1]] = np.rint(components)
+        codes = np.zeros((len(rows), len(once["basis"])), np.int16)
+        components = _project(_moments(rows)[2], once["basis"])
+        codes[:, : components.shape[1]] = _whole(np.rint(components))
         return {"base": _zigzag(codes)}
 
     # ---- rows ------------------------------------------------------------------------------------
@@ -136,42 +145,48 @@ class Compact:
         self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
     ) -> dict[str, Array]:
         """Statistics from the unrounded row, in float64."""
-        exact = rows.astype(np.float64)
-        mean, std = exact.mean(axis=1), exact.std(axis=1)
-        if std.size and not std.max() < np.finfo(np.float32).max:
-            raise DataError("the spread of a row is beyond float32: use another encoding")
-        components = _project(standardize(exact), once["basis"])
-        codes = np.zeros(once["base"].shape, np.int64)
+        mean, std, standard = _moments(rows)
+        moments = {"mean": _rounded(mean, std), "std": _rounded(std, std)}
+        if not all(np.isfinite(values).all() for values in moments.values()):
+            raise DataError("the mean or std of a row is beyond float32: use another encoding")
+        components = _project(standard, once["basis"])
+        codes = np.zeros(once["base"].shape, np.int16)
         used = components.shape[1]
-        codes[:, :used] = _residual(components, _signed(once["base"][:, :used]))
+        codes[:, :used] = _whole(_residual(components, _signed(once["base"][:, :used])))
         top = self.arrays(rows.shape[1:])[3].dtype
         encoded: dict[str, Array] = {
             "values": _zigzag(codes),
-            "mean": _no_finer(mean, std).astype(np.float32),
-            "std": std.astype(np.float32),
+            **moments,
             "top": np.zeros(len(rows), top),
         }
         # Rows of which rounding changed the argmax, or may change it on another machine.
         decoded = np.empty_like(rows)
         self.decode({**encoded, **once}, decoded)
         numbers, live = np.arange(len(rows)), rows.argmax(axis=1)
-        lead = decoded[numbers, live].copy()
+        lead = decoded[numbers, live]
         decoded[numbers, live] = -np.inf
         wrong = (lead - decoded.max(axis=1) < std * _GAP / 2) & (rows.shape[1] > 1) & (std > 0)
         encoded["top"][wrong] = (live + 1)[wrong]
         return encoded
 
     def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
-        """Base plus residual in the basis, scaled to the row's moments; then the argmax."""
-        if _FILL in (arrays["values"].max(initial=0), arrays["base"].max(initial=0)):
-            raise CorruptStore("compact: codes that were never written")
-        basis = arrays["basis"]
-        basis = basis[basis.any(axis=1)]
+        """Base plus residual in the basis, scaled to the row's moments; then the argmax.
+
+        Raises `CorruptStore` for what no writer writes.
+        """
+        basis, std = _vectors(arrays["basis"]), arrays["std"]
+        if std.min(initial=0) < 0:
+            raise CorruptStore(f"compact: a standard deviation of {std.min():g}")
         used = len(basis)
-        codes = _signed(arrays["base"][:, :used]) + _FINE * _signed(arrays["values"][:, :used])
+        base, values = arrays["base"][:, :used], arrays["values"][:, :used]
+        if (code := max(int(base.max(initial=0)), int(values.max(initial=0)))) > 2 * _MOST:
+            raise CorruptStore(f"compact: a code of {code}, beyond {2 * _MOST}, or never written")
+        codes = _signed(values)
+        codes *= _FINE
+        codes += _signed(base)
         np.matmul(codes.astype(np.float32), basis, out=out)
         norm = np.sqrt(np.einsum("ij,ij->i", out, out) / np.float32(out.shape[1]))
-        out *= np.divide(arrays["std"], norm, out=np.zeros_like(norm), where=norm > 0)[:, None]
+        out *= np.divide(std, norm, out=np.zeros_like(norm), where=norm > 0)[:, None]
         out += arrays["mean"][:, None]
         rows = np.flatnonzero(arrays["top"])
         true = arrays["top"][rows].astype(np.int64) - 1
@@ -181,43 +196,79 @@ class Compact:
         out[rows, true] = -np.inf
         other = out[rows].argmax(axis=1)
         there = out[rows, other]
-        half = arrays["std"][rows] * np.float32(_GAP / 2)
+        half = std[rows] * np.float32(_GAP / 2)
         out[rows, true] = np.maximum(here, there) + half
         out[rows, other] = np.minimum(here, there) - half
 
 
-def _no_finer(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means rounded to a float32 unit of the standard deviation: a row's values hold no more."""
-    unit = np.ldexp(1.0, np.frexp(std)[1] - 24)
-    return np.where(std > 0, np.rint(mean / unit) * unit, mean)
+Exact = NDArray[np.float64]
+
+
+def _moments(rows: Floats) -> tuple[Exact, Exact, Floats]:
+    """Mean and std (n,) of rows (n, K), from float64, and their Z-scores in float32."""
+    exact = rows.astype(np.float64)
+    mean = exact.mean(axis=1)
+    exact -= mean[:, None]
+    std = np.sqrt(np.einsum("ij,ij->i", exact, exact) / rows.shape[1])
+    exact *= np.divide(1, std, out=np.zeros_like(std), where=std > 0)[:, None]
+    return mean, std, exact.astype(np.float32)
+
+
+def _rounded(moments: Exact, std: Exact) -> NDArray[np.float32]:
+    """To `_BITS` bits below the power of two above the row's std, where there is one."""
+    unit = np.ldexp(1.0, np.frexp(std)[1] - _BITS)
+    with np.errstate(over="ignore"):
+        return np.where(std > 0, np.rint(moments / unit) * unit, moments).astype(np.float32)
 
 
 def _components(classes: int) -> int:
     return max(1, min(classes - 1, MOST_COMPONENTS))
 
 
-def _project(standard: NDArray[np.float64], basis: Array) -> NDArray[np.float64]:
+def _vectors(basis: Array) -> Floats:
+    """The vectors (C, K) of a basis that are not zero."""
+    length = np.sqrt(np.einsum("ij,ij->i", basis, basis, dtype=np.float64))
+    least, most = _STEPS
+    if not ((length == 0) | ((length > 0.99 * least) & (length < 1.01 * most))).all():
+        raise CorruptStore(
+            f"compact: the basis has vectors {length.min():g} to {length.max():g} long, expected "
+            f"{least:g} to {most:g}, or 0"
+        )
+    vectors: Floats = basis[length > 0]
+    return vectors
+
+
+def _project(standard: Floats, basis: Array) -> Floats:
     """Components of Z-scored rows (n, K) in steps; (n, C) for the C vectors that are not zero."""
-    vectors = basis[basis.any(axis=1)].astype(np.float64)
-    result: NDArray[np.float64] = standard @ (vectors / (vectors**2).sum(axis=1, keepdims=True)).T
+    vectors = _vectors(basis).astype(np.float64)
+    steps = (vectors / (vectors**2).sum(axis=1, keepdims=True)).astype(np.float32)
+    result: Floats = standard @ steps.T
     return result
 
 
-def _residual(components: NDArray[np.float64], base: Array) -> NDArray[np.float64]:
+def _residual(components: Reals, base: Array) -> Reals:
     """Steps of `_FINE` from the base, rounded with a dead zone."""
-    off = (components - base) / _FINE
-    result: NDArray[np.float64] = np.copysign(np.floor(np.abs(off) + _ROUND), off)
+    off = components - base
+    off /= _FINE
+    off += np.copysign(off.dtype.type(_ROUND), off)
+    result: Reals = np.trunc(off, out=off)
     return result
 
 
-def _zigzag(codes: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: bits of small codes are zero, whatever their sign."""
-    if codes.size and not -(2**14) < codes.min() <= codes.max() < 2**14:
+def _whole(numbers: Floats) -> NDArray[np.int16]:
+    """Whole numbers as integers."""
+    if numbers.size and not -_MOST <= numbers.min() <= numbers.max() <= _MOST:
         raise DataError("a row is too far from those that the basis was learned from: use float16")
-    return ((codes << 1) ^ (codes >> 63)).astype(np.uint16)
+    return numbers.astype(np.int16)
 
 
-def _signed(codes: Array) -> NDArray[np.int32]:
+def _zigzag(codes: NDArray[np.int16]) -> NDArray[np.uint16]:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: bits of small codes are zero, whatever their sign."""
+    result: NDArray[np.uint16] = ((codes << 1) ^ (codes >> 15)).view(np.uint16)
+    return result
+
+
+def _signed(codes: NDArray[np.uint16]) -> NDArray[np.int16]:
     """The inverse of `_zigzag`."""
-    wide = codes.astype(np.int32)
-    return (wide >> 1) ^ -(wide & 1)
+    result: NDArray[np.int16] = ((codes >> 1) ^ (0 - (codes & 1)).astype(np.uint16)).view(np.int16)
+    return result

@@ -63,6 +63,13 @@ STORES: dict[str, dict[str, Any]] = {
         "classes": 300,
         "fields": {"logits": ((300,), "topk:4")},
     },
+    "compact": {  # a base of integer components per row and a basis are kept once
+        "keys": [f"train/{row:03d}" for row in range(12)],
+        "labels": [row % 7 for row in range(12)],
+        "augmentation": {"name": "pad-crop-flip", "padding": 4},
+        "views": 3,
+        "fields": {"logits": ((7,), "compact:0.003")},
+    },
 }
 
 
@@ -99,6 +106,11 @@ def make(name: str, path: Path) -> None:
         shard_rows=5,
         hash_keys=about.get("hash_keys", False),
     ) as writer:
+        if (lesson := writer.lesson) is not None:
+            writer.prepare({
+                field: np.stack([values(view, len(about["keys"]), shape)[lesson] for view in (0, 1)])
+                for field, (shape, _) in fields.items()
+            })  # fmt: skip
         for shard in writer.pending():
             rows = slice(shard.start, shard.stop)
             arrays = {

@@ -209,7 +209,7 @@ def read_layout(
     layout = ArrayLayout(
         field,
         spec,
-        integer(views, "shape[0]"),
+        integer(views, "shape[0]") if spec.per == "row" else 1,
         1 if spec.per == "store" else samples,
         integer(shard_rows, "rows per shard"),
         integer(chunk_rows, "rows per chunk"),

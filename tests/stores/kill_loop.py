@@ -1,6 +1,6 @@
 """Kill a dump with SIGKILL at random times until it finishes, again and again.
 
-    python kill_loop.py FOLDER KILLS SEED
+    python kill_loop.py FOLDER KILLS SEED ENCODING
 
 After each kill every committed shard must be whole, and a store that opens must hold the right
 logits; at the end of each dump the store must equal, byte for byte, one that was never interrupted.
@@ -22,13 +22,13 @@ from tests.stores.conftest import tree
 from tests.stores.test_faults import check_committed, check_views, small_dump
 
 
-def dump_in_child(path: Path, kill_after: float | None) -> tuple[bool, float]:
+def dump_in_child(path: Path, encoding: str, kill_after: float | None = None) -> tuple[bool, float]:
     """Whether the dump finished, and how long it took, in a child that may be killed."""
     begin = time.monotonic()
     child = os.fork()
     if child == 0:
         try:
-            small_dump(path, views=1)
+            small_dump(path, views=1, encoding=encoding)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -43,22 +43,24 @@ def dump_in_child(path: Path, kill_after: float | None) -> tuple[bool, float]:
     return True, time.monotonic() - begin
 
 
-def main(folder: Path, wanted: int, seed: int) -> None:
+def main(folder: Path, wanted: int, seed: int, encoding: str) -> None:
     rng = random.Random(seed)
-    small_dump(folder / "whole", views=1)  # here: has everything imported before the forks
-    longest = min(dump_in_child(folder / f"timed-{i}", None)[1] for i in range(3))
+    small_dump(
+        folder / "whole", views=1, encoding=encoding
+    )  # here: has everything imported before the forks
+    longest = min(dump_in_child(folder / f"timed-{i}", encoding)[1] for i in range(3))
     whole = tree(folder / "whole")
     kills = dumps = resumed = 0
     path = folder / "killed"
     while kills < wanted:
-        finished, _ = dump_in_child(path, rng.uniform(0, longest))
+        finished, _ = dump_in_child(path, encoding, rng.uniform(0, longest))
         if not finished:
             kills += 1
             if path.exists() and (path / "zarr.json").exists():
-                committed = check_committed(path, views=1)
+                committed = check_committed(path, views=1, encoding=encoding)
                 resumed += committed > 0
             with contextlib.suppress(UnfinishedStore, StoreNotFound):
-                check_views(path)
+                check_views(path, encoding)
             continue
         assert tree(path) == whole
         dumps += 1
@@ -69,4 +71,4 @@ def main(folder: Path, wanted: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from kdcache_stores import (
     LogitStore,
     Samples,
     Shard,
-    StoreError,
     StoreWriter,
     UnfinishedStore,
     UsageError,
@@ -32,7 +29,6 @@ from kdcache_stores.cost import read_cost
 from kdcache_stores.fidelity import measure
 
 from .conftest import make_plan, make_teacher, tree
-from .faults import FailingDisk
 
 Logits = np.ndarray
 
@@ -320,24 +316,6 @@ def test_repair_writes_all_that_hangs_on_what_is_damaged(tmp_path: Path, name: s
             put(writer, shard, logits)
         writer.seal()
     assert tree(tmp_path) == whole
-
-
-def test_failing_at_some_calls(tmp_path: Path) -> None:
-    logits = teacher_like(2, 40, 6)
-    dump(tmp_path / "whole", logits)
-    whole = tree(tmp_path / "whole")
-    n, finished = 0, False
-    while not finished:
-        path = tmp_path / "failing"
-        shutil.rmtree(path, ignore_errors=True)
-        try:
-            dump(path, logits, disk=FailingDisk(n, errno.EIO))
-            finished = True
-        except (StoreError, OSError):
-            dump(path, logits)
-        assert tree(path) == whole, f"after failing at call {n}"
-        n += 23
-    assert n > 100
 
 
 def test_some_rows_are_those_of_the_whole_view(tmp_path: Path) -> None:

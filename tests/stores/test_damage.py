@@ -203,13 +203,13 @@ def bit_flips(path: Path, count: int, seed: int) -> None:
     assert caught == count
 
 
-@pytest.mark.parametrize("encoding", ["float16", "quantized", "topk:3"])
+@pytest.mark.parametrize("encoding", ["float16", "quantized", "topk:3", "compact"])
 def test_bit_flips(tmp_path: Path, encoding: str) -> None:
     bit_flips(dump(tmp_path / "store", views=2, encoding=encoding), 60, seed=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["float16", "quantized", "topk:3"])
+@pytest.mark.parametrize("encoding", ["float16", "quantized", "topk:3", "compact"])
 def test_ten_thousand_bit_flips(tmp_path: Path, encoding: str) -> None:
     bit_flips(dump(tmp_path / "store", views=2, encoding=encoding), 3334, seed=2)
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,18 @@ from tests.kdcache.dump.conftest import tree
 VIEWS = 12
 
 
-def words(teacher: Path, out: Path) -> list[str]:
-    return ["dump-teacher", "--dataset", "digits", "--teacher", str(teacher), "--out", str(out),
-            "--views", str(VIEWS), "--device", "cpu", "--threads", "1", "--batch-size", "64",
-            "--quiet"]  # fmt: skip
+@dataclass(frozen=True)
+class Job:
+    """A dump as a command, and the store of one process that nothing interrupted."""
+
+    teacher: Path
+    encoding: str
+    whole: dict[str, bytes]
+
+    def words(self, out: Path) -> list[str]:
+        return ["dump-teacher", "--dataset", "digits", "--teacher", str(self.teacher), "--out",
+                str(out), "--views", str(VIEWS), "--encoding", self.encoding, "--device", "cpu",
+                "--threads", "1", "--batch-size", "64", "--quiet"]  # fmt: skip
 
 
 def start(args: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -35,14 +44,20 @@ def start(args: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def whole(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The store of one process that nothing interrupted."""
+# Compact stores ask more of several processes: they share what is learned, and every base.
+@pytest.fixture(
+    scope="module", params=["compact:1e-3", pytest.param("float16", marks=pytest.mark.slow)]
+)
+def job(
+    request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> Job:
     out = tmp_path_factory.mktemp("whole") / "s.zarr"
+    job = Job(trained.teacher, request.param, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-        assert main(words(trained.teacher, out)) == 0
-    return tree(out)
+        assert main(job.words(out)) == 0
+    job.whole.update(tree(out))
+    return job
 
 
 def wait_for_records(out: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -51,21 +66,21 @@ def wait_for_records(out: Path, count: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.002)
 
 
-def test_killed_and_run_again(trained: Trained, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_and_run_again(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
-    process = start(["-m", "kdcache", *words(trained.teacher, out)])
+    process = start(["-m", "kdcache", *job.words(out)])
     wait_for_records(out, 2, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 2 <= len(list(out.glob("records/*.json"))) < VIEWS
-    assert main(words(trained.teacher, out)) == 0
-    assert tree(out) == whole
+    assert main(job.words(out)) == 0
+    assert tree(out) == job.whole
 
 
 @pytest.mark.slow
-def test_ctrl_c_of_a_process(trained: Trained, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_ctrl_c_of_a_process(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
-    command = words(trained.teacher, out)[:-1]
+    command = job.words(out)[:-1]
     process = start(["-m", "kdcache", *command])
     wait_for_records(out, 2, process)
     process.send_signal(signal.SIGINT)
@@ -74,27 +89,25 @@ def test_ctrl_c_of_a_process(trained: Trained, whole: dict[str, bytes], tmp_path
     assert "Traceback" not in said
     again = next(line for line in said.splitlines() if "to go on: kdcache " in line)
     assert main(again.partition("to go on: kdcache ")[2].split()) == 0
-    assert tree(out) == whole
+    assert tree(out) == job.whole
 
 
-def ranks(out: Path, teacher: Path) -> list[subprocess.Popen[str]]:
+def ranks(out: Path, job: Job) -> list[subprocess.Popen[str]]:
     """Two processes as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     return [
-        start(["-m", "kdcache", *words(teacher, out)], RANK=str(rank), LOCAL_RANK=str(rank),
+        start(["-m", "kdcache", *job.words(out)], RANK=str(rank), LOCAL_RANK=str(rank),
               WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         for rank in range(2)
     ]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_rank_is_killed_and_the_job_restarted(
-    trained: Trained, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_rank_is_killed_and_the_job_restarted(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
-    first, second = ranks(out, trained.teacher)
+    first, second = ranks(out, job)
     wait_for_records(out, 3, first)
     second.send_signal(signal.SIGKILL)
     second.communicate()
@@ -102,20 +115,20 @@ def test_a_rank_is_killed_and_the_job_restarted(
     first.kill()  # as torchrun does with those that are left
     first.communicate()
     assert not (out / "manifest.sha256").exists()
-    for process in ranks(out, trained.teacher):
+    for process in ranks(out, job):
         said = process.communicate()[1]
         assert process.returncode == 0, said
-    assert tree(out) == whole
+    assert tree(out) == job.whole
 
 
-def test_torchrun(trained: Trained, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_torchrun(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     process = start(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                     "kdcache", *words(trained.teacher, out)[:-1]])  # fmt: skip
+                     "kdcache", *job.words(out)[:-1]])  # fmt: skip
     said = process.communicate()[1]
     assert process.returncode == 0, said
     assert said.count("estimate:") == 1  # rank 0 alone speaks
-    assert tree(out) == whole
+    assert tree(out) == job.whole
 
 
 def test_alone_the_first_rank_just_does_it() -> None:

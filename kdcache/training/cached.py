@@ -146,6 +146,12 @@ class CachedViews:
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
 
+    @property
+    def digests(self) -> list[str]:
+        """Of each store, the digest of the views that are trained on; its growth does not change it."""
+        used = range(self.first, self.first + (self.views or 0))
+        return [store.digest_of(used) for store in self.stores]
+
     def _plan_of_stores(self) -> ViewPlan:
         first = self.stores[0]
         for store in self.stores[1:]:

@@ -20,10 +20,11 @@ from kdcache.models import build_model
 from kdcache.models.weights import load_weights
 from kdcache.objectives import Objective, Step
 from kdcache.philox import derive_seed
+from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
 from kdcache.training.cached import Batch, CachedViews
-from kdcache.training.outcome import normalisation, resolved, summarized, view_shape
+from kdcache.training.outcome import resolved, summarized, view_shape
 from kdcache.training.ranks import Ranks
 from kdcache.training.resident import Rows
 from kdcache_stores import MismatchError, TrainingError, UsageError
@@ -106,7 +107,7 @@ class Loop:
         self.optimizer = optimization.make_optimizer(learned)
         self.scheduler = optimization.make_scheduler(self.optimizer, len(views))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
-        self.stores_read = [store.digest for store in views.stores]
+        self.stores_read = views.digests
         self.teacher_forwards = 0
         config = resolved(
             training, views, self.preprocessing, self.objective.config, teachers, ranks.world

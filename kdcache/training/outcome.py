@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcache._version import __version__
-from kdcache.datasets import Dataset
 from kdcache.objectives import ObjectiveConfig
-from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.training.cached import CachedViews
 from kdcache.views import ViewPlan
@@ -40,15 +39,6 @@ def view_shape(plan: ViewPlan) -> tuple[int, int]:
             "resized-crop-flip."
         )
     return channels, int(found[0, 1])
-
-
-def normalisation(dataset: Dataset) -> Preprocessing:
-    """Mean and std for a network trained on the dataset: the published ones, else as measured."""
-    if dataset.name in PREPROCESSINGS:
-        return PREPROCESSINGS[dataset.name]
-    if dataset.images is None:
-        return PREPROCESSINGS["imagenet"]
-    return Preprocessing.measured(dataset.images)
 
 
 def resolved(
@@ -83,8 +73,8 @@ def resolved(
         },
         "online": [teacher.to_store().digest for teacher in teachers],
         "stores": [
-            {"digest": s.digest, "plan": s.plan.digest, "views": s.view_digests}
-            for s in views.stores
+            {"digest": digest, "plan": store.plan.digest}
+            for store, digest in zip(views.stores, views.digests, strict=True)
         ],
         "store_paths": [redact(str(path)) for path in t.stores],
     }  # fmt: skip

@@ -186,7 +186,9 @@ class Compact:
         codes += _signed(base)
         np.matmul(codes.astype(np.float32), basis, out=out)
         norm = np.sqrt(np.einsum("ij,ij->i", out, out) / np.float32(out.shape[1]))
-        with np.errstate(over="ignore", invalid="ignore"):  # the reader looks for what is not finite
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # the reader looks for what is not finite
             out *= np.divide(std, norm, out=np.zeros_like(norm), where=norm > 0)[:, None]
             out += arrays["mean"][:, None]
         rows = np.flatnonzero(arrays["top"])

@@ -186,7 +186,13 @@ class LogitStore:
     @cached_property
     def digest(self) -> str:
         """Digest of the content: plan, teacher, encodings and every view."""
-        return content_digest(self.header.identity, self.view_digests)
+        return self.digest_of(self.view_range)
+
+    def digest_of(self, views: range) -> str:
+        """The digest that a store of just these of its views has: growth does not change it."""
+        first = self.first_view
+        kept = self.view_digests[views.start - first : views.stop - first]
+        return content_digest(self.header.identity, kept)
 
     @property
     def nbytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache import CachedViews, Training, load_dataset, train
+from kdcache import (
+    CachedViews,
+    Training,
+    ViewPlan,
+    dump,
+    load_dataset,
+    load_teacher,
+    open_store,
+    train,
+)
 from kdcache.objectives import ObjectiveConfig
 from kdcache.runs import load_run_model, read_metrics, read_summary
 from kdcache.training.loop import Silent
@@ -59,6 +69,25 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     losses = [[r["train_loss"] for r in read_metrics(run.path)] for run in (whole, cut)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+def test_a_run_goes_on_when_its_store_has_grown(trained: Trained, tmp_path: Path) -> None:
+    """What a run pins is the views that it reads, not those that a store got since."""
+    store = tmp_path / "grows.zarr"
+    shutil.copytree(trained.store, store)
+    with pytest.raises(KeyboardInterrupt):
+        train(training(trained, stores=(str(store),)), tmp_path / "cut", StopAfter(3))
+    dataset = load_dataset("digits", "train")
+    teacher = load_teacher(str(trained.teacher), classes=10, channels=1, size=8)
+    with open_store(store) as before:
+        plan = ViewPlan.from_store(before.plan, dataset)
+    dump(plan, [(teacher, store)], views=6, encoding="float32")
+    with pytest.raises(MismatchError, match=r"data\.views was 4, now 6"):
+        train(training(trained, stores=(str(store),)), tmp_path / "cut")
+    train(training(trained, stores=(str(store),), views=4), tmp_path / "cut")
+    train(training(trained), tmp_path / "whole")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_cached_views_bring_what_the_teacher_says(trained: Trained) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdcache_stores.errors import DataError, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from kdcache.datasets import Dataset
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
@@ -141,3 +144,12 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
     "imagenet": Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "tiny-imagenet": Preprocessing((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
+
+
+def normalisation(dataset: Dataset) -> Preprocessing:
+    """Mean and std for a network trained on the dataset: the published ones, else as measured."""
+    if dataset.name in PREPROCESSINGS:
+        return PREPROCESSINGS[dataset.name]
+    if dataset.images is None:
+        return PREPROCESSINGS["imagenet"]
+    return Preprocessing.measured(dataset.images)

@@ -58,7 +58,7 @@ def evaluate(
     from kdcache.datasets import load_dataset
     from kdcache.evaluation.measured import measure
     from kdcache.models import MODELS
-    from kdcache.training.outcome import normalisation
+    from kdcache.preprocessing import normalisation
 
     if threads:
         torch.set_num_threads(threads)

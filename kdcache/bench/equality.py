@@ -20,11 +20,12 @@ from torch import Tensor
 
 from kdcache.models import build_model
 from kdcache.objectives import Objective, ObjectiveConfig, Step
+from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher
 from kdcache.training import Training, train
 from kdcache.training.cached import Batch, CachedViews
-from kdcache.training.outcome import normalisation, view_shape
+from kdcache.training.outcome import view_shape
 
 #: Every objective, with its logits as they are and standardized.
 OBJECTIVES = {

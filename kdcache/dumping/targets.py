@@ -14,9 +14,8 @@ from kdcache.augment import default_augmentation
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.dumping.sanity import check_teacher
 from kdcache.models.classes import load_class_map
-from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.preprocessing import PREPROCESSINGS, Preprocessing, normalisation
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
-from kdcache.training.outcome import normalisation
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import DataError, MismatchError, Samples, UsageError, open_store
 

@@ -1,14 +1,15 @@
 # kdcache: every target makes what it needs, from a clean checkout with Python >= 3.11 and make.
-PYTHON ?= python3
+.PHONY: help install demo bench evidence testTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo bench test test-slow check format clean
+.PHONY: help install demo bench evidence test test-slow check format clean
 
 help:
 	@echo "make demo       train a teacher, dump it, distill students, compare (embedded data)"
 	@echo "make bench      the claims about speed and size, measured here (minutes)"
+	@echo "make evidence   what is claimed, each with the command that measures it"
 	@echo "make test       the tests (minutes)         make test-slow  the long ones"
 	@echo "make check      format, lint, types, tests  make format     rewrite the formatting"
 	@echo "make install    only make $(VENV)              make clean      remove it"
@@ -16,8 +17,8 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdcache needs Python >= 3.11, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv --clear $(VENV)
+	@$(.PHONY: help install demo bench evidence testTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdcache needs Python >= 3.11, found " + sys.version.split()[0] + ": make .PHONY: help install demo bench evidence testTHON=/path/to/python3.11")'
+	$(.PHONY: help install demo bench evidence testTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	@touch $(STAMP)
 
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/kdcache bench --out bench.json
+
+evidence: $(STAMP)
+	@$(BIN)/python evidence/page.py --list
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -16,9 +16,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean, stdev
 
-import torch
+from study import about, mean, spread
 
 from kdcache.runs import SUMMARY, read_summary
 
@@ -76,21 +75,18 @@ def main() -> None:
         found[method] = {
             "last_top1": last,
             "best_top1": [100 * summary["best_top1"] for summary in summaries],
-            "mean_last": fmean(last),
-            "std_last": stdev(last) if len(last) > 1 else None,
+            "mean_last": mean(last),
+            "std_last": spread(last),
             "seconds_per_epoch": [summary["seconds_per_epoch"] for summary in summaries],
             "published_best": PUBLISHED.get(method),
         }
         print(method, json.dumps(found[method]))
-    about = {
-        "command": "python evidence/cifar100.py " + " ".join(sys.argv[1:]),
-        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
-        "torch": torch.__version__,
+    more = {
         "teacher_top1": 100 * read_summary(teacher)["last_top1"] if (teacher / SUMMARY).exists() else None,
         "epochs": args.epochs,
         "students_side_by_side": args.jobs,
     }  # fmt: skip
-    args.out.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
+    args.out.write_text(json.dumps(about() | more | {"found": found}, indent=1) + "\n")
 
 
 def run(*words: object, log: Path) -> None:

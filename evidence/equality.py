@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from study import about
 
 from kdcache import (
     CachedViews,
@@ -92,16 +91,12 @@ def main() -> None:
                 )
                 found[f"{name}, {encoding}"] = {"first_step": first, "two_epochs": runs}
                 print(name, encoding, json.dumps(found[f"{name}, {encoding}"]), flush=True)
-    about = {
-        "command": "python evidence/equality.py "
-        + " ".join(word.rpartition("/")[2] if "/" in word else word for word in sys.argv[1:]),
-        "machine": f"{platform.machine()}, {args.threads} thread(s)",
-        "torch": torch.__version__,
+    more = {
         "samples": args.samples,
         "teacher_batch_of_the_dump": 256,
         "teacher_batch_of_the_control": args.control,
     }
-    args.out.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
+    args.out.write_text(json.dumps(about() | more | {"found": found}, indent=1) + "\n")
 
 
 def _stores(

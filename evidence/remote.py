@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import mean, median, stdev
 
-import torch
+from study import about
 
 from kdcache_cli import main as kdcache
 
@@ -92,14 +91,12 @@ def main() -> None:
                 seconds[kind] += epochs(out, "seconds")
                 waits[kind] += epochs(out, "data_wait_seconds")
         server.shutdown()
-    result = {
+    result = about() | {
         "latency_seconds": args.latency,
         "speed_of_local": mean(seconds["local"]) / mean(seconds["remote"]),
         "speed_of_local_by_medians": median(seconds["local"]) / median(seconds["remote"]),
         "seconds_per_epoch": described(seconds),
         "of_which_waiting_for_data": described(waits),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
     }
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

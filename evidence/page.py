@@ -1,0 +1,129 @@
+"""docs/EVIDENCE.md from the JSON files: every table between two markers is written anew.
+
+python evidence/page.py            rewrite the tables
+python evidence/page.py --list     what can be measured, by which command
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "EVIDENCE.md"
+TABLE = re.compile(r"<!-- (\S+\.json) -->\n.*?<!-- end -->", re.S)
+
+
+def table(document: dict[str, Any]) -> str:
+    """The file's table in Markdown, its command and machine below it."""
+    found = document["found"]
+    if any("last_top1" in arm for arm in found.values() if isinstance(arm, dict)):
+        lines = arms_table(found)
+    elif any("first_step" in arm for arm in found.values() if isinstance(arm, dict)):
+        lines = equality_table(found)
+    else:
+        lines = values_table(found)
+    machine = document["machine"].replace("_", "\\_")
+    versions = ", ".join(
+        f"{key} {document[key]}" for key in ("torch", "kdcache") if key in document
+    )
+    return "\n".join([*lines, "", f"`{document['command']}`", f"({machine}, {versions})"])
+
+
+def arms_table(found: dict[str, Any]) -> list[str]:
+    """Accuracy per arm: mean and standard deviation over seeds, and the difference from its control."""
+    n = len(next(iter(found.values()))["last_top1"])
+    corrupted = next((list(arm["corrupted"]) for arm in found.values() if "corrupted" in arm), [])
+    heads = [
+        "students",
+        "last epoch",
+        "best epoch",
+        "last - control (95% CI)",
+        "control",
+        *corrupted,
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, arm in found.items():
+        less = arm.get("last_minus_control")
+        cells = [
+            name,
+            f"{arm['mean']:.2f} +- {arm['std']:.2f}",
+            f"{arm['best_mean']:.2f}",
+            f"{less['mean']:+.2f} +- {less['ci95']:.2f}" if less else "",
+            arm.get("control", ""),
+        ]
+        cells += [f"{arm['corrupted'][kind]['mean']:.2f}" for kind in corrupted]
+        lines.append("| " + " | ".join(cells) + " |")
+    words = (
+        f"Top-1 in percent, mean and standard deviation over {n} seeds; differences are by seed."
+    )
+    return [*lines, "", words]
+
+
+def equality_table(found: dict[str, Any]) -> list[str]:
+    """Largest differences between a cached and an online training, per objective and encoding."""
+    lines = [
+        "| objective, encoding | targets | loss | gradients | weights after two epochs | the same, online with another batch |",  # noqa: E501
+        "|---|---|---|---|---|---|",
+    ]
+    for name, arm in found.items():
+        first, two = arm["first_step"], arm["two_epochs"]
+        values = (first["target"], first["loss"], first["gradient"], two["cached"], two["control"])
+        lines.append(f"| {name} | " + " | ".join(f"{value:.2g}" for value in values) + " |")
+    return lines
+
+
+def values_table(found: dict[str, Any]) -> list[str]:
+    """Plain values, one a line."""
+    lines = ["| | |", "|---|---|"]
+    for name, value in found.items():
+        words = value
+        if isinstance(value, dict):
+            words = ", ".join(f"{key} {one:g}" for key, one in value.items())
+        elif isinstance(value, list):
+            words = ", ".join(f"{one:g}" for one in value)
+        lines.append(f"| {name.replace('_', ' ')} | {words} |")
+    return lines
+
+
+def filled(page: str) -> str:
+    """The page with every table as its JSON file has it."""
+
+    def one(match: re.Match[str]) -> str:
+        name = match.group(1)
+        document = json.loads((HERE / name).read_text())
+        return f"<!-- {name} -->\n{table(document)}\n<!-- end -->"
+
+    return TABLE.sub(one, page)
+
+
+def listed() -> list[str]:
+    """Per study: its first line, and the command of the committed result where there is one."""
+    lines = []
+    for script in sorted(HERE.glob("*.py")):
+        doc = ast.get_docstring(ast.parse(script.read_text())) or ""
+        if script.stem in ("study", "page"):
+            continue
+        lines.append(f"evidence/{script.name}: {doc.partition(chr(10))[0]}")
+        command = re.search(r"python evidence/.*?(?=\n\n|\Z)", doc, re.S)
+        if command:
+            lines.append("    " + " ".join(command.group(0).split()))
+    return lines
+
+
+def main() -> None:
+    """Rewrite the page, or list the studies."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--list", action="store_true")
+    if parser.parse_args().list:
+        print("\n".join(listed()))
+    else:
+        PAGE.write_text(filled(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()

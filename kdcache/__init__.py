@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from kdcache.preprocessing import Preprocessing
     from kdcache.teachers import Teacher, load_teacher
     from kdcache.training import Training, train
-    from kdcache.training.cached import CachedViews
     from kdcache.views import ViewPlan, make_augmentation
+    from kdcache.views.cached import CachedViews
     from kdcache_stores import KDCacheError, LogitStore, StoreWriter, open_store
 
 _HOMES = {
-    "CachedViews": "kdcache.training.cached",
+    "CachedViews": "kdcache.views.cached",
     "KDCacheError": "kdcache_stores",
     "LogitStore": "kdcache_stores",
     "Preprocessing": "kdcache.preprocessing",

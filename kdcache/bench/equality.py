@@ -24,8 +24,8 @@ from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher
 from kdcache.training import Training, train
-from kdcache.training.cached import Batch, CachedViews
 from kdcache.training.outcome import view_shape
+from kdcache.views.cached import Batch, CachedViews
 
 #: Every objective, with its logits as they are and standardized.
 OBJECTIVES = {

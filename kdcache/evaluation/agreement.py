@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcache.datasets import Dataset
 from kdcache.objectives import kd
-from kdcache.training.cached import CachedViews
+from kdcache.views.cached import CachedViews
 from kdcache_stores import LogitStore
 
 TAU = 2.0  # the temperature of the Z-scored divergence, that of the published method

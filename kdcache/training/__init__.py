@@ -16,14 +16,14 @@ from kdcache.datasets import Dataset, load_dataset
 from kdcache.objectives import ObjectiveConfig
 from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
-from kdcache.training.cached import CachedViews
 from kdcache.training.loop import Loop, Observer, Silent
 from kdcache.training.optim import Optimization
 from kdcache.training.outcome import view_shape
 from kdcache.training.ranks import Ranks, join
-from kdcache.training.resident import Rows, views_that_fit
 from kdcache.training.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
+from kdcache.views.cached import CachedViews
+from kdcache.views.resident import Rows, views_that_fit
 from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, open_store
 
 

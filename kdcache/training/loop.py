@@ -23,10 +23,10 @@ from kdcache.philox import derive_seed
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
-from kdcache.training.cached import Batch, CachedViews
 from kdcache.training.outcome import resolved, summarized, view_shape
 from kdcache.training.ranks import Ranks
-from kdcache.training.resident import Rows
+from kdcache.views.cached import Batch, CachedViews
+from kdcache.views.resident import Rows
 from kdcache_stores import MismatchError, TrainingError, UsageError
 
 if TYPE_CHECKING:

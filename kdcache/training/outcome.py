@@ -11,8 +11,8 @@ from kdcache._version import __version__
 from kdcache.objectives import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
-from kdcache.training.cached import CachedViews
 from kdcache.views import ViewPlan
+from kdcache.views.cached import CachedViews
 from kdcache_stores import UsageError
 from kdcache_stores.urls import redact
 

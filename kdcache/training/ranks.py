@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdcache.training.cached import Batch
+from kdcache.views.cached import Batch
 from kdcache_stores import UsageError
 
 

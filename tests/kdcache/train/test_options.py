@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from kdcache import CachedViews, load_dataset, train
 from kdcache.runs import load_run_model, read_config, read_metrics, read_summary
-from kdcache.training import cached as cached_module
 from kdcache.training.loop import Silent
-from kdcache.training.resident import views_that_fit
+from kdcache.views import cached as cached_module
+from kdcache.views.resident import views_that_fit
 from kdcache_stores import MismatchError, TrainingError, UsageError, open_store
 from tests.conftest import Result, Trained
 from tests.kdcache.train.job import training

@@ -22,8 +22,8 @@ from torch import Tensor
 from kdcache.augment import Mix
 from kdcache.datasets import Dataset
 from kdcache.philox import key_words
-from kdcache.training.resident import ResidentLogits, Rows, views_that_fit
 from kdcache.views import ViewPlan, replay
+from kdcache.views.resident import ResidentLogits, Rows, views_that_fit
 from kdcache_stores import LogitStore, MismatchError, Samples, UnknownName, UsageError, open_store
 
 SCHEDULES = ("epoch", "random")

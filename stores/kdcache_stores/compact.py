@@ -89,7 +89,7 @@ class Compact:
             ArraySpec("std", "float32", (), np.nan, compressed=True),
             ArraySpec("top", top, (), int(np.iinfo(top).max), compressed=True),
             ArraySpec("base", "uint16", components, _FILL, columns=True, per="sample"),
-            ArraySpec("basis", "float32", (*components, *shape), np.nan, per="store"),
+            ArraySpec("basis", "float32", (*components, *shape), np.nan, True, per="store"),
         )
 
     # ---- once ------------------------------------------------------------------------------------
@@ -131,6 +131,12 @@ class Compact:
         basis = np.zeros((_components(classes), classes), np.float32)
         basis[: len(used)] = low * used
         return {"basis": basis}
+
+    def learned(self, once: Mapping[str, Array]) -> dict[str, float]:
+        """`components` kept, of how many `directions`, and the `step` in row standard deviations."""
+        vectors = _vectors(once["basis"])
+        step = float(np.linalg.norm(vectors[0])) if len(vectors) else 0.0
+        return {"components": len(vectors), "directions": len(once["basis"]), "step": step}
 
     def base(self, rows: Floats, once: Mapping[str, Array]) -> dict[str, Array]:
         """`base` of each sample, from its row (n, K) of view 0."""
@@ -186,7 +192,9 @@ class Compact:
         codes += _signed(base)
         np.matmul(codes.astype(np.float32), basis, out=out)
         norm = np.sqrt(np.einsum("ij,ij->i", out, out) / np.float32(out.shape[1]))
-        with np.errstate(over="ignore", invalid="ignore"):  # the reader looks for what is not finite
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # the reader looks for what is not finite
             out *= np.divide(std, norm, out=np.zeros_like(norm), where=norm > 0)[:, None]
             out += arrays["mean"][:, None]
         rows = np.flatnonzero(arrays["top"])

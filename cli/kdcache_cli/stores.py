@@ -45,6 +45,13 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("encoding", encoding_text(logits["encoding"])),
         ("size", f"{size(info['nbytes'])}, {logits['bytes_per_row']:.1f} bytes a row"),
     ]  # fmt: skip
+    if len(logits["arrays"]) > 1:
+        count = info["views"] * info["samples"]
+        each = (f"{name} {nbytes / count:.1f}" for name, nbytes in logits["arrays"].items())
+        rows.append(("of which, bytes a row", ", ".join(each)))
+    if learned := logits["learned"]:
+        rows.append(("basis", f"{learned['components']} of {learned['directions']} components, in "
+                              f"steps of {learned['step']:.2g} row standard deviations"))  # fmt: skip
     if found := logits["fidelity"]:
         rows += [
             (
@@ -53,6 +60,8 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
             )
             for key, name in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
         ]
+        if "kl" in logits["encoding"]:
+            rows.append(("asked for, Z-scored, tau=2", f"{logits['encoding']['kl']:.1e}"))
         rows.append(("same top-1, live and stored", percent(found["top1_agreement"])))
     account = break_even(info)
     return [

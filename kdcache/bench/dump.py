@@ -96,6 +96,48 @@ def bench_dump(
     return {"settings": settings, **found}
 
 
+def bench_dumps(
+    plan: ViewPlan,
+    teacher: Teacher,
+    encodings: Sequence[str] = ("float16", "compact"),
+    views: int = 8,
+    batch_size: int = 256,
+    rounds: int = 3,
+    device: str | torch.device = "cpu",
+) -> dict[str, dict[str, list[float]]]:
+    """Whole dumps of the same views in several encodings, in turns.
+
+    Returns:
+        Per encoding: `cpu_seconds` (of the process, all threads) and `seconds`, one per round.
+    """
+    device = torch.device(device)
+    found: dict[str, dict[str, list[float]]] = {
+        encoding: {"cpu_seconds": [], "seconds": []} for encoding in encodings
+    }
+    for turn in range(rounds + 1):
+        for encoding in encodings if turn % 2 else encodings[::-1]:
+            begun = time.process_time()
+            many = views if turn else 1  # the first warms up
+            seconds = _dump(plan, [teacher], many, batch_size, encoding, device)
+            if turn:
+                found[encoding]["cpu_seconds"].append(time.process_time() - begun)
+                found[encoding]["seconds"].append(seconds)
+    return found
+
+
+def random_dumps(
+    model: str,
+    samples: int,
+    classes: int = 100,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    rounds: int = 3,
+    device: str | torch.device = "cpu",
+) -> dict[str, dict[str, list[float]]]:
+    """`bench_dumps` of a network of the zoo with random weights, over random images."""
+    teacher = _teacher(model, classes, shape, torch.device(device))
+    return bench_dumps(_plan(samples, classes, shape), teacher, rounds=rounds, device=device)
+
+
 def bench_memory(
     samples: Sequence[int] = (2048, 8192), views: Sequence[int] = (2, 16), classes: int = 1000
 ) -> list[dict[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,13 @@ from kdcache.training.loop import Loop
 from kdcache.training.outcome import view_shape
 
 
-def bench_train(training: Training, teacher: str | None, rounds: int = 7) -> dict[str, Any]:
-    """Epochs of the same training three ways, in turns, so that what else the machine does hits all.
+def bench_train(
+    training: Training,
+    teacher: str | None,
+    rounds: int = 7,
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Epochs of the same training several ways, in turns, so that what else the machine does hits all.
 
     "ce" learns from labels alone, "cached" from the store, "online" with the teacher in the loop. All
     see the same samples in the same order and the same views; one round before those counted
@@ -31,6 +37,7 @@ def bench_train(training: Training, teacher: str | None, rounds: int = 7) -> dic
         training: of the "cached" way: a method other than ce, from one store.
         teacher: the store's, as `load_teacher` takes it; None leaves "online" out.
         rounds: epochs counted of each way.
+        others: more stores of the same views, by the name of the way that trains from each.
 
     Returns:
         Per way: seconds (of each round), cpu_seconds (of the process, its reading thread included; what
@@ -46,6 +53,7 @@ def bench_train(training: Training, teacher: str | None, rounds: int = 7) -> dic
     }
     if teacher is not None:
         ways["online"] = replace(training, online=(teacher,))
+    ways |= {name: replace(training, stores=(store,)) for name, store in others.items()}
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         loops = {

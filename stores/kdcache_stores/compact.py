@@ -89,7 +89,7 @@ class Compact:
             ArraySpec("std", "float32", (), np.nan, compressed=True),
             ArraySpec("top", top, (), int(np.iinfo(top).max), compressed=True),
             ArraySpec("base", "uint16", components, _FILL, columns=True, per="sample"),
-            ArraySpec("basis", "float32", (*components, *shape), np.nan, per="store"),
+            ArraySpec("basis", "float32", (*components, *shape), np.nan, True, per="store"),
         )
 
     # ---- once ------------------------------------------------------------------------------------
@@ -131,6 +131,12 @@ class Compact:
         basis = np.zeros((_components(classes), classes), np.float32)
         basis[: len(used)] = low * used
         return {"basis": basis}
+
+    def learned(self, once: Mapping[str, Array]) -> dict[str, float]:
+        """`components` kept, of how many `directions`, and the `step` in row standard deviations."""
+        vectors = _vectors(once["basis"])
+        step = float(np.linalg.norm(vectors[0])) if len(vectors) else 0.0
+        return {"components": len(vectors), "directions": len(once["basis"]), "step": step}
 
     def base(self, rows: Floats, once: Mapping[str, Array]) -> dict[str, Array]:
         """`base` of each sample, from its row (n, K) of view 0."""

@@ -79,6 +79,9 @@ class LearnedEncoding(Encoding, Protocol):
     def base(self, rows: Floats, once: Mapping[str, Array]) -> dict[str, Array]:
         """Arrays per sample, from its row of view 0; `once` holds those per store."""
 
+    def learned(self, once: Mapping[str, Array]) -> dict[str, float]:
+        """What the arrays per store say, in figures for people."""
+
 
 def to_float16(rows: Floats) -> NDArray[np.float16]:
     """Rows in half precision; raises `DataError` where a finite value would become infinite."""

@@ -21,13 +21,19 @@ from kdcache_stores.manifest import Entry, sha256
 from kdcache_stores.nouns import Shard
 from kdcache_stores.shards import ShardReader, encode_shard
 
-LESSON = 4096
-"""Samples at most that an encoding learns from."""
+LESSON = (256, 1024)
+"""Samples at least and at most that an encoding learns from: more gain less than 1% of the bytes."""
 
 
-def lesson_rows(samples: int) -> NDArray[np.int64]:
-    """The rows to learn from, spread evenly over the dataset: the same ones for every writer."""
-    return np.linspace(0, samples - 1, min(samples, LESSON)).round().astype(np.int64)
+def lesson_rows(samples: int, classes: int) -> NDArray[np.int64]:
+    """The rows to learn from, spread evenly over the dataset: the same ones for every writer.
+
+    An eighth of them, so that two more views of these hardly lengthen a dump; where there are
+    many, enough to tell which directions of `classes` dimensions are never used.
+    """
+    least, most = LESSON
+    count = min(max(samples // 8, least), max(most, 4 * classes), samples)
+    return np.linspace(0, samples - 1, count).round().astype(np.int64)
 
 
 def once_entry(layout: ArrayLayout, shard: Shard, data: bytes) -> Entry:

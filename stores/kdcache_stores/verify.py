@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from kdcache_stores.canonical import Json
 from kdcache_stores.decode import cores
+from kdcache_stores.encoding import LearnedEncoding
 from kdcache_stores.errors import CorruptStore, KDCacheError
 from kdcache_stores.fidelity import combine
 from kdcache_stores.files import LocalFiles, is_temporary
 from kdcache_stores.manifest import CARD, CROISSANT, MANIFEST, SAMPLES, SEAL, Entry
 from kdcache_stores.nouns import Samples
 from kdcache_stores.sealed import SealedObjects
+from kdcache_stores.shards import ShardReader
 
 if TYPE_CHECKING:
     from kdcache_stores.reader import LogitStore
@@ -151,6 +153,20 @@ def _strangers(source: SealedObjects) -> list[str]:
     return found
 
 
+def _learned(store: LogitStore, name: str) -> dict[str, Json] | None:
+    """What the encoding of a field learned, in figures, if it is one that does."""
+    encoding, source = store.fields[name].encoding, store.source
+    if not isinstance(encoding, LearnedEncoding):
+        return None
+    once = {}
+    for layout in store.layouts[name]:
+        if layout.spec.per == "store":
+            key = layout.key(0, 0)
+            where = f"{store.where}/{key}"
+            once[layout.spec.name] = ShardReader(layout, source.get(key), where).rows(range(1))[0]
+    return {**encoding.learned(once)}
+
+
 def describe(store: LogitStore) -> dict[str, Json]:
     """What a store holds, plain JSON."""
     entries = store.source.entries
@@ -169,6 +185,7 @@ def describe(store: LogitStore) -> dict[str, Json]:
                 spec.name: sum(e.size for e in own if e.key.split("/")[1] == spec.name)
                 for spec in item.encoding.arrays(item.shape)
             },
+            "learned": _learned(store, name),
             "labelled": labelled,
             "top1": sum(e.correct or 0 for e in measured) / labelled if labelled else None,
             "fidelity": combine([e.fidelity for e in measured if e.fidelity]) or None,

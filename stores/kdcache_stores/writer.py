@@ -190,7 +190,7 @@ class StoreWriter:
         """Rows whose outputs `prepare` needs before the first `write`, or None if it needs none."""
         if not self.learns or self.sealed or is_learned(self.files, self._layouts):
             return None
-        return lesson_rows(len(self.samples))
+        return lesson_rows(len(self.samples), self.header.plan.classes)
 
     def prepare(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Let the encodings learn from the rows of `lesson`; every writer goes on with the first's.
@@ -201,7 +201,7 @@ class StoreWriter:
 
         Raises `DataError` if an encoding cannot reach what is asked of it on these rows.
         """
-        lesson = lesson_rows(len(self.samples))
+        lesson = lesson_rows(len(self.samples), self.header.plan.classes)
         for name, field in self.header.fields.items():
             if field.learns:
                 rows = check_lesson(field, lesson, np.asarray(arrays[name]))

@@ -27,6 +27,7 @@ from kdcache_stores import (
 )
 from kdcache_stores.cost import read_cost
 from kdcache_stores.fidelity import measure
+from kdcache_stores.once import lesson_rows
 
 from .conftest import make_plan, make_teacher, tree
 
@@ -85,6 +86,16 @@ def check(store: LogitStore, logits: Logits, kl: float) -> None:
     assert np.mean(measured) <= kl
 
 
+@pytest.mark.parametrize(
+    ("samples", "classes", "rows"),
+    [(1, 10, 1), (100, 10, 100), (2000, 10, 256), (5000, 10, 625), (50000, 100, 1024), (1281167, 1000, 4000)],
+)
+def test_the_lesson_is_a_small_part(samples: int, classes: int, rows: int) -> None:
+    lesson = lesson_rows(samples, classes)
+    assert len(np.unique(lesson)) == rows
+    assert (lesson[0], lesson[-1]) == (0, samples - 1)
+
+
 def test_moments_are_finer_than_those_of_float16(tmp_path: Path) -> None:
     live = teacher_like(views=1, n=600, classes=100)
     exact = np.stack([live.mean(2, dtype="f8"), live.std(2, dtype="f8")])
@@ -108,6 +119,8 @@ def test_the_target_is_reached_for_few_bytes(tmp_path: Path, kl: float) -> None:
     assert field["fidelity"]["top1_agreement"] == 1
     assert field["arrays"]["values"] < 4 * 600 * 8
     assert sum(field["arrays"].values()) == field["nbytes"]
+    assert 7 <= field["learned"]["components"] <= 10
+    assert field["learned"]["directions"] == 39
     assert store.verify().ok
 
 

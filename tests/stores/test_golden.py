@@ -23,7 +23,7 @@ DIGESTS = {
     "unlabelled": "59e7639a55cd835b4d4bafaa6a9830444d0d1a82a7d5bf45be0f5b9050023835",
     "weak-strong": "5094b3e43a436bdd4a9418f62ecb2149cbd389ed89af9d5504661908839a60ed",
     "feature-map": "5a510d29309d2ba548702318d43e03e1e8c7cb47d4fed2f9f2e6c6fec363e459",
-    "compact": "8df9ac742344f42a3dccbc93131ce2a4f35d68fa7af3709151cd4a36711d6ef7",
+    "compact": "0246a1c9e95f1fb71c78dcfa7c8687f3b43279dbf1ddb975a7a11fb63937b113",
     "sequences": "21403a2d7eea013a70e5cb4f924f7bb6c57601d5b2980f557891afe6847ec1fd",
 }
 

@@ -126,10 +126,12 @@ class Compact:
             step = math.sqrt(low * high)
             low, high = (step, high) if reached(step) <= self.kl else (low, step)
         codes = np.abs(np.stack([first, last])).max(axis=(0, 1)) / low
-        # What thousands of rows never use, no row needs; of what few rows say, nothing is certain.
-        used = vectors[codes >= 0.5] if rows.shape[1] >= 4 * classes else vectors
+        # Rows that leave a third of what they could span unused do not need it; of fewer rows
+        # nothing is certain.
+        if 3 * (codes >= 0.5).sum() <= 2 * rows.shape[1]:
+            vectors = vectors[codes >= 0.5]
         basis = np.zeros((_components(classes), classes), np.float32)
-        basis[: len(used)] = low * used
+        basis[: len(vectors)] = low * vectors
         return {"basis": basis}
 
     def learned(self, once: Mapping[str, Array]) -> dict[str, float]:

@@ -88,7 +88,14 @@ def check(store: LogitStore, logits: Logits, kl: float) -> None:
 
 @pytest.mark.parametrize(
     ("samples", "classes", "rows"),
-    [(1, 10, 1), (100, 10, 100), (2000, 10, 256), (5000, 10, 625), (50000, 100, 1024), (1281167, 1000, 4000)],
+    [
+        (1, 10, 1),
+        (100, 10, 100),
+        (2000, 10, 256),
+        (5000, 10, 625),
+        (50000, 100, 1024),
+        (1281167, 1000, 4000),
+    ],
 )
 def test_the_lesson_is_a_small_part(samples: int, classes: int, rows: int) -> None:
     lesson = lesson_rows(samples, classes)
@@ -168,6 +175,24 @@ HARD: dict[str, Callable[[], Logits]] = {
 def test_hard_logits(tmp_path: Path, name: str) -> None:
     logits = HARD[name]()
     check(dump(tmp_path, logits), logits, 6e-4)
+
+
+def test_two_samples_say_roughly_what_a_step_costs(tmp_path: Path) -> None:
+    logits = teacher_like(3, 2, 10)
+    check(dump(tmp_path, logits), logits, 3e-3)
+
+
+@pytest.mark.slow
+def test_two_hundred_and_forty_views(tmp_path: Path) -> None:
+    logits = teacher_like(240, 32, 10)
+    check(dump(tmp_path, logits), logits, 6e-4)
+
+
+def test_directions_that_no_row_uses_are_left_out(tmp_path: Path) -> None:
+    logits = teacher_like(2, 300, 200, rank=20)
+    store = dump(tmp_path, logits, shard_rows=300)
+    assert store.info()["fields"]["logits"]["learned"]["components"] <= 22
+    check(store, logits, 4e-4)
 
 
 def test_the_basis_need_not_know_every_row(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # kdcache: every target makes what it needs, from a clean checkout with Python >= 3.11 and make.
-.PHONY: help install demo bench evidence testTHON ?= python3
+PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,8 +17,8 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(.PHONY: help install demo bench evidence testTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdcache needs Python >= 3.11, found " + sys.version.split()[0] + ": make .PHONY: help install demo bench evidence testTHON=/path/to/python3.11")'
-	$(.PHONY: help install demo bench evidence testTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdcache needs Python >= 3.11, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	@touch $(STAMP)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from kdcache import CachedViews, Preprocessing, build_model, load_dataset
 from kdcache.objectives import Objective, Step
-from kdcache.training.cached import Batch
+from kdcache.views.cached import Batch
 
 
 class Epochs(IterableDataset[Batch]):

@@ -8,18 +8,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from kdcache.dumping import Target, open_writer
 from kdcache.views import ViewPlan
-from kdcache_stores import Samples, StoreError, StoreWriter
+from kdcache_stores import Plan, Samples, StoreError, StoreWriter
 
-#: The warm-up ends after so many batches or seconds, the first batch not counted.
+#: The warm-up ends after so many batches of a view, or seconds; the first batch is not timed.
 WARM_UP_BATCHES, WARM_UP_SECONDS = 8, 2.0
 #: Room asked for beyond the estimate.
 MARGIN = 1.05
@@ -32,7 +31,7 @@ class Estimate:
     Attributes:
         rows: rows to forward; with several teachers, each by every teacher.
         stored: rows that the stores hold already.
-        bytes_per_row: of one store, by encoding the first rows.
+        bytes_per_row: of what is to be written, by encoding two views of the first rows.
         nbytes: that all stores will grow by.
         free_bytes: on the fullest of their disks.
         rows_per_second: of all teachers together, from a warm-up.
@@ -87,7 +86,7 @@ def estimate(
                  device=device, hash_keys=hash_keys)
         for target in targets
     ]  # fmt: skip
-    rows = max(todo)
+    rows = max(missing.rows for missing in todo)
     everything = views * len(plan) * len(targets)
     done = Estimate(
         rows=0,
@@ -104,13 +103,15 @@ def estimate(
     if not rows:
         return done
     logits, speed = _warm_up(plan, targets, batch_size, torch.device(device), workers)
-    labels = plan.samples.labels[: len(logits[0])]
-    per_row = [encoded_bytes(values, labels, encoding) for values in logits]
-    nbytes = [round(size * missing) for size, missing in zip(per_row, todo, strict=True)]
+    labels = plan.samples.labels[: logits[0].shape[1]]
+    nbytes = [
+        round(encoded_bytes(said, labels, encoding).of(missing))
+        for said, missing in zip(logits, todo, strict=True)
+    ]
     return replace(
         done,
         rows=rows,
-        bytes_per_row=sum(per_row) / len(per_row),
+        bytes_per_row=sum(nbytes) / sum(missing.rows for missing in todo),
         nbytes=sum(nbytes),
         free_bytes=_require_room([target.path for target in targets], nbytes),
         rows_per_second=speed * ranks,
@@ -118,14 +119,37 @@ def estimate(
     )
 
 
+class Missing(NamedTuple):
+    """What a store lacks: rows, those of view 0 among them, and whether it was not begun at all."""
+
+    rows: int
+    first: int
+    new: bool
+
+
+class EncodedBytes(NamedTuple):
+    """Bytes that an encoding takes: once per store, once per sample, and for every row."""
+
+    store: float
+    sample: float
+    row: float
+
+    def of(self, missing: Missing) -> float:
+        """Bytes that are still to be written."""
+        return self.store * missing.new + self.sample * missing.first + self.row * missing.rows
+
+
 def _missing(
     plan: ViewPlan, target: Target, views: int, part: tuple[int, int], **settings: Any
-) -> int:
-    """Rows that a store lacks; a store that is not there is not begun for it."""
+) -> Missing:
+    """What a store lacks; one that is not there is not begun for it."""
     if not (Path(target.path) / "zarr.json").exists():
-        return -(-views * len(plan) // part[1])
+        samples = -(-len(plan) // part[1])
+        return Missing(-(-views * len(plan) // part[1]), samples, True)
     with open_writer(plan, target, views, **settings) as writer:
-        return sum(shard.rows for shard in writer.pending(part))
+        pending = writer.pending(part)
+        first = sum(shard.rows for shard in pending if shard.view == 0)
+        return Missing(sum(shard.rows for shard in pending), first, False)
 
 
 def _warm_up(
@@ -135,41 +159,57 @@ def _warm_up(
     device: torch.device,
     workers: int,
 ) -> tuple[list[np.ndarray], float]:
-    """Logits float32 (n, K) of the first rows per teacher, and rows per second of all together."""
-    starts = range(0, min(len(plan), (1 + WARM_UP_BATCHES) * batch_size), batch_size)
-    batches = [(np.arange(i, min(i + batch_size, len(plan))), 0) for i in starts]
+    """Logits float32 (views, n, K) of the first rows per teacher, and rows per second of all together.
+
+    Two views of the rows where the plan has two: what later views cost beside the first differs.
+    """
+    views = range(min(2, plan.views or 2))
+    starts = range(0, min(len(plan), WARM_UP_BATCHES * batch_size), batch_size)
+    cuts = [np.arange(i, min(i + batch_size, len(plan))) for i in starts]
+    batches = [(rows, view) for rows in cuts for view in views]
     if len(batches) == 1:
         batches *= 2  # timed the second time
-    said: list[list[np.ndarray]] = [[] for _ in targets]
+    said: list[list[list[np.ndarray]]] = [[[] for _ in views] for _ in targets]
     begun, timed = time.perf_counter(), 0
     stream = plan.stream(batches, device=device, workers=workers)
-    for number, batch in enumerate(islice(stream, len(batches))):
+    for number, ((_, view), batch) in enumerate(zip(batches, stream, strict=True)):
         for target, logits in zip(targets, said, strict=True):
-            logits.append(target.teacher(batch.images).cpu().numpy())
+            logits[view].append(target.teacher(batch.images).cpu().numpy())
         if number == 0:
             begun = time.perf_counter()
-        else:
-            timed += len(batch.rows)
-            if time.perf_counter() - begun > WARM_UP_SECONDS:
-                break
+            continue
+        timed += len(batch.rows)
+        if view == views[-1] and time.perf_counter() - begun > WARM_UP_SECONDS:
+            break
     seconds = time.perf_counter() - begun
-    return [np.concatenate(logits)[: len(plan)] for logits in said], timed / seconds
+    joined = [np.stack([np.concatenate(rows)[: len(plan)] for rows in logits]) for logits in said]
+    return joined, timed / seconds
 
 
-def encoded_bytes(logits: np.ndarray, labels: np.ndarray, encoding: str) -> float:
-    """Bytes per row that an encoding takes on the disk, by writing a store of these rows.
-
-    An upper bound for `compact`, whose basis and bases these few rows pay for alone.
+def encoded_bytes(logits: np.ndarray, labels: np.ndarray, encoding: str) -> EncodedBytes:
+    """Bytes that an encoding takes on the disk, by writing a store of these rows.
 
     Args:
-        logits: float32 (n, K).
+        logits: float32 (views, n, K), one view or two.
         labels: int64 (n,).
         encoding: as `FieldSpec` takes it.
     """
-    samples = Samples([str(row) for row in range(len(logits))], labels)
+    views, n = logits.shape[:2]
+    samples = Samples([str(row) for row in range(n)], labels)
+    plan = Plan("rows", "train", logits.shape[2], samples.fingerprint, {"name": "none"}, seed=0)
     with tempfile.TemporaryDirectory(prefix="kdcache-") as folder:
-        store = StoreWriter.from_arrays(folder, logits, samples=samples, encoding=encoding)
-        return float(store.info()["fields"]["logits"]["bytes_per_row"])
+        store = StoreWriter.from_arrays(
+            folder, logits, samples=samples, plan=plan, encoding=encoding
+        )
+        entries = store.source.entries.values()
+        first, last = (
+            sum(e.size for e in entries if e.kind == "shard" and e.view == view)
+            for view in (0, views - 1)
+        )
+        once = [entry for entry in entries if entry.kind == "once"]
+        base = sum(entry.size for entry in once if entry.start is not None)
+        basis = sum(entry.size for entry in once if entry.start is None)
+    return EncodedBytes(basis, (base + first - last) / n, last / n)
 
 
 def _require_room(paths: Sequence[str | os.PathLike[str]], nbytes: Sequence[int]) -> int:

@@ -77,5 +77,29 @@ def test_a_store_of_another_plan_is_refused_by_the_estimate(
 
 def test_encoded_bytes_of_float32_are_four_each() -> None:
     rows = np.random.default_rng(0).standard_normal((1000, 10)).astype(np.float32)
-    size = encoded_bytes(rows, np.zeros(1000, np.int64), "float32")
-    assert 40 <= size < 41
+    size = encoded_bytes(rows[None], np.zeros(1000, np.int64), "float32")
+    assert (size.store, size.sample) == (0, 0)
+    assert 40 <= size.row < 41
+
+
+def test_many_views_of_compact_cost_what_the_later_ones_do(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    dataset = load_dataset("digits")
+    plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+    target = Target(teacher, tmp_path / "s")
+    found = []
+    for views in (8, 16):  # a new store, then its growth
+        cost = estimate(plan, [target], views, encoding="compact:2.5e-5")
+        before = nbytes_of(tmp_path / "s")
+        dump(plan, [target], views, encoding="compact:2.5e-5")
+        found.append(cost.nbytes / (nbytes_of(tmp_path / "s") - before))
+    assert found == pytest.approx([1, 1], rel=0.05)
+
+
+def nbytes_of(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with open_store(path) as store:
+        nbytes: int = store.info()["fields"]["logits"]["nbytes"]
+        return nbytes

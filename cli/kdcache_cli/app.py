@@ -24,6 +24,10 @@ COMMANDS = {
     ),
     "seal": ("making:seal", "Finish a store whose parts several jobs dumped."),
     "train-student": ("training:train_student", "Train a student from labels and cached logits."),
+    "check": (
+        "checking:check",
+        "Judge stores, settings or a run: what will go wrong, and a remedy.",
+    ),
     "evaluate": ("evaluating:evaluate", "Accuracy, calibration, cost and agreement of a network."),
     "export": ("evaluating:export", "Write a trained network as a file that others can run."),
     "report": ("report:report", "A page of figures about runs and stores."),

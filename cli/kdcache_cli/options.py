@@ -147,6 +147,16 @@ allow_code = click.option(
     "--allow-code", is_flag=True, help="Import the user's own network that a run names."
 )
 
+baseline = click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="Finished run of the student by labels alone, which its teacher should surpass.",
+)
+
+strict = click.option(
+    "--strict", is_flag=True, help="Exit 1 on any warning, before anything is trained or written."
+)
+
 run_out = click.option(
     "--out",
     required=True,

@@ -44,7 +44,7 @@ class Bars:
 
 
 def _train(
-    training: Any, out: Path, title: str, as_json: bool, quiet: bool, **options: bool
+    training: Any, out: Path, title: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     from kdcache.training import train
 
@@ -151,6 +151,8 @@ def train_teacher(
     "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
 )
 @options.allow_code
+@options.baseline
+@options.strict
 @options.objective
 @options.steps
 @options.device
@@ -162,13 +164,15 @@ def train_student(
     recipe: str | None,
     tensorboard: bool,
     allow_code: bool,
+    baseline: Path | None,
+    strict: bool,
     **settings: Any,
 ) -> None:
     """Train a student from labels and cached logits, without its teacher."""
     from kdcache.training import Training
 
     if recipe:
-        settings |= _from_recipe(recipe, settings)
+        settings |= from_recipe(recipe, settings)
     if settings["method"] is None:
         raise click.UsageError("give --method (see `kdcache list methods`) or --recipe.")
     if settings["stores"] and settings["augment"]:
@@ -180,11 +184,12 @@ def train_student(
     objective = options.objective_config(settings)
     training = Training(**_settings(settings), objective=objective)
     title = f"student {training.model} by {objective.method}"
-    _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code)
+    _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code,
+           baseline=baseline, strict=strict)  # fmt: skip
 
 
-def _from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's options, but for those given on the command line."""
+def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's options, but for those given on the command line of ``settings``."""
     from kdcache.recipes import resolve
     from kdcache_stores import open_store
 

@@ -17,8 +17,16 @@ from kdcache.models.classes import best_class_map
 from kdcache.teachers import Teacher
 from kdcache_stores.errors import MismatchError
 
+#: Clean images of a split that a teacher is judged on: at least, and at most, per class 5.
+FEWEST, MOST, PER_CLASS = 500, 2000, 5
+
 #: Chance explains an accuracy that it reaches at least this often.
 SIGNIFICANCE = 1e-3
+
+
+def sample_size(classes: int) -> int:
+    """How many clean images of a split a teacher is judged on, where there are so many."""
+    return min(max(FEWEST, PER_CLASS * classes), MOST)
 
 
 @dataclass(frozen=True)
@@ -50,17 +58,23 @@ class Check:
         """Whether guessing would reach this top-1 too often to call the teacher trained."""
         return _by_chance(self.labels == self.predictions, self.chance)
 
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two halves of the images, drawn: every other image may be every other class."""
+        drawn = np.random.Generator(np.random.Philox(0)).permutation(len(self.labels))
+        return drawn[::2], drawn[1::2]
+
     def class_order(self) -> tuple[int, ...] | None:
         """The order of classes that explains the predictions better than the given one, if any.
 
-        It is fitted on every other image and counts only if it also holds on the rest: right there
+        It is fitted on half of the images and counts only if it also holds on the rest: right there
         more often than chance, and twice as often as the given order.
 
         Returns:
             As a class map: the teacher's class for each class of the dataset.
         """
-        order = best_class_map(self.labels[::2], self.predictions[::2], self.classes)
-        rest, predictions = self.labels[1::2], self.predictions[1::2]
+        fitted, held = self.halves()
+        order = best_class_map(self.labels[fitted], self.predictions[fitted], self.classes)
+        rest, predictions = self.labels[held], self.predictions[held]
         if not len(rest):
             return None
         right = np.asarray(order)[rest] == predictions

@@ -12,15 +12,12 @@ import torch
 
 from kdcache.augment import default_augmentation
 from kdcache.datasets import Dataset, load_dataset
-from kdcache.dumping.sanity import check_teacher
+from kdcache.dumping.sanity import check_teacher, sample_size
 from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing, normalisation
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import DataError, MismatchError, Samples, UsageError, open_store
-
-#: Clean images of a split that a teacher is judged on: at least, and at most, per class 5.
-FEWEST, MOST, PER_CLASS = 500, 2000, 5
 
 
 @dataclass(frozen=True)
@@ -193,21 +190,31 @@ def clean_top1(
     """
     found = {}
     for dataset in splits:
-        wanted = min(max(FEWEST, PER_CLASS * dataset.classes), MOST)
-        labelled = np.flatnonzero(dataset.labels >= 0)
-        count = min(wanted, len(labelled))
-        if not count:
+        images, labels = clean_images(dataset, size)
+        if not len(labels):
             continue
-        rows = labelled[np.arange(count) * len(labelled) // count]
-        view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
-        view = "none" if dataset.image_shape is not None else view
-        plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
-        images = plan.images(rows, np.zeros(count, np.int64))
-        where = f"{count} clean {dataset.split} images of {dataset.name}"
-        top1 = check_teacher(teacher, images, dataset.labels[rows], where, allow_untrained)
+        where = f"{len(labels)} clean {dataset.split} images of {dataset.name}"
+        top1 = check_teacher(teacher, images, labels, where, allow_untrained)
         if top1 is not None:
             found[dataset.split] = top1
     return found
+
+
+def clean_images(dataset: Dataset, size: int = 224) -> tuple[torch.Tensor, np.ndarray]:
+    """A sample of the labelled images as they are: uint8 (N, C, H, W), and labels int64 (N,).
+
+    Args:
+        size: side of the central crop of images that differ in size.
+    """
+    labelled = np.flatnonzero(dataset.labels >= 0)
+    count = min(sample_size(dataset.classes), len(labelled))
+    if not count:
+        return torch.zeros(0, 3, size, size, dtype=torch.uint8), np.zeros(0, np.int64)
+    rows = labelled[np.arange(count) * len(labelled) // count]
+    view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
+    view = "none" if dataset.image_shape is not None else view
+    plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
+    return plan.images(rows, np.zeros(count, np.int64)), dataset.labels[rows]
 
 
 def posterior(teacher: Teacher, path: Path, samples: int) -> list[tuple[Teacher, Path]]:

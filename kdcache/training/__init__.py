@@ -13,6 +13,7 @@ import torch
 
 from kdcache.augment import default_augmentation
 from kdcache.datasets import Dataset, load_dataset
+from kdcache.judgement.preflight import Judged
 from kdcache.objectives import ObjectiveConfig
 from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
@@ -101,6 +102,8 @@ def train(
     *,
     tensorboard: bool = False,
     allow_code: bool = False,
+    baseline: str | os.PathLike[str] | None = None,
+    strict: bool = False,
 ) -> Run:
     """Train to the end, going on after the last finished epoch if ``out`` holds this very run.
 
@@ -113,15 +116,19 @@ def train(
         watch: told of the progress.
         tensorboard: write the metrics to ``out``/tensorboard too.
         allow_code: import the factory that the run of an online teacher names.
+        baseline: a finished run of the same model by cross-entropy, which the teacher should surpass;
+            None: looked for beside ``out``.
+        strict: refuse to begin where `kdcache.judgement` has a warning.
 
     Returns:
         The finished run.
 
     Raises:
         KDCacheError: see `load_dataset`, `CachedViews`, `Run`; TrainingError for a loss that is not
-            finite.
+            finite, and for warnings if ``strict``, before ``out`` is made.
     """
-    with prepared(training, out, watch, tensorboard=tensorboard, allow_code=allow_code) as loop:
+    with prepared(training, out, watch, tensorboard=tensorboard, allow_code=allow_code,
+                  baseline=baseline, strict=strict) as loop:  # fmt: skip
         return loop.run()
 
 
@@ -133,6 +140,8 @@ def prepared(
     *,
     tensorboard: bool = False,
     allow_code: bool = False,
+    baseline: str | os.PathLike[str] | None = None,
+    strict: bool = False,
 ) -> Iterator[Loop]:
     """A training that is ready for its first step; see `train`, which runs it to its end."""
     if training.threads:
@@ -150,7 +159,7 @@ def prepared(
         _require_alike(trainset, testset)
         stores = [opened.enter_context(open_store(path)) for path in training.stores]
         _require_classes(stores, trainset)
-        rows, held_out = _choose(trainset, training)
+        rows, held_out = choose(trainset, training.train_samples, training.val_split, training.seed)
         plan = None
         if not stores:
             spec = training.augment or default_augmentation(trainset)
@@ -184,9 +193,18 @@ def prepared(
                 "draws from those alone, which is not the distribution of online training. More of "
                 "them: --resident-views."
             )
+        judged = None
+        if ranks.first:
+            judged = Judged(training, views, views.stores if read else [], out, baseline)
+            for note in judged.notes:
+                watch.note(note)
+            if strict:
+                judged.require_silence()
+            for finding in judged.findings:
+                watch.note(f"warning: {finding}")
         teachers = _online_teachers(training, stores, views.plan, device, allow_code)
         training = replace(training, device=device)
-        yield Loop(training, out, testset, held_out, views, teachers, watch, ranks)
+        yield Loop(training, out, testset, held_out, views, teachers, watch, ranks, judged)
 
 
 def _resident_views(
@@ -266,9 +284,11 @@ def _online_teachers(
     return teachers
 
 
-def _choose(dataset: Dataset, training: Training) -> tuple[Rows, Rows]:
+def choose(
+    dataset: Dataset, train_samples: int | None, val_split: float, seed: int
+) -> tuple[Rows, Rows]:
     """Rows to train on and rows held out: both balanced over classes, drawn by the seed."""
-    rng = np.random.Generator(np.random.Philox(key=[training.seed, 2**63]))
+    rng = np.random.Generator(np.random.Philox(key=[seed, 2**63]))
     shuffled = rng.permutation(len(dataset))
     # The n-th sample of each class in shuffled order, for n = 0, 1, ...: any prefix is balanced.
     labels = dataset.labels[shuffled]
@@ -276,13 +296,13 @@ def _choose(dataset: Dataset, training: Training) -> tuple[Rows, Rows]:
     for label in np.unique(labels):
         turn[labels == label] = np.arange((labels == label).sum())
     balanced = shuffled[np.argsort(turn, kind="stable")]
-    wanted = len(dataset) if training.train_samples is None else training.train_samples
+    wanted = len(dataset) if train_samples is None else train_samples
     if not 1 <= wanted <= len(dataset):
         raise UsageError(f"--train-samples {wanted}: {dataset.name} has {len(dataset)} samples.")
-    held = round(wanted * training.val_split)
-    if training.val_split and not 0 < held < wanted:
+    held = round(wanted * val_split)
+    if val_split and not 0 < held < wanted:
         raise UsageError(
-            f"--val-split {training.val_split} of {wanted} samples is {held}: none is left to "
+            f"--val-split {val_split} of {wanted} samples is {held}: none is left to "
             f"{'hold out' if not held else 'train on'}."
         )
     chosen = balanced[:wanted]

@@ -30,6 +30,7 @@ from kdcache.views.resident import Rows
 from kdcache_stores import MismatchError, TrainingError, UsageError
 
 if TYPE_CHECKING:
+    from kdcache.judgement.preflight import Judged
     from kdcache.training import Training
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,8 +75,10 @@ class Loop:
         teachers: list[Teacher],
         watch: Observer,
         ranks: Ranks,
+        judged: Judged | None = None,
     ) -> None:
         self.training, self.views, self.watch, self.ranks = training, views, watch, ranks
+        self.judged = judged
         self.testset, self.held_out, self.teachers = testset, held_out, teachers
         self.device = torch.device(training.device)
         self.preprocessing = normalisation(views.dataset)
@@ -164,9 +167,19 @@ class Loop:
                 self.watch.epoch(record, epochs)
         calibrated = self._calibration()
         if self.ranks.first:
-            run.finish(self._evaluated, summarized(self, records) | calibrated)
+            warnings = {"warnings": self._warnings(records)}
+            run.finish(self._evaluated, summarized(self, records) | calibrated | warnings)
         self.ranks.wait()
         return run
+
+    def _warnings(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        """What was said before the first step, and what the training showed since."""
+        if self.judged is None:
+            return []
+        late = self.judged.after(records)
+        for finding in late:
+            self.watch.note(f"warning: {finding}")
+        return [finding.to_dict() for finding in (*self.judged.findings, *late)]
 
     def train_epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the samples; sums stay on the device until its end, so nothing waits for it."""

@@ -13,7 +13,8 @@
     │   ├── FormatError          (ValueError) a store of a newer format, or metadata that breaks it
     │   ├── StoreInUse           a second writer, or data there that would be overwritten
     │   └── RemoteError          (ConnectionError) a server that does not answer, or refuses
-    └── TrainingError            a run that cannot go on: a loss not finite, a wrong checkpoint
+    └── TrainingError            a run that cannot go on: a loss not finite, a wrong checkpoint;
+                                 or may not begin: a warning where --strict asks for none
 
 A message says what was expected, what was found, where, and what to do next. The command line
 prints it as it stands and exits 1 (2 for `UsageError`).
@@ -88,4 +89,4 @@ class RemoteError(StoreError, ConnectionError):
 
 
 class TrainingError(KDCacheError):
-    """A run cannot go on: a loss that is not finite, a checkpoint of another run."""
+    """A run cannot go on (a loss that is not finite), or may not begin (a warning under --strict)."""

@@ -88,6 +88,8 @@ class Objects(Protocol):
     """What a reader needs of a place that holds objects: a folder here, a URL elsewhere."""
 
     where: str
+    keeps: bool
+    """Whether what was read once is read from this machine the next time."""
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `FileNotFoundError`."""
@@ -110,6 +112,8 @@ class Objects(Protocol):
 
 class LocalFiles:
     """The objects below one folder. Links that leave the folder and special files are refused."""
+
+    keeps = True
 
     def __init__(self, root: str | os.PathLike[str], disk: Disk | None = None) -> None:
         self.root = os.path.abspath(os.fspath(root))

@@ -85,6 +85,11 @@ class LogitStore:
         return self.source.part
 
     @property
+    def keeps(self) -> bool:
+        """Whether an object that is read again comes from this machine: it lies here, or is cached."""
+        return self.source.objects.keeps
+
+    @property
     def view_range(self) -> range:
         """The numbers of the views that it holds: 0 to `n_views` - 1 unless it is a part."""
         return range(self.first_view, self.first_view + self.n_views)

@@ -52,6 +52,7 @@ class RemoteFiles:
         self.where = self.bucket.where
         self._cache_size = cache_size
         self._cache = ObjectCache(limit=cache_size)
+        self.keeps = self._cache.limit > 0
         self._entries: dict[str, Entry] = {}
         self._begin()
 

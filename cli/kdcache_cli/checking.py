@@ -1,0 +1,108 @@
+"""check: stores, settings and runs judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from kdcache_cli import options
+from kdcache_cli.app import common
+from kdcache_cli.output import emit, say
+from kdcache_cli.training import from_recipe
+
+
+@click.command("check")
+@click.argument("stores", nargs=-1)
+@click.option("--student", "model", help="Its model, as for train-student.")
+@click.option("--method", help="Name; see `kdcache list methods`.")
+@click.option("--recipe", help="Published settings, such as cifar100/kd-ls; flags override them.")
+@click.option("--dataset", help="The student's; needed for a part of it, and for --teacher.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets.")
+@click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
+@click.option("--train-samples", type=click.IntRange(1), help="As for train-student.")
+@click.option("--val-split", type=float, default=0.0, help="As for train-student.")
+@click.option("--seed", type=options.SEED, default=0, help="As for train-student.")
+@click.option("--subset", is_flag=True, help="As for train-student.")
+@click.option("--views", type=click.IntRange(1), help="As for train-student.")
+@click.option("--epochs", type=click.IntRange(1), default=240, show_default=True)
+@options.baseline
+@click.option(
+    "--teacher",
+    help="The store's teacher: tried on a few clean images with other normalisations, sizes and "
+    "channel orders.",
+)
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="A finished run: everything as it was trained, and whether it fits its targets.",
+)
+@options.cache_size
+@options.strict
+@options.objective
+@click.option("--device", default="auto", show_default=True, help="Of the --teacher.")
+@common
+def check(
+    stores: tuple[str, ...],
+    recipe: str | None,
+    run: Path | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Judge STORES, and the student that will be trained from them with the given options.
+
+    It is silent where all is well. A sample of the logits is read, some thousand rows of a few views.
+    """
+    from kdcache.judgement.check import Check
+    from kdcache.judgement.check import check as judge
+
+    settings["stores"] = stores
+    settings["device"] = options.resolve_device(settings["device"])
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in settings if source(name) is ParameterSource.COMMANDLINE}
+    if run is not None:
+        mine = {name: settings[name] for name in ("baseline", "teacher", "device", "data_root")}
+        if others := sorted(given - {*mine, "stores"}):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+            raise click.UsageError(f"--run takes its settings from the run: leave out {flags}.")
+        asked = Check.of_run(run, stores, **_texts(mine))
+    elif not stores:
+        raise click.UsageError("give the STORES to judge, or a --run.")
+    else:
+        asked = _asked(settings, recipe, given)
+    found = judge(asked)
+    emit({"findings": [finding.to_dict() for finding in found]}, as_json)
+    for finding in found:
+        say(f"warning: {finding}", as_json)
+    if not found:
+        say("nothing to warn of", quiet or as_json)
+    return 1 if strict and found else 0
+
+
+def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any:
+    from dataclasses import fields
+
+    from kdcache.judgement.check import Check
+    from kdcache.objectives import ObjectiveConfig
+
+    if recipe:
+        settings |= from_recipe(recipe, settings)
+    named = settings["method"] is not None
+    objective = options.objective_config(settings | {"method": settings["method"] or "kd"})
+    loss = {field.name for field in fields(ObjectiveConfig)}
+    loss |= {"standardize", "biased_std", "reverse_kl", "teacher_weights"}
+    if not named and (alone := sorted(given & loss)):
+        raise click.UsageError(f"{', '.join(alone)}: of which --method (or --recipe)?")
+    known = {field.name for field in fields(Check)}
+    values = {name: value for name, value in settings.items() if name in known}
+    values |= {"student": settings["model"], "objective": objective if named else None}
+    return Check(**_texts(values))
+
+
+def _texts(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with paths as text."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

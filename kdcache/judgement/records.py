@@ -1,0 +1,105 @@
+"""What finished runs tell: a student's accuracy by labels alone, and how well a student fits its targets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcache.runs import SUMMARY, is_run, read_config, read_metrics, read_summary
+from kdcache_stores import DataError, MismatchError
+
+MOST_NEIGHBOURS = 200
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A network trained by cross-entropy alone.
+
+    Attributes:
+        path: of its run.
+        top1: on the test set after the last epoch, 0 to 1.
+    """
+
+    path: Path
+    top1: float
+
+
+def read_baseline(path: str | os.PathLike[str], wanted: Mapping[str, Any]) -> Baseline:
+    """The baseline of a run that the user names.
+
+    Args:
+        wanted: what its config must say, by dotted names; None: nothing.
+
+    Raises:
+        DataError: not a finished run.
+        MismatchError: not by cross-entropy, or of another model or dataset.
+    """
+    config, summary = read_config(path), read_summary(path)
+    for name, value in ({"objective.method": "ce"} | dict(wanted)).items():
+        found = _entry(config, name)
+        if found != value:
+            raise MismatchError(
+                f"--baseline {path}: expected a run with {name} = {value!r}, found {found!r}. Give "
+                "the student's own training by labels alone."
+            )
+    return Baseline(Path(path), float(summary["last_top1"]))
+
+
+def baseline_beside(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> Baseline | None:
+    """A finished run beside `out` that is the student's baseline; the best of several, or None.
+
+    Looks into the neighbouring folders alone, `MOST_NEIGHBOURS` of them at most.
+    """
+    parent = Path(out).resolve().parent
+    found: list[Baseline] = []
+    if not parent.is_dir():
+        return None
+    for folder in sorted(parent.iterdir())[:MOST_NEIGHBOURS]:
+        try:
+            if folder.is_dir() and is_run(folder) and (folder / SUMMARY).is_file():
+                found.append(read_baseline(folder, wanted))
+        except (DataError, MismatchError, KeyError, OSError):
+            continue  # another kind of run, or none of ours: nothing was promised of it
+    return max(found, key=lambda baseline: baseline.top1, default=None)
+
+
+def _entry(config: Mapping[str, Any], name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training ended, and how it had been a tenth of its epochs before.
+
+    Attributes:
+        epochs: how many there were.
+        kd: the distillation term, unweighted, mean over the last epoch, in nats.
+        before: the same so much earlier; what is still falling is not yet at its limit.
+        top1: on the test set, 0 to 1.
+    """
+
+    epochs: int
+    kd: float
+    before: float
+    top1: float
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]]) -> Fit | None:
+        """From the lines of ``metrics.jsonl``; None where they hold no distillation."""
+        if not records or "train_kd" not in records[-1]:
+            return None
+        earlier = records[-1 - max(1, len(records) // 10)] if len(records) > 1 else records[-1]
+        last = records[-1]
+        return cls(len(records), last["train_kd"], earlier["train_kd"], last["test_top1"])
+
+    @classmethod
+    def of_run(cls, path: str | os.PathLike[str]) -> Fit | None:
+        """From a finished run."""
+        read_summary(path)
+        return cls.of(read_metrics(path))

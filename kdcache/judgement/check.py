@@ -21,7 +21,7 @@ from kdcache.objectives import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.training import choose
-from kdcache.training.cached import CachedViews
+from kdcache.views.cached import CachedViews
 from kdcache_stores import LogitStore, MismatchError, UsageError, open_store
 
 

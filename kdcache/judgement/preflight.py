@@ -16,7 +16,7 @@ from kdcache_stores import LogitStore, TrainingError
 
 if TYPE_CHECKING:
     from kdcache.training import Training
-    from kdcache.training.cached import CachedViews
+    from kdcache.views.cached import CachedViews
 
 
 class Judged:

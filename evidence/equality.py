@@ -57,8 +57,7 @@ def main() -> None:
     # The online runs get this very teacher, whatever it is made of.
     training_module.load_teacher = lambda spec, **options: teacher
     # The samples that the trainings choose, and no others, are dumped.
-    probe = Training(dataset=args.dataset, model=args.student, train_samples=args.samples)
-    rows, _ = training_module._choose(whole, probe)
+    rows, _ = training_module.choose(whole, args.samples, 0.0, seed=0)
     dataset = whole.subset(rows)
     loaded = load_dataset
     training_module.load_dataset = lambda name, split, *more: (

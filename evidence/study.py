@@ -70,7 +70,7 @@ class Study:
         add("--seeds", type=int, default=4)
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         add("--jobs", type=int, default=1, help="students side by side")
-        add("--only", default="", help="arms to train, separated by commas")
+        add("--only", default="", help="arms to train, separated by semicolons")
         add("--folder", type=Path, required=True, help="keeps data, stores and runs")
         add("--out", type=Path, required=True)
         parser.set_defaults(**defaults)
@@ -183,7 +183,7 @@ class Study:
 
     def run(self, arms: Mapping[str, Arm]) -> dict[str, list[Path]]:
         """Train every arm from every seed; the runs of each arm in the order of the seeds."""
-        wanted = [word for word in self.args.only.split(",") if word]
+        wanted = [word for word in self.args.only.split(";") if word]
         arms = {name: arm for name, arm in arms.items() if not wanted or name in wanted}
         jobs: dict[Path, Training] = {}
         paths: dict[str, list[Path]] = {name: [] for name in arms}

@@ -163,14 +163,14 @@ def test_a_folder_that_is_no_run_is_left_alone(trained: Trained, tmp_path: Path)
 
 
 def test_training_samples_are_balanced_and_seeded(trained: Trained) -> None:
-    from kdcache.training import _choose
+    from kdcache.training import choose
 
     dataset = load_dataset("digits", "train")
-    rows, held = _choose(dataset, training(trained, train_samples=50, val_split=0.2))
+    rows, held = choose(dataset, 50, 0.2, 0)
     assert (len(rows), len(held)) == (40, 10)
     assert np.bincount(dataset.labels[np.concatenate([rows, held])]).tolist() == [5] * 10
     assert np.bincount(dataset.labels[held]).tolist() == [1] * 10
-    other, _ = _choose(dataset, training(trained, train_samples=50, val_split=0.2, seed=1))
+    other, _ = choose(dataset, 50, 0.2, 1)
     assert other.tolist() != rows.tolist()
 
 

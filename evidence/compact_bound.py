@@ -1,15 +1,14 @@
 """How close `compact` comes to the rate-distortion bound, and what it costs at every scale.
 
-    kdcache dump-teacher --encoding float32 --views 16 ... --out live.zarr
-    python evidence/compact_bound.py live.zarr --views 1 2 4 16 --out RESULT.json
-    python evidence/compact_bound.py --classes 1000 --views 8 --out RESULT.json
+    python evidence/compact_bound.py live.zarr exhaustive.zarr --views 1 2 4 --classes 1000 \
+        --out evidence/compact_bound.json
 
-The logits of a store are written anew by `compact` for several targets and numbers of views. The bound is
-that of Gaussian vectors of the same covariances, no nearer to the live rows in mean square: with B
-the covariance between samples and W that within them, the views of a sample are V B + W once and W
-V - 1 times, each coded by reverse water-filling (Cover & Thomas, Elements of Information Theory,
-ch. 10.3.3). It knows all views of a sample at once; a store decodes each view alone. With --classes
-the logits are synthetic: a stand-in for teachers that have more classes.
+The logits of each store (live ones: float32) are written anew by `compact` for several targets and
+numbers of views. The bound is that of Gaussian vectors of the same covariances, no nearer to the live
+rows in mean square: with B the covariance between samples and W that within them, the views of a sample
+are V B + W once and W V - 1 times, each coded by reverse water-filling (Cover & Thomas, Elements of
+Information Theory, ch. 10.3.3). It knows all views of a sample at once; a store decodes each view
+alone. With --classes synthetic logits follow: a stand-in for teachers that have more classes.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from study import about
 
 from kdcache.bench.stores import write_store
 from kdcache_stores import open_store
@@ -33,11 +33,11 @@ Floats = NDArray[np.float32]
 TARGETS = (3e-4, 2.5e-5)
 
 
-def live_logits(path: str, views: int, samples: int) -> Floats:
-    """Float32 (views, samples, K) of a store's first views, samples spread evenly."""
+def live_logits(path: str, samples: int) -> Floats:
+    """Float32 (views, samples, K) of a store, samples spread evenly."""
     with open_store(path) as store:
         rows = np.linspace(0, len(store) - 1, min(samples, len(store))).round().astype(np.int64)
-        return np.stack([store.read(v, rows) for v in range(min(views, store.n_views))])
+        return np.stack([store.read(view, rows) for view in store.view_range])
 
 
 def synthetic_logits(views: int, samples: int, classes: int, features: int = 512) -> Floats:
@@ -108,29 +108,22 @@ def measure(live: Floats, target: float) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("store", nargs="?", help="of live logits, float32 or float16")
-    parser.add_argument("--views", type=int, nargs="+", default=[16])
+    parser.add_argument("stores", nargs="*", help="of live logits, float32 or float16")
+    parser.add_argument("--views", type=int, nargs="*", default=[], help="and all of the store's")
     parser.add_argument("--samples", type=int, default=8000)
-    parser.add_argument("--classes", type=int, help="synthetic logits, instead of a store's")
-    parser.add_argument("--out", type=Path, required=True, help="JSON; this run is added")
+    parser.add_argument("--classes", type=int, help="synthetic logits too, 8 views of them")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    most = max(args.views)
+    sources = {f"{Path(path).stem}, ": live_logits(path, args.samples) for path in args.stores}
     if args.classes:
-        logits = synthetic_logits(most, args.samples, args.classes)
-    else:
-        logits = live_logits(args.store, most, args.samples)
-    found = []
-    for target in TARGETS:
-        for views in args.views:
-            found.append(measure(logits[:views], target))
-            print(json.dumps(found[-1]))
-    command = "python evidence/compact_bound.py " + " ".join(
-        [*([f"--classes {args.classes}"] if args.classes else ["live.zarr"]),
-         f"--samples {args.samples} --views", *map(str, args.views)]
-    )  # fmt: skip
-    runs = json.loads(args.out.read_text()) if args.out.exists() else []
-    runs.append({"command": command, "measured": found})
-    args.out.write_text(json.dumps(runs, indent=1) + "\n")
+        sources["synthetic, "] = synthetic_logits(8, args.samples, args.classes)
+    found = {}
+    for name, logits in sources.items():
+        for views in sorted({views for views in args.views if views < len(logits)} | {len(logits)}):
+            for target in TARGETS:
+                found[f"{name}{views} views, KL {target:g}"] = row = measure(logits[:views], target)
+                print(json.dumps(row), flush=True)
+    args.out.write_text(json.dumps(about() | {"found": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

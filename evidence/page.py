@@ -25,6 +25,8 @@ def table(document: dict[str, Any]) -> str:
         lines = arms_table(found)
     elif any("first_step" in arm for arm in found.values() if isinstance(arm, dict)):
         lines = equality_table(found)
+    elif any("gaussian_bound" in arm for arm in found.values() if isinstance(arm, dict)):
+        lines = bound_table(found)
     else:
         lines = values_table(found)
     machine = document["machine"].replace("_", "\\_")
@@ -74,6 +76,22 @@ def equality_table(found: dict[str, Any]) -> list[str]:
         first, two = arm["first_step"], arm["two_epochs"]
         values = (first["target"], first["loss"], first["gradient"], two["cached"], two["control"])
         lines.append(f"| {name} | " + " | ".join(f"{value:.2g}" for value in values) + " |")
+    return lines
+
+
+def bound_table(found: dict[str, Any]) -> list[str]:
+    """Bytes a row of `compact` beside the bound, and the distortion reached."""
+    heads = ["logits, target", "KL, Z-scored", "codes, base, basis: bytes a row", "Gaussian bound",
+             "moments, argmax", "components"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, row in found.items():
+        moments = sum(row["bytes_a_row"][array] for array in ("mean", "std", "top"))
+        lines.append(
+            f"| {name} ({row['samples']:,} samples, {row['classes']:,} classes) "
+            f"| {row['reached']['kl_z_mean']:.2e} | {row['codes_base_basis']:.2f} "
+            f"| {row['gaussian_bound']:.2f} | {moments:.2f} "
+            f"| {row['learned']['components']} of {row['learned']['directions']} |"
+        )
     return lines
 
 

@@ -26,7 +26,8 @@ from kdcache.training.loop import Observer
 from kdcache.training.optim import Optimization
 from kdcache.views import ViewPlan, make_augmentation
 
-DATASET, TEACHER, STUDENT, AUGMENT = "digits", "resnet20", "resnet8", "pad-crop-flip"
+DATASET, TEACHER, STUDENT = "digits", "resnet20", "resnet8"
+AUGMENT, ENCODING = "pad-crop-flip", "float16"
 TEACHER_EPOCHS, EPOCHS, SAMPLES, BATCH, VIEWS, SEEDS = 20, 64, 80, 16, 9, (0, 1, 2)
 THREADS = 1  # two compute threads are slower on networks as small as these
 
@@ -80,7 +81,7 @@ def steps(out: Path) -> Iterator[Step]:
     )  # fmt: skip
 
     dumping = ("--dataset", DATASET, "--teacher", str(teacher), "--views", str(VIEWS),
-               "--augment", AUGMENT, "--encoding", "float16", "--out", str(store))  # fmt: skip
+               "--augment", AUGMENT, "--encoding", ENCODING, "--out", str(store))  # fmt: skip
     yield Step(
         "store", _command("dump-teacher", *dumping), lambda watch: _dump(teacher, store, watch)
     )
@@ -119,7 +120,8 @@ def _dump(teacher: Path, store: Path, watch: DumpObserver | None) -> None:
     plan = ViewPlan(dataset, make_augmentation(AUGMENT, dataset), seed=0)
     channels, size = (dataset.image_shape or (1, 8, 8))[0::2]
     model = load_teacher(str(teacher), classes=dataset.classes, channels=channels, size=size)
-    dump(plan, [(model, store)], VIEWS, watch=watch, command=f"kdcache demo ({AUGMENT})")
+    how = f"kdcache demo ({AUGMENT})"
+    dump(plan, [(model, store)], VIEWS, encoding=ENCODING, watch=watch, command=how)
 
 
 def results(out: Path) -> dict[str, Any]:

@@ -43,8 +43,9 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], sil
     saved = cost.online_forwards - cost.forwards
     gain = f"{saved:,} fewer" if saved >= 0 else f"{-saved:,} more"
     say(
-        f"estimate: {cost.rows:,} rows, {size(cost.nbytes)} ({cost.bytes_per_row:.1f} bytes a row), "
-        f"about {duration(cost.seconds)} at {cost.rows_per_second:,.0f} rows/s; "
+        f"estimate: {cost.rows:,} rows as {cost.encoding}, {size(cost.nbytes)} "
+        f"({cost.bytes_per_row:.1f} bytes a row), about {duration(cost.seconds)} at "
+        f"{cost.rows_per_second:,.0f} rows/s; "
         f"{size(cost.free_bytes)} free\n"
         f"teacher forwards: {cost.forwards:,} once, {gain} than {given['students']} student(s) of "
         f"{given['epochs']} epochs with the teacher in the loop; paid back after "

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from kdcache._version import __version__
+from kdcache.dumping.encoding import default_encoding
 from kdcache.dumping.lesson import teach_writer
 from kdcache.dumping.ranks import DumpRanks
 from kdcache.teachers import Teacher
@@ -146,7 +147,7 @@ def dump(
     targets: Targets,
     views: int,
     *,
-    encoding: str = "float16",
+    encoding: str | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
@@ -166,7 +167,7 @@ def dump(
         plan: dataset, augmentation and seed of the views.
         targets: each teacher with the path of its store.
         views: number of views to store; a finished store with fewer grows.
-        encoding: of the logits, a name of `kdcache_stores.ENCODINGS`.
+        encoding: of the logits, a name of `kdcache_stores.ENCODINGS`; see `default_encoding`.
         batch_size: images per forward pass.
         device: where the teachers are.
         workers: processes that decode image files.
@@ -185,6 +186,7 @@ def dump(
     begun, where, ranks = time.perf_counter(), torch.device(device), ranks or DumpRanks()
     wanted = [Target(*target) for target in targets]
     _require_distinct(wanted)
+    encoding = encoding or default_encoding([target.path for target in wanted], views)
     with ExitStack() as opened:
         jobs: list[_Job] = []
 

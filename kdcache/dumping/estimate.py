@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kdcache.dumping import Target, open_writer
+from kdcache.dumping.encoding import default_encoding
 from kdcache.views import ViewPlan
 from kdcache_stores import Plan, Samples, StoreError, StoreWriter
 
@@ -31,6 +32,7 @@ class Estimate:
     Attributes:
         rows: rows to forward; with several teachers, each by every teacher.
         stored: rows that the stores hold already.
+        encoding: that all stores have.
         bytes_per_row: of what is to be written, by encoding two views of the first rows.
         nbytes: that all stores will grow by.
         free_bytes: on the fullest of their disks.
@@ -43,6 +45,7 @@ class Estimate:
 
     rows: int
     stored: int
+    encoding: str
     bytes_per_row: float
     nbytes: int
     free_bytes: int
@@ -62,7 +65,7 @@ def estimate(
     targets: Sequence[Target],
     views: int,
     *,
-    encoding: str = "float16",
+    encoding: str | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
@@ -81,6 +84,7 @@ def estimate(
 
     The other arguments are those of `dump`. Raises what `dump` would raise on opening a store.
     """
+    encoding = encoding or default_encoding([target.path for target in targets], views)
     todo = [
         _missing(plan, target, views, part, encoding=encoding, batch_size=batch_size,
                  device=device, hash_keys=hash_keys)
@@ -91,6 +95,7 @@ def estimate(
     done = Estimate(
         rows=0,
         stored=views * len(plan) - rows if part == (0, 1) else 0,
+        encoding=encoding,
         bytes_per_row=0.0,
         nbytes=0,
         free_bytes=_require_room([target.path for target in targets], [0] * len(targets)),

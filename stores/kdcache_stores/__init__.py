@@ -19,7 +19,7 @@ from kdcache_stores.errors import (
 from kdcache_stores.imports import import_npz
 from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
 from kdcache_stores.reader import LogitStore, open_store
-from kdcache_stores.reopen import reopen
+from kdcache_stores.reopen import begun_encoding, reopen
 from kdcache_stores.samples import Join
 from kdcache_stores.verify import Problem, Report
 from kdcache_stores.writer import StoreWriter
@@ -50,6 +50,7 @@ __all__ = [
     "UnfinishedStore",
     "UnknownName",
     "UsageError",
+    "begun_encoding",
     "import_npz",
     "open_store",
     "reopen",

@@ -17,6 +17,15 @@ from kdcache_stores.samples import read_samples
 from kdcache_stores.writer import StoreWriter
 
 
+def begun_encoding(path: str | os.PathLike[str], field: str = "logits") -> str | None:
+    """The encoding of a field of the store that is there, finished or not; None if there is none."""
+    files = LocalFiles(path)
+    if files.size(ROOT) is None:
+        return None
+    fields = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where).fields
+    return _text(fields[field].encoding) if field in fields else None
+
+
 def reopen(path: str | os.PathLike[str], views: int | None = None) -> StoreWriter:
     """A writer for a store that was begun, with the settings that it was begun with.
 

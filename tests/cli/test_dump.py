@@ -232,6 +232,27 @@ def test_exhaustive_needs_no_views(trained: Trained, dump: Run, tmp_path: Path) 
     assert "how many views" in refused.err
 
 
+def test_many_views_are_compact_and_a_store_keeps_its_encoding(
+    trained: Trained, dump: Run, kdcache: Run, tmp_path: Path
+) -> None:
+    def run(name: str, views: int, *more: str) -> str:
+        out = tmp_path / name
+        done = dump("--teacher", trained.teacher, "--views", views, "--out", out, *more)
+        assert done.code == 0, done.err
+        encoding = done.json["stores"][0]["info"]["fields"]["logits"]["encoding"]
+        return ":".join(map(str, encoding.values()))
+
+    assert run("few", 7) == "float16"
+    assert run("few", 8) == "float16"
+    assert run("many", 8) == "compact:2.5e-05"
+    assert run("asked", 8, "--encoding", "float32") == "float32"
+    words = ["--teacher", trained.teacher, "--out", tmp_path / "few"]
+    words += ["--teacher", trained.teacher, "--out", tmp_path / "many", "--views", 9]
+    refused = dump(*words)
+    assert refused.code == 2
+    assert "compact:2.5e-05, float16" in refused.err
+
+
 def test_parts_and_seal(trained: Trained, dump: Run, kdcache: Run, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     args = ("--teacher", trained.teacher, "--views", 4, "--encoding", "float32", "--out", out)

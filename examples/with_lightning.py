@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import lightning
 import torch
+from kdcache.training.cached import Batch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdcache import CachedViews, Preprocessing, build_model, load_dataset
 from kdcache.objectives import Objective, Step
-from kdcache.training.cached import Batch
 
 
 class Epochs(IterableDataset[Batch]):

@@ -130,7 +130,11 @@ def dump_teacher(
     with join_dump(options.resolve_device(device)) as (ranks, where):
         silent = quiet or as_json or ranks.rank > 0
         data, plan, views = _plan(given, where, silent)
-        splits = labelled_splits(given["dataset"], data, given["data_root"], given["download"])
+        for remark in data.remarks:
+            say(remark, silent)
+        splits = labelled_splits(
+            given["dataset"], data, given["data_root"], given["download"], given["skip_bad"]
+        )
         how = {name: given[name] for name in ("precision", "channels_last", "compile")}
         pairs: list[tuple[Teacher, Path]] = []
         for request, out in zip(requests, given["outs"], strict=True):

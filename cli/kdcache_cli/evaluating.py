@@ -63,6 +63,8 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     data = load_dataset(dataset, split, data_root, download)
+    for remark in data.remarks:
+        say(remark, quiet or as_json)
     preprocessing = None
     if any(spec.partition("@")[0] in MODELS for spec in (model, teacher or "")):
         preprocessing = normalisation(load_dataset(dataset, "train", data_root, download))

@@ -15,6 +15,7 @@ from PIL import Image
 from kdcache.augment.custom import import_factory
 from kdcache.datasets.base import Dataset, Rows, index_keys
 from kdcache.datasets.folder import rgb_tensor
+from kdcache.datasets.holdout import hold_out
 from kdcache_stores.errors import DataError, UsageError
 
 _HF_SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
@@ -114,7 +115,7 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
     """An image dataset of the Hugging Face hub, or a local one: `hf:NAME` or `hf:NAME:CONFIG`.
 
     Samples are known by their index. The first image feature and the first class label are used;
-    the test split is "test", or else "validation".
+    the test split is "test", or else "validation"; without either, see `hold_out`.
     """
     try:
         import datasets  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -134,16 +135,18 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         raise DataError(
             f"hf:{name} was looked for in {root / 'huggingface'}: {error}{advice}"
         ) from error
-    chosen = next((s for s in _HF_SPLITS[split] if s in found), None)
+    alone = "train" in found and not any(s in found for s in _HF_SPLITS["test"])
+    wanted = "train" if alone else split
+    chosen = next((s for s in _HF_SPLITS[wanted] if s in found), None)
     if chosen is None:
-        raise DataError(f"hf:{name} has the splits {sorted(found)}, none of {_HF_SPLITS[split]}")
+        raise DataError(f"hf:{name} has the splits {sorted(found)}, none of {_HF_SPLITS[wanted]}")
     table = found[chosen]
     image = _feature(name, table, datasets.Image)
     label = _feature(name, table, datasets.ClassLabel)
     names = table.features[label].names
-    return MapDataset(
+    dataset = MapDataset(
         f"hf:{name}",
-        split,
+        wanted,
         source=table.select_columns([image]),
         keys=index_keys(chosen, range(len(table)), len(table)),
         labels=np.asarray(table[label][:], dtype=np.int64),
@@ -151,6 +154,7 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         class_names=names,
         field=image,
     )
+    return hold_out(dataset, split) if alone else dataset
 
 
 @contextmanager

@@ -165,14 +165,18 @@ def stored_plan(
 
 
 def labelled_splits(
-    name: str, data: Dataset, root: Path | None = None, download: bool = False
+    name: str,
+    data: Dataset,
+    root: Path | None = None,
+    download: bool = False,
+    skip_bad: bool = False,
 ) -> dict[str, Dataset]:
     """The training and test split of a dataset, as far as they are there; `data` is one split."""
     found = {}
     for split in ("train", "test"):
         try:
             found[split] = (
-                data if data.split == split else load_dataset(name, split, root, download)
+                data if data.split == split else load_dataset(name, split, root, download, skip_bad)
             )
         except DataError:
             continue

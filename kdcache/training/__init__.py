@@ -148,6 +148,8 @@ def prepared(
         trainset = load_dataset(training.dataset, "train", *how)
         testset = load_dataset(training.dataset, "test", *how)
         _require_alike(trainset, testset)
+        for remark in dict.fromkeys(trainset.remarks + testset.remarks):
+            watch.note(remark)
         stores = [opened.enter_context(open_store(path)) for path in training.stores]
         _require_classes(stores, trainset)
         rows, held_out = _choose(trainset, training)

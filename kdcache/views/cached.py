@@ -188,10 +188,17 @@ class CachedViews:
         missing = rows[found < 0]
         self.left_out = len(missing)
         if len(missing) == len(rows) or (len(missing) and not subset):
-            keys = [self.dataset.keys[row] for row in missing[:3]]
+            keys = [self.dataset.keys[row] for row in missing]
+            bad = self.stores[0].plan.notes.get("skipped", {})
+            known = all(key in bad for key in keys)
+            why = (
+                "The dump left out what it could not decode: --skip-bad does so here. "
+                if known
+                else ""
+            )
             raise MismatchError(
                 f"{len(missing)} of {len(rows)} samples of {self.dataset.name} are not in "
-                f"{self.stores[0].where}, the first: {keys}. Give the store of this dataset, or "
+                f"{self.stores[0].where}, the first: {keys[:3]}. {why}Give the store of this dataset, or "
                 "--subset to train on the samples that it has."
             )
         return found[found >= 0]

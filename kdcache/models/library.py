@@ -16,7 +16,7 @@ from torch import nn
 
 from kdcache.models.weights import load_weights
 from kdcache.preprocessing import Preprocessing
-from kdcache_stores.errors import DataError, UnknownName, UsageError
+from kdcache_stores.errors import DataError, KDCacheError, UnknownName, UsageError
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,16 @@ def build_factory(spec: str, classes: int, channels: int, size: int) -> nn.Modul
         raise UsageError(f"model {spec}: module {module_name} has no function {function_name!r}")
     offered = {"classes": classes, "channels": channels, "size": size}
     wanted = inspect.signature(function).parameters
-    net = function(**{name: value for name, value in offered.items() if name in wanted})
+    called = {name: value for name, value in offered.items() if name in wanted}
+    try:
+        net = function(**called)
+    except KDCacheError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise UsageError(
+            f"model {spec}: called as {function_name}({', '.join(f'{n}={v}' for n, v in called.items())})"
+            f" it raised {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
     if not isinstance(net, nn.Module):
         raise DataError(f"model {spec}: expected an nn.Module, found {type(net).__name__}")
     return net

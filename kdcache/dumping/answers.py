@@ -50,7 +50,7 @@ def check_answers(teacher: Teacher, views: Tensor, allow: bool = False) -> list[
             "nearly uniform at any temperature. Leave out its last softmax, or take the log of what it "
             "gives (log-probabilities serve as logits)"
         )
-    again = teacher(views[: -(-len(views) // 2)]).cpu().numpy()
+    again = teacher(views[: max(1, min(3, len(views) // 2))]).cpu().numpy()
     changed = float(np.abs(again - rows[: len(again)]).max())
     spread = float(rows.std(0).max())
     if changed > ROUNDING[teacher.precision] * spread + 1e-4 * float(np.abs(rows).max()):

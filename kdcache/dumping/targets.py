@@ -12,7 +12,7 @@ import torch
 
 from kdcache.augment import default_augmentation
 from kdcache.datasets import Dataset, load_dataset
-from kdcache.dumping.sanity import check_teacher
+from kdcache.dumping.sanity import Check, clean_check, require_trained
 from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing, normalisation
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
@@ -188,14 +188,16 @@ def clean_top1(
 ) -> dict[str, float]:
     """Top-1 on a sample of the clean images of each split, by its name; unlabelled ones are left out.
 
+    The teacher is judged on all of them together: a test split may be too small to tell.
+
     Args:
         size: side of the central crop of images that differ in size: that of the views.
 
     Raises:
         MismatchError: the teacher guesses, or its classes are ordered otherwise; see
-            `check_teacher`.
+            `require_trained`.
     """
-    found = {}
+    checks: dict[str, Check] = {}
     for dataset in splits:
         wanted = min(max(FEWEST, PER_CLASS * dataset.classes), MOST)
         labelled = np.flatnonzero(dataset.labels >= 0)
@@ -207,11 +209,15 @@ def clean_top1(
         view = "none" if dataset.image_shape is not None else view
         plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
         images = plan.images(rows, np.zeros(count, np.int64))
-        where = f"{count} clean {dataset.split} images of {dataset.name}"
-        top1 = check_teacher(teacher, images, dataset.labels[rows], where, allow_untrained)
-        if top1 is not None:
-            found[dataset.split] = top1
-    return found
+        checks[dataset.split] = clean_check(teacher, images, dataset.labels[rows])
+    if checks and not allow_untrained:
+        labels, said = (np.concatenate(parts) for parts in zip(*(
+            (check.labels, check.predictions) for check in checks.values()
+        ), strict=True))  # fmt: skip
+        counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
+        where = f"clean images of {splits[0].name} ({counts})"
+        require_trained(teacher, Check(labels, said, teacher.classes), where)
+    return {split: check.top1 for split, check in checks.items()}
 
 
 def posterior(teacher: Teacher, path: Path, samples: int) -> list[tuple[Teacher, Path]]:

@@ -125,7 +125,13 @@ def dump_teacher(
     from kdcache.dumping.answers import ASKED, check_answers
     from kdcache.dumping.estimate import estimate
     from kdcache.dumping.ranks import join_dump
-    from kdcache.dumping.targets import clean_top1, labelled_splits, posterior, prepare_teacher
+    from kdcache.dumping.targets import (
+        clean_top1,
+        labelled_splits,
+        posterior,
+        prepare_teacher,
+        require_views,
+    )
     from kdcache.training.outcome import view_shape
 
     requests = _requests(given)
@@ -134,6 +140,7 @@ def dump_teacher(
     with join_dump(options.resolve_device(device)) as (ranks, where):
         silent = quiet or as_json or ranks.rank > 0
         data, plan, views = _plan(given, where, silent)
+        require_views(plan, views, given["outs"])
         for remark in data.remarks:
             say(remark, silent)
         splits = labelled_splits(

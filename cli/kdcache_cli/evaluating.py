@@ -22,6 +22,7 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 )
 @click.option("--teacher", help="A run, or NAME@FILE: its accuracy and cost beside.")
 @click.option("--store", help="Logits of the teacher on this split: how far MODEL agrees.")
+@click.option("--augment", help="With --store: needed where its augmentation is your own.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -41,6 +42,7 @@ def evaluate(
     weights: Path | None,
     teacher: str | None,
     store: str | None,
+    augment: str | None,
     batch_size: int,
     allow_code: bool,
     device: str,
@@ -74,6 +76,7 @@ def evaluate(
         weights=weights,
         teacher=teacher,
         store=store,
+        augment=augment,
         preprocessing=preprocessing,
         batch_size=batch_size,
         device=options.resolve_device(device),

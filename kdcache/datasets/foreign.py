@@ -16,7 +16,7 @@ from kdcache.augment.custom import import_factory
 from kdcache.datasets.base import Dataset, Rows, index_keys
 from kdcache.datasets.folder import rgb_tensor
 from kdcache.datasets.holdout import hold_out
-from kdcache_stores.errors import DataError, UsageError
+from kdcache_stores.errors import DataError, KDCacheError, UsageError
 
 _HF_SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
 
@@ -66,8 +66,10 @@ class MapDataset(Dataset):
             elif isinstance(item, tuple | list):
                 item = item[0]
             image = rgb_tensor(item) if isinstance(item, Image.Image) else item
-        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-            raise DataError(f"{where} cannot be decoded ({error})") from error
+        except Exception as error:  # whatever a user's code raises
+            raise DataError(
+                f"{where} cannot be decoded ({type(error).__name__}: {error})"
+            ) from error
         if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3):
             found = getattr(image, "dtype", type(image).__name__)
             raise DataError(
@@ -87,7 +89,15 @@ def user_dataset(path: str, split: str) -> Dataset:
     `class_names` or `classes` (names or their number), and `[row]`, an image or a tuple that starts
     with it. It may have `image_shape` (C, H, W), when all images are of one size, and `flip`.
     """
-    source = import_factory(path)(split)
+    factory = import_factory(path)
+    try:
+        source = factory(split)
+    except KDCacheError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise DataError(
+            f"{path}({split!r}) raised {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
     keys = getattr(source, "keys", None)
     labels = getattr(source, "labels", getattr(source, "targets", None))
     classes = getattr(source, "class_names", getattr(source, "classes", None))
@@ -97,14 +107,18 @@ def user_dataset(path: str, split: str) -> Dataset:
             "(or "
             f"`classes`); {type(source).__name__} has {sorted(vars(source))}"
         )
-    named = not isinstance(classes, int)
+    try:
+        numbers = np.asarray(labels).astype(np.int64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels of {path} must be class numbers (integers): {error}") from error
+    named = not hasattr(classes, "__index__")
     return MapDataset(
         path,
         split,
         source=source,
         keys=[str(key) for key in keys],
-        labels=np.asarray(labels, dtype=np.int64),
-        classes=len(classes) if named else classes,
+        labels=numbers,
+        classes=len(classes) if named else int(classes),
         class_names=[str(name) for name in classes] if named else None,
         image_shape=getattr(source, "image_shape", None),
         flip=bool(getattr(source, "flip", True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.augment import default_augmentation
+from kdcache.augment import Custom, WeakStrong, default_augmentation
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.dumping.sanity import Check, clean_check, require_trained
 from kdcache.models.classes import load_class_map
@@ -18,6 +19,8 @@ from kdcache.preprocessing import PREPROCESSINGS, Preprocessing, normalisation
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import DataError, MismatchError, Samples, UsageError, open_store
+from kdcache_stores.begin import require_place
+from kdcache_stores.files import LocalFiles
 
 #: Clean images of a split that a teacher is judged on: at least, and at most, per class 5.
 FEWEST, MOST, PER_CLASS = 500, 2000, 5
@@ -128,12 +131,46 @@ def asked_plan(
     """
     data = load_dataset(name, split, root, download, skip_bad)
     plan = ViewPlan(data, make_augmentation(augment or default_augmentation(data), data), seed)
-    count = views or plan.views
+    count = views or (1 if plan.augmentation.fixed else plan.views)
+    _require_seeded(plan)
     if count is None:
         raise UsageError(
             f"say how many views of every sample {plan.augmentation.name} shall give: --views N"
         )
     return plan, count
+
+
+def _require_seeded(plan: ViewPlan) -> None:
+    """Refuse a user's pipeline that gives another image each time, whatever it is seeded with."""
+    if not isinstance(plan.augmentation, Custom):
+        return
+    rows = np.arange(min(len(plan), 4))
+    if not torch.equal(plan.images(rows, 0), plan.images(rows, 0)):
+        raise UsageError(
+            f"{plan.augmentation.path} gives another image for the same sample and view each time. A "
+            "view must be reproducible: draw from the generators of torch, NumPy or random, which "
+            "are seeded before each call, and from none of your own"
+        )
+
+
+def require_views(plan: ViewPlan, views: int, stores: Sequence[Path]) -> None:
+    """What can be refused of a dump before its teachers are loaded.
+
+    Raises:
+        UsageError: an odd number of weak and strong views, or a store that is a URL.
+        StoreInUse: a folder that holds something else.
+    """
+    if isinstance(plan.augmentation, WeakStrong) and views % 2:
+        raise UsageError(
+            f"{views} views of {plan.augmentation.name} leave a weak one without its strong one: "
+            f"--views {views + 1} or another even number"
+        )
+    for store in stores:
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(store)):
+            raise UsageError(
+                f"a dump writes to a folder, not to {store}: dump it here, then `push` it"
+            )
+        require_place(LocalFiles(store))
 
 
 def stored_plan(

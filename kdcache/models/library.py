@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
+from kdcache.imports import import_own
 from kdcache.models.weights import load_weights
 from kdcache.preprocessing import Preprocessing
 from kdcache_stores.errors import DataError, KDCacheError, UnknownName, UsageError
@@ -187,17 +187,12 @@ def build_factory(spec: str, classes: int, channels: int, size: int) -> nn.Modul
         DataError: it gives something else than an nn.Module.
     """
     module_name, _, function_name = spec.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        module = import_own(module_name)
+    except UsageError as error:
         raise UsageError(
-            f"model {spec}: {error}. Expected NAME of the zoo, torchvision:NAME, timm:NAME or "
-            f"MODULE:FUNCTION of your own, the module in the Python path or in {here}"
-        ) from None
-    finally:
-        sys.path.remove(here)
+            f"model {spec}: {error}. Other models: NAME of the zoo, torchvision:NAME, timm:NAME"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UsageError(f"model {spec}: module {module_name} has no function {function_name!r}")

@@ -171,6 +171,10 @@ def load_teacher(
         found = LIBRARIES[prefix](rest, source)
     elif name not in MODELS and Path(name).is_dir():
         name, found = _from_run(Path(name), source, allow_code)
+    elif source is None and Path(name).is_file():
+        raise UsageError(
+            f"teacher {name} is a file: name the network that its weights are of, NETWORK@{name}"
+        )
     elif "/" in name:
         raise DataError(f"teacher {name}: there is no such directory")
     elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
@@ -238,15 +242,25 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> None:
     try:
         with torch.no_grad():
             out = teacher.module(images)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a network raises: an assertion about the size, say
         shape = "x".join(map(str, images.shape[1:]))
+        halved = {str(p.dtype) for p in teacher.module.parameters()} - {"torch.float32"}
+        advice = (
+            f"Its weights are {', '.join(sorted(halved))}: make them float32 (module.float()); "
+            "--precision chooses what is computed in"
+            if halved
+            else "Another size: --size (224, say)"
+        )
         raise MismatchError(
             f"teacher {teacher.architecture} does not take images of {shape}, which its "
-            f"preprocessing makes of the views: {error}"
-        ) from None
+            f"preprocessing makes of the views: {type(error).__name__}: {error}. {advice}."
+        ) from error
     if not isinstance(out, Tensor) or out.ndim != 2:
         found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise DataError(f"teacher {teacher.architecture}: expected logits (B, K), found {found}")
+        raise DataError(
+            f"teacher {teacher.architecture}: expected logits (B, K), found {found}. Wrap it in a "
+            "module of your own whose forward gives the logits alone, and name that: MODULE:FUNCTION"
+        )
     if teacher.class_map is None and out.shape[1] != teacher.classes:
         raise MismatchError(
             f"teacher {teacher.architecture} gives {out.shape[1]} logits, the dataset has "

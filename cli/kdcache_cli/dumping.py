@@ -98,7 +98,9 @@ class Bar:
     "--mc-dropout", type=click.IntRange(1), help="So many posterior samples, one store each."
 )
 @options.allow_code
-@click.option("--allow-untrained", is_flag=True, help="Dump a teacher that guesses all the same.")
+@click.option(
+    "--allow-untrained", is_flag=True, help="Dump a teacher that guesses, or gives no logits."
+)
 @click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
 @click.option("--repair", is_flag=True, help="Check a finished store; write damaged shards anew.")
 @click.option(
@@ -119,12 +121,20 @@ def dump_teacher(
     Run it again on an unfinished store and it completes what is missing; with more --views it adds
     them. Under torchrun the ranks share the work.
     """
+    import numpy as np
     import torch
 
     from kdcache.dumping import Target, dump
+    from kdcache.dumping.answers import ASKED, check_answers
     from kdcache.dumping.estimate import estimate
     from kdcache.dumping.ranks import join_dump
-    from kdcache.dumping.targets import clean_top1, labelled_splits, posterior, prepare_teacher
+    from kdcache.dumping.targets import (
+        clean_top1,
+        labelled_splits,
+        posterior,
+        prepare_teacher,
+        require_views,
+    )
     from kdcache.training.outcome import view_shape
 
     requests = _requests(given)
@@ -133,7 +143,12 @@ def dump_teacher(
     with join_dump(options.resolve_device(device)) as (ranks, where):
         silent = quiet or as_json or ranks.rank > 0
         data, plan, views = _plan(given, where, silent)
-        splits = labelled_splits(given["dataset"], data, given["data_root"], given["download"])
+        require_views(plan, views, given["outs"])
+        for remark in data.remarks:
+            say(remark, silent)
+        splits = labelled_splits(
+            given["dataset"], data, given["data_root"], given["download"], given["skip_bad"]
+        )
         how = {name: given[name] for name in ("precision", "channels_last", "compile")}
         pairs: list[tuple[Teacher, Path]] = []
         for request, out in zip(requests, given["outs"], strict=True):
@@ -147,6 +162,13 @@ def dump_teacher(
         shared = {name: given[name] for name in ("encoding", "batch_size", "workers", "hash_keys")}
         shared |= {"device": where, "part": given["part"]}
         bare = [Target(*pair) for pair in pairs]
+        first = np.arange(min(len(plan), ASKED))
+        remarks = ranks.first(lambda: [
+            text for teacher, _ in pairs
+            for text in check_answers(teacher, plan.images(first, 0, where), given["allow_untrained"])
+        ])  # fmt: skip
+        for remark in remarks:
+            say(remark, silent)
         cost = ranks.first(
             lambda: estimate(plan, bare, views, ranks=ranks.world, epochs=given["epochs"],
                              students=given["students"], **shared)

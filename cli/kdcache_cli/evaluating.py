@@ -22,6 +22,7 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 )
 @click.option("--teacher", help="A run, or NAME@FILE: its accuracy and cost beside.")
 @click.option("--store", help="Logits of the teacher on this split: how far MODEL agrees.")
+@click.option("--augment", help="With --store: needed where its augmentation is your own.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -41,6 +42,7 @@ def evaluate(
     weights: Path | None,
     teacher: str | None,
     store: str | None,
+    augment: str | None,
     batch_size: int,
     allow_code: bool,
     device: str,
@@ -63,6 +65,8 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     data = load_dataset(dataset, split, data_root, download)
+    for remark in data.remarks:
+        say(remark, quiet or as_json)
     preprocessing = None
     if any(spec.partition("@")[0] in MODELS for spec in (model, teacher or "")):
         preprocessing = normalisation(load_dataset(dataset, "train", data_root, download))
@@ -72,6 +76,7 @@ def evaluate(
         weights=weights,
         teacher=teacher,
         store=store,
+        augment=augment,
         preprocessing=preprocessing,
         batch_size=batch_size,
         device=options.resolve_device(device),

@@ -128,7 +128,9 @@ def train_teacher(
 )
 @click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
 @click.option(
-    "--augment", help="Views for training without a store [default: as for train-teacher]."
+    "--augment",
+    help="Views for training without a store [default: as for train-teacher]; with one, the store's "
+    "where they are your own.",
 )
 @click.option(
     "--views", type=click.IntRange(1), help="Stored views to cycle through [default: all]."
@@ -169,15 +171,17 @@ def train_student(
     **settings: Any,
 ) -> None:
     """Train a student from labels and cached logits, without its teacher."""
+    from kdcache.augment.custom import is_import_path
     from kdcache.training import Training
 
     if recipe:
         settings |= from_recipe(recipe, settings)
     if settings["method"] is None:
         raise click.UsageError("give --method (see `kdcache list methods`) or --recipe.")
-    if settings["stores"] and settings["augment"]:
+    if settings["stores"] and settings["augment"] and not is_import_path(settings["augment"]):
         raise click.UsageError(
-            "--augment is for training without a store; a store brings its own views."
+            "--augment is for training without a store, or names the MODULE:FUNCTION that the store's "
+            "views were made with; other views a store brings itself."
         )
     if settings["init_weights"]:
         settings["init_weights"] = str(settings["init_weights"])

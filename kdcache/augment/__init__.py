@@ -199,7 +199,8 @@ def from_description(description: dict[str, Any]) -> Augmentation:
         raise UsageError(
             f"this plan was made with a user's own augmentation, {options.get('factory')!r}. A "
             "store "
-            "cannot make kdcache import code: name the augmentation yourself, if you trust it"
+            "cannot make kdcache import code: name the augmentation yourself, if you trust it: "
+            f"--augment {options.get('factory')}"
         )
     if name not in AUGMENTATIONS:
         raise UnknownName("augmentation", str(name), AUGMENTATIONS)

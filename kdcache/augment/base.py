@@ -29,6 +29,8 @@ class Augmentation(ABC):
     views: int | None = None
     #: Whether `apply` works on whole batches on any device (or just loops over images).
     batched: bool = True
+    #: Whether every view of a sample is the same.
+    fixed: bool = False
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -49,12 +51,12 @@ class Augmentation(ABC):
 
     def apply(self, images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Apply to a batch, uint8 (B, C, H, W), on the device where it is."""
-        return torch.stack(
-            [
-                self.apply_one(image, {name: values[i] for name, values in parameters.items()})
-                for i, image in enumerate(images)
-            ]
-        )
+        done = [
+            self.apply_one(image, {name: values[i] for name, values in parameters.items()})
+            for i, image in enumerate(images)
+        ]
+        same_size(np.array([image.shape[1:] for image in done], dtype=np.int64))
+        return torch.stack(done)
 
     def apply_one(self, image: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
         """Apply to one image, uint8 (C, H, W)."""
@@ -70,7 +72,7 @@ class Identity(Augmentation):
     """`none`: the image as it is; every view is the same."""
 
     name = "none"
-    views = None
+    fixed = True
 
     def describe(self) -> dict[str, Any]:
         """Just the name."""

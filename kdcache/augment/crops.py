@@ -287,6 +287,7 @@ class CenterCrop(Augmentation):
     """
 
     name = "center-crop"
+    fixed = True
     batched = False
 
     def __init__(self, size: int, resize: int, interpolation: str = "bilinear") -> None:

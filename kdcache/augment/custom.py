@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from kdcache.augment.base import Augmentation, Parameters, Sizes
+from kdcache.imports import import_own
 from kdcache.philox import Draws
 from kdcache_stores.errors import DataError, UsageError
 
@@ -27,8 +27,8 @@ def import_factory(path: str) -> Callable[..., Any]:
     """The callable at `pkg.module:factory`; raises `UsageError` if there is none."""
     module, _, name = path.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        factory = getattr(import_own(module), name)
+    except (UsageError, AttributeError) as error:
         raise UsageError(f"cannot import {path!r}: {error}") from error
     if not callable(factory):
         raise UsageError(f"{path!r} is no function: {type(factory).__name__}")
@@ -54,7 +54,15 @@ class Custom(Augmentation):
         self, path: str, pipeline: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> None:
         self.path = path
-        self.pipeline = pipeline if pipeline is not None else import_factory(path)()
+        if pipeline is None:
+            factory = import_factory(path)
+            try:
+                pipeline = factory()
+            except Exception as error:  # whatever a user's code raises
+                raise UsageError(
+                    f"{path}, called without arguments, raised {type(error).__name__}: {error}"
+                ) from error
+        self.pipeline = pipeline
 
     def describe(self) -> dict[str, Any]:
         """Name and path; the path is never imported because a store names it."""
@@ -75,6 +83,11 @@ class Custom(Augmentation):
                 random.seed(seed)
                 np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
                 result = self.pipeline(image)
+        except Exception as error:  # whatever a user's code raises
+            raise DataError(
+                f"{self.path} raised {type(error).__name__} for an image uint8 "
+                f"{tuple(image.shape)}: {error} (--debug shows where)"
+            ) from error
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)  # noqa: NPY002

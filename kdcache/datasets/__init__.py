@@ -10,10 +10,10 @@ from kdcache.augment.custom import is_import_path
 from kdcache.datasets import resident
 from kdcache.datasets.arrays import arrays
 from kdcache.datasets.base import Dataset, ResidentDataset, in_memory, without_bad_images
-from kdcache.datasets.folder import FolderDataset, image_folder
+from kdcache.datasets.folder import FolderDataset, own_folder
 from kdcache.datasets.foreign import MapDataset, hugging_face, user_dataset
 from kdcache.datasets.imagenet import imagenet, tiny_imagenet
-from kdcache_stores.errors import UnknownName
+from kdcache_stores.errors import UnknownName, UsageError
 
 __all__ = [
     "DATASETS",
@@ -42,7 +42,7 @@ DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
 #: What else a name can be -> what it is.
 PREFIXES = {
     "arrays:FILE.npz": "x_train, y_train, x_test, y_test and optional keys of an .npz file.",
-    "folder:PATH": "A folder of images by class, in train and val or test.",
+    "folder:PATH": "A folder of images by class, in train and val or test; or train alone.",
     "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`).",
     "pkg.module:factory": "A dataset of your own, made by a function of the split.",
 }
@@ -92,11 +92,14 @@ def _load(name: str, split: str, root: Path, download: bool) -> Dataset:
     if rest and kind == "arrays":
         return arrays(rest, split)
     if rest and kind == "folder":
-        return image_folder(Path(rest).expanduser(), split)
+        return own_folder(Path(rest).expanduser(), split)
     if rest and kind == "hf":
         return hugging_face(rest, split, root, download)
     if is_import_path(name):
         return user_dataset(name, split)
+    if name not in DATASETS and Path(name).expanduser().exists():
+        written = "folder" if Path(name).expanduser().is_dir() else "arrays"
+        raise UsageError(f"{name} is a path, not the name of a dataset: write {written}:{name}")
     if name not in DATASETS:
         raise UnknownName("dataset", name, [*DATASETS, *PREFIXES])
     return DATASETS[name](split, root, download)

@@ -11,8 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.datasets.base import Dataset, ResidentDataset, index_keys
+from kdcache.datasets.holdout import hold_out
 from kdcache.datasets.resident import only_splits
 from kdcache_stores.errors import DataError
+
+#: More than this is no number of a class, but a -1 in an unsigned dtype, say.
+MOST_CLASSES = 10_000_000
 
 
 def arrays(file: str, split: str) -> Dataset:
@@ -21,7 +25,8 @@ def arrays(file: str, split: str) -> Dataset:
     x is uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; y is integers (N,).
     Optional: keys_train, keys_test (text),
     class_names, x_unlabeled. Without keys a sample is known by its
-    index. The last axis holds the channels if it is 1 or 3 long; else the second one must.
+    index. The last axis holds the channels if it is 1 or 3 long; else the second one must. Without
+    x_test and y_test, see `hold_out`.
     """
     path = Path(file).expanduser()
     only_splits(f"arrays:{file}", split, ("train", "test", "unlabeled"))
@@ -33,12 +38,14 @@ def arrays(file: str, split: str) -> Dataset:
         )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
+            found = loaded.files
+            alone = split in ("train", "test") and not {"x_test", "y_test"} & set(found)
+            wanted, split = split, "train" if alone else split
             content = {
                 name: loaded[name]
                 for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
                 if name in loaded.files
             }
-            found = loaded.files
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
     if split == "unlabeled" and f"x_{split}" in content:
@@ -52,13 +59,20 @@ def arrays(file: str, split: str) -> Dataset:
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise DataError(
             f"y_{split} of {path} must be {len(images)} integers, "
-            f"found {labels.dtype} {labels.shape}"
+            f"found {labels.dtype} {labels.shape}: a class number from 0 for each image, as "
+            "y.argmax(1) makes of one-hot rows and y.ravel() of a column"
+        )
+    if len(labels) and labels.max() > MOST_CLASSES:
+        row = int(labels.argmax())
+        raise DataError(
+            f"y_{split} of {path} must be class numbers from 0, found {labels[row]} in row {row}; "
+            "unlabelled samples have -1 in a signed dtype"
         )
     names = [str(name) for name in content.get("class_names", [])] or None
     train = content.get("y_train", labels)
     classes = len(names) if names else int(max(labels.max(initial=0), train.max(initial=0))) + 1
     keys = content.get(f"keys_{split}")
-    return ResidentDataset(
+    dataset = ResidentDataset(
         f"arrays:{path.name}",
         split,
         images=images,
@@ -69,6 +83,7 @@ def arrays(file: str, split: str) -> Dataset:
         classes=classes,
         class_names=names,
     )
+    return hold_out(dataset, wanted) if alone else dataset
 
 
 def channels_first(x: NDArray[Any], what: str) -> torch.Tensor:

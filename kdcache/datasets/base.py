@@ -33,6 +33,7 @@ class Dataset(ABC):
         images: uint8 (N, C, H, W) when resident in memory, or None.
         flip: whether a mirrored image keeps its meaning (digits do not).
         skipped: key -> reason, for samples left out because they cannot be decoded.
+        remarks: what everyone who uses the split should be told about it, a sentence each.
     """
 
     images: torch.Tensor | None = None
@@ -56,6 +57,7 @@ class Dataset(ABC):
         self.class_names = list(class_names) if class_names is not None else None
         self.image_shape, self.flip = image_shape, flip
         self.skipped: dict[str, str] = {}
+        self.remarks: list[str] = []
         if not self.keys:
             raise DataError(f"{name} ({split}) holds no samples")
         if self.labels.shape != (len(self.keys),):
@@ -202,7 +204,7 @@ def in_memory(dataset: Dataset) -> ResidentDataset:
         class_names=dataset.class_names,
         flip=dataset.flip,
     )
-    resident.skipped = dataset.skipped
+    resident.skipped, resident.remarks = dataset.skipped, dataset.remarks
     return resident
 
 
@@ -231,6 +233,12 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
         raise DataError(f"no image of {dataset.name} ({dataset.split}) can be decoded: {bad[0]}")
     part = dataset.subset([row for row in range(len(dataset)) if row not in bad])
     part.skipped = dataset.skipped | {dataset.keys[row]: reason for row, reason in bad.items()}
+    part.remarks = [
+        *dataset.remarks,
+        f"{len(bad)} of {len(dataset)} images of {dataset.name} ({dataset.split}) cannot be decoded "
+        f"and are left out: {[dataset.keys[row] for row in list(bad)[:5]]}"
+        f"{' and more' if len(bad) > 5 else ''}",
+    ]
     return part
 
 

@@ -15,9 +15,14 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
 from kdcache.datasets.base import Dataset, Rows
+from kdcache.datasets.holdout import hold_out
 from kdcache_stores.errors import DataError
 
-SPLITS = {"train": ("train",), "test": ("test", "val"), "unlabeled": ("unlabeled",)}
+SPLITS = {
+    "train": ("train",),
+    "test": ("test", "val", "valid", "validation"),
+    "unlabeled": ("unlabeled",),
+}
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -52,7 +57,8 @@ class FolderDataset(Dataset):
             return decode_file(self.folder / self.keys[row])
         except DataError as error:
             raise DataError(
-                f"image {self.keys[row]!r} of {self.name} (row {row}): {error}"
+                f"image {self.keys[row]!r} of {self.name} (row {row}): {error}. Mend or remove it, or "
+                "leave such images out with --skip-bad (skip_bad=True)."
             ) from error
 
     def size(self, row: int) -> tuple[int, int]:
@@ -74,8 +80,9 @@ def decode_file(path: Path) -> torch.Tensor:
     """Decode an image file with Pillow: uint8 (3, H, W).
 
     Turned upright by its EXIF orientation, converted to RGB as torchvision's ImageFolder does: grey
-    is repeated, CMYK converted, transparency dropped. Raises `DataError` for a file that is
-    missing, empty, truncated, damaged or no image.
+    is repeated, CMYK converted, transparency dropped. Of 16-bit grey the upper 8 bits are kept
+    (ImageFolder clips it to white). Raises `DataError` for a file that is missing, empty,
+    truncated, damaged or no image, and for pixels of 32 bits, which have no agreed white.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
@@ -87,9 +94,16 @@ def decode_file(path: Path) -> torch.Tensor:
 
 
 def rgb_tensor(image: Image.Image) -> torch.Tensor:
-    """A Pillow image, upright and in RGB: uint8 (3, H, W)."""
+    """A Pillow image, upright and in RGB: uint8 (3, H, W); see `decode_file`."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels have 32 bits (Pillow's mode {image.mode}), and no rule says which value is "
+            "white: save it with 8 bits"
+        )
     pixels: torch.Tensor = F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     return pixels
 
@@ -102,17 +116,25 @@ def _reason(error: Exception) -> str:
     return f"cannot be decoded ({error})"
 
 
+def own_folder(path: Path, split: str) -> Dataset:
+    """A split of a user's folder: `image_folder`, or `hold_out` where it has nothing for testing."""
+    alone = split in ("train", "test") and path.is_dir() and not _has_test(path)
+    whole = image_folder(path, "train" if alone else split)
+    return hold_out(whole, split) if alone else whole
+
+
 def image_folder(path: Path, split: str, name: str | None = None) -> FolderDataset:
     """A split of a folder with one sub-folder per class.
 
     `path` holds train/ and val/ or test/, each with the classes; or the classes themselves, which
     then are the train split. Classes are numbered by their sorted names, for every split by those
-    of train/.
+    of train/. Hidden files and folders (.ipynb_checkpoints) are not looked at.
 
     Raises:
-        DataError: no such split, no images, a single class, a class that train/ does not have.
+        DataError: no such split, no images, a single class, a class of train/ without an image, a
+            class that train/ does not have.
     """
-    name = name or f"folder:{path.name}"
+    name = name or f"folder:{path.resolve().name}"
     folder = _split_folder(path, split)
     found = _class_names(folder)
     train = path / "train"
@@ -133,6 +155,13 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
         raise DataError(
             f"{folder} holds {len(found)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"
         )
+    empty = sorted(set(found) - {key.split("/", 1)[0] for key in keys})
+    if empty and split == "train":
+        raise DataError(
+            f"{folder} has folders without an image ({', '.join(IMG_EXTENSIONS)}): {empty[:5]}"
+            f"{' and more' if len(empty) > 5 else ''}. Each would count as a class: remove or fill "
+            "them"
+        )
     labels = np.array([number[key.split("/", 1)[0]] for key in keys], dtype=np.int64)
     return FolderDataset(name, split, folder=folder, keys=keys, labels=labels, class_names=names)
 
@@ -143,7 +172,7 @@ def _split_folder(path: Path, split: str) -> Path:
     for candidate in SPLITS.get(split, (split,)):
         if (path / candidate).is_dir():
             return path / candidate
-    if split == "train" and not any((path / other).is_dir() for other in ("val", "test")):
+    if split == "train" and not _has_test(path):
         return path
     raise DataError(
         f"{path} has no folder {' or '.join(SPLITS.get(split, (split,)))} for the split {split!r}; "
@@ -151,16 +180,24 @@ def _split_folder(path: Path, split: str) -> Path:
     )
 
 
+def _has_test(path: Path) -> bool:
+    # Beside no train/, "valid" is a class as likely as a split.
+    names = SPLITS["test"] if (path / "train").is_dir() else ("test", "val")
+    return any((path / name).is_dir() for name in names)
+
+
 def _class_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths of the images under a folder, relative to it, sorted."""
+    """Paths of the images under a folder, relative to it, sorted; hidden ones are left out."""
     found = []
-    for base, _, files in os.walk(folder, followlinks=True):
+    for base, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         inner = os.path.relpath(base, folder).replace(os.sep, "/")
         prefix = "" if inner == "." else inner + "/"
-        found += [prefix + file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+        found += [prefix + file for file in images if not file.startswith(".")]
     return sorted(found)

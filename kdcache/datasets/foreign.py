@@ -15,7 +15,8 @@ from PIL import Image
 from kdcache.augment.custom import import_factory
 from kdcache.datasets.base import Dataset, Rows, index_keys
 from kdcache.datasets.folder import rgb_tensor
-from kdcache_stores.errors import DataError, UsageError
+from kdcache.datasets.holdout import hold_out
+from kdcache_stores.errors import DataError, KDCacheError, UsageError
 
 _HF_SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
 
@@ -65,8 +66,10 @@ class MapDataset(Dataset):
             elif isinstance(item, tuple | list):
                 item = item[0]
             image = rgb_tensor(item) if isinstance(item, Image.Image) else item
-        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-            raise DataError(f"{where} cannot be decoded ({error})") from error
+        except Exception as error:  # whatever a user's code raises
+            raise DataError(
+                f"{where} cannot be decoded ({type(error).__name__}: {error})"
+            ) from error
         if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3):
             found = getattr(image, "dtype", type(image).__name__)
             raise DataError(
@@ -86,7 +89,15 @@ def user_dataset(path: str, split: str) -> Dataset:
     `class_names` or `classes` (names or their number), and `[row]`, an image or a tuple that starts
     with it. It may have `image_shape` (C, H, W), when all images are of one size, and `flip`.
     """
-    source = import_factory(path)(split)
+    factory = import_factory(path)
+    try:
+        source = factory(split)
+    except KDCacheError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise DataError(
+            f"{path}({split!r}) raised {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
     keys = getattr(source, "keys", None)
     labels = getattr(source, "labels", getattr(source, "targets", None))
     classes = getattr(source, "class_names", getattr(source, "classes", None))
@@ -96,14 +107,18 @@ def user_dataset(path: str, split: str) -> Dataset:
             "(or "
             f"`classes`); {type(source).__name__} has {sorted(vars(source))}"
         )
-    named = not isinstance(classes, int)
+    try:
+        numbers = np.asarray(labels).astype(np.int64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels of {path} must be class numbers (integers): {error}") from error
+    named = not hasattr(classes, "__index__")
     return MapDataset(
         path,
         split,
         source=source,
         keys=[str(key) for key in keys],
-        labels=np.asarray(labels, dtype=np.int64),
-        classes=len(classes) if named else classes,
+        labels=numbers,
+        classes=len(classes) if named else int(classes),
         class_names=[str(name) for name in classes] if named else None,
         image_shape=getattr(source, "image_shape", None),
         flip=bool(getattr(source, "flip", True)),
@@ -114,7 +129,7 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
     """An image dataset of the Hugging Face hub, or a local one: `hf:NAME` or `hf:NAME:CONFIG`.
 
     Samples are known by their index. The first image feature and the first class label are used;
-    the test split is "test", or else "validation".
+    the test split is "test", or else "validation"; without either, see `hold_out`.
     """
     try:
         import datasets  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -134,16 +149,18 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         raise DataError(
             f"hf:{name} was looked for in {root / 'huggingface'}: {error}{advice}"
         ) from error
-    chosen = next((s for s in _HF_SPLITS[split] if s in found), None)
+    alone = "train" in found and not any(s in found for s in _HF_SPLITS["test"])
+    wanted = "train" if alone else split
+    chosen = next((s for s in _HF_SPLITS[wanted] if s in found), None)
     if chosen is None:
-        raise DataError(f"hf:{name} has the splits {sorted(found)}, none of {_HF_SPLITS[split]}")
+        raise DataError(f"hf:{name} has the splits {sorted(found)}, none of {_HF_SPLITS[wanted]}")
     table = found[chosen]
     image = _feature(name, table, datasets.Image)
     label = _feature(name, table, datasets.ClassLabel)
     names = table.features[label].names
-    return MapDataset(
+    dataset = MapDataset(
         f"hf:{name}",
-        split,
+        wanted,
         source=table.select_columns([image]),
         keys=index_keys(chosen, range(len(table)), len(table)),
         labels=np.asarray(table[label][:], dtype=np.int64),
@@ -151,6 +168,7 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         class_names=names,
         field=image,
     )
+    return hold_out(dataset, split) if alone else dataset
 
 
 @contextmanager

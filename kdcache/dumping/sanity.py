@@ -55,7 +55,12 @@ class Check:
         return max(1 / self.classes, float(counts.max() / counts.sum()))
 
     def near_chance(self) -> bool:
-        """Whether guessing would reach this top-1 too often to call the teacher trained."""
+        """Whether guessing would reach this top-1 too often to call the teacher trained.
+
+        Images so few that guessing could get all of them right tell nothing: False.
+        """
+        if self.chance ** len(self.labels) > SIGNIFICANCE:
+            return False
         return _by_chance(self.labels == self.predictions, self.chance)
 
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
@@ -124,34 +129,18 @@ def clean_accuracy(teacher: Teacher, images: Tensor, labels: Tensor | np.ndarray
     return check.top1 if len(check.labels) else float("nan")
 
 
-def check_teacher(
-    teacher: Teacher,
-    images: Tensor,
-    labels: Tensor | np.ndarray,
-    where: str = "clean images",
-    allow_untrained: bool = False,
-) -> float | None:
-    """Top-1 of a teacher, or a refusal of one that cannot be right.
+def require_trained(teacher: Teacher, check: Check, where: str) -> None:
+    """Refuse a teacher that cannot be right.
 
     Args:
         teacher: as it will be dumped.
-        images: a sample of clean images, uint8 (N, C, H, W); several times as many as classes.
-        labels: int64 (N,); -1 is left out.
-        where: names the sample in the message, "1000 test images of cifar100" say.
-        allow_untrained: refuse nothing.
-
-    Returns:
-        Top-1 from 0 to 1, or None where no image is labelled.
+        check: what it predicts on clean images, several times as many as classes.
+        where: names the images in the message, "1000 test images of cifar100" say.
 
     Raises:
         MismatchError: its classes are ordered otherwise than the dataset's, or its top-1 is what
             guessing gives.
     """
-    check = clean_check(teacher, images, labels)
-    if not len(check.labels):
-        return None
-    if allow_untrained:
-        return check.top1
     order = check.class_order()
     if order is not None:
         moved = [f"{d} is its {t}" for d, t in enumerate(order) if d != t]
@@ -168,4 +157,3 @@ def check_teacher(
             f"gives ({check.chance:.1%}). Check the weights and the preprocessing "
             f"({teacher.preprocessing}); --allow-untrained dumps it all the same"
         )
-    return check.top1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.augment import default_augmentation
+from kdcache.augment import Custom, WeakStrong, default_augmentation
 from kdcache.datasets import Dataset, load_dataset
-from kdcache.dumping.sanity import check_teacher, sample_size
+from kdcache.dumping.sanity import Check, clean_check, require_trained, sample_size
 from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing, normalisation
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_stores import DataError, MismatchError, Samples, UsageError, open_store
+from kdcache_stores.begin import require_place
+from kdcache_stores.files import LocalFiles
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,46 @@ def asked_plan(
     """
     data = load_dataset(name, split, root, download, skip_bad)
     plan = ViewPlan(data, make_augmentation(augment or default_augmentation(data), data), seed)
-    count = views or plan.views
+    count = views or (1 if plan.augmentation.fixed else plan.views)
+    _require_seeded(plan)
     if count is None:
         raise UsageError(
             f"say how many views of every sample {plan.augmentation.name} shall give: --views N"
         )
     return plan, count
+
+
+def _require_seeded(plan: ViewPlan) -> None:
+    """Refuse a user's pipeline that gives another image each time, whatever it is seeded with."""
+    if not isinstance(plan.augmentation, Custom):
+        return
+    rows = np.arange(min(len(plan), 4))
+    if not torch.equal(plan.images(rows, 0), plan.images(rows, 0)):
+        raise UsageError(
+            f"{plan.augmentation.path} gives another image for the same sample and view each time. A "
+            "view must be reproducible: draw from the generators of torch, NumPy or random, which "
+            "are seeded before each call, and from none of your own"
+        )
+
+
+def require_views(plan: ViewPlan, views: int, stores: Sequence[Path]) -> None:
+    """What can be refused of a dump before its teachers are loaded.
+
+    Raises:
+        UsageError: an odd number of weak and strong views, or a store that is a URL.
+        StoreInUse: a folder that holds something else.
+    """
+    if isinstance(plan.augmentation, WeakStrong) and views % 2:
+        raise UsageError(
+            f"{views} views of {plan.augmentation.name} leave a weak one without its strong one: "
+            f"--views {views + 1} or another even number"
+        )
+    for store in stores:
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(store)):
+            raise UsageError(
+                f"a dump writes to a folder, not to {store}: dump it here, then `push` it"
+            )
+        require_place(LocalFiles(store))
 
 
 def stored_plan(
@@ -162,14 +199,18 @@ def stored_plan(
 
 
 def labelled_splits(
-    name: str, data: Dataset, root: Path | None = None, download: bool = False
+    name: str,
+    data: Dataset,
+    root: Path | None = None,
+    download: bool = False,
+    skip_bad: bool = False,
 ) -> dict[str, Dataset]:
     """The training and test split of a dataset, as far as they are there; `data` is one split."""
     found = {}
     for split in ("train", "test"):
         try:
             found[split] = (
-                data if data.split == split else load_dataset(name, split, root, download)
+                data if data.split == split else load_dataset(name, split, root, download, skip_bad)
             )
         except DataError:
             continue
@@ -181,23 +222,29 @@ def clean_top1(
 ) -> dict[str, float]:
     """Top-1 on a sample of the clean images of each split, by its name; unlabelled ones are left out.
 
+    The teacher is judged on all of them together: a test split may be too small to tell.
+
     Args:
         size: side of the central crop of images that differ in size: that of the views.
 
     Raises:
         MismatchError: the teacher guesses, or its classes are ordered otherwise; see
-            `check_teacher`.
+            `require_trained`.
     """
-    found = {}
+    checks: dict[str, Check] = {}
     for dataset in splits:
         images, labels = clean_images(dataset, size)
         if not len(labels):
             continue
-        where = f"{len(labels)} clean {dataset.split} images of {dataset.name}"
-        top1 = check_teacher(teacher, images, labels, where, allow_untrained)
-        if top1 is not None:
-            found[dataset.split] = top1
-    return found
+        checks[dataset.split] = clean_check(teacher, images, labels)
+    if checks and not allow_untrained:
+        labels, said = (np.concatenate(parts) for parts in zip(*(
+            (check.labels, check.predictions) for check in checks.values()
+        ), strict=True))  # fmt: skip
+        counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
+        where = f"clean images of {splits[0].name} ({counts})"
+        require_trained(teacher, Check(labels, said, teacher.classes), where)
+    return {split: check.top1 for split, check in checks.items()}
 
 
 def clean_images(dataset: Dataset, size: int = 224) -> tuple[torch.Tensor, np.ndarray]:

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 from torch import Tensor
 
+from kdcache.augment import Augmentation
 from kdcache.datasets import Dataset
 from kdcache.objectives import kd
 from kdcache.views.cached import CachedViews
@@ -64,19 +65,22 @@ def agreement_with_store(
     device: torch.device | str = "cpu",
     batch_size: int = 512,
     workers: int = 0,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, float]:
     """`agreement` over all views of a store that the dataset's samples have.
 
     Args:
         network: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
+        augmentation: of the store, needed where it is a user's own.
 
     Raises:
         MismatchError: the store is of other samples, or its views do not replay.
     """
     student, teacher = [], []
     with CachedViews(
-        dataset, [store], batch_size, device=device, workers=workers, subset=True
-    ) as views:
+        dataset, [store], batch_size, augmentation=augmentation, device=device, workers=workers,
+        subset=True,
+    ) as views:  # fmt: skip
         for view in range(store.n_views):
             for batch in views.epoch(view):
                 student.append(network(batch.images).float().cpu())

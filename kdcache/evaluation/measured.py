@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kdcache.augment import make_augmentation
 from kdcache.datasets import Dataset
 from kdcache.evaluation import calibration, clean_logits, scores
 from kdcache.evaluation.agreement import agreement_with_store
@@ -25,6 +26,7 @@ def measure(
     weights: str | Path | None = None,
     teacher: str | None = None,
     store: str | Path | None = None,
+    augment: str | None = None,
     preprocessing: Preprocessing | None = None,
     batch_size: int = 1,
     device: str = "cpu",
@@ -38,6 +40,7 @@ def measure(
         weights: a file, or the name of a library's own weights.
         teacher: another network to measure beside it, its latency in turns with the model's.
         store: logits of its teacher on the same samples.
+        augment: the store's augmentation, where it is a user's own.
         preprocessing: of a model or teacher of the zoo whose weights are a bare file, which does not
             say how it was trained; a run and a library's weights know their own.
         batch_size: images per timed forward pass.
@@ -79,8 +82,9 @@ def measure(
                     f"{opened.where} is over the split {opened.plan.split} of {opened.plan.dataset}, "
                     f"evaluated is {dataset.split}. Dump the teacher with --split {dataset.split}."
                 )
+            own = make_augmentation(augment, dataset) if augment else None
             result["agreement"] = agreement_with_store(
-                network, dataset, opened, device, workers=workers
+                network, dataset, opened, device, workers=workers, augmentation=own
             )
     return result
 

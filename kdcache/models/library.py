@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +13,10 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
+from kdcache.imports import import_own
 from kdcache.models.weights import load_weights
 from kdcache.preprocessing import Preprocessing
-from kdcache_stores.errors import DataError, UnknownName, UsageError
+from kdcache_stores.errors import DataError, KDCacheError, UnknownName, UsageError
 
 
 @dataclass(frozen=True)
@@ -187,23 +187,27 @@ def build_factory(spec: str, classes: int, channels: int, size: int) -> nn.Modul
         DataError: it gives something else than an nn.Module.
     """
     module_name, _, function_name = spec.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        module = import_own(module_name)
+    except UsageError as error:
         raise UsageError(
-            f"model {spec}: {error}. Expected NAME of the zoo, torchvision:NAME, timm:NAME or "
-            f"MODULE:FUNCTION of your own, the module in the Python path or in {here}"
-        ) from None
-    finally:
-        sys.path.remove(here)
+            f"model {spec}: {error}. Other models: NAME of the zoo, torchvision:NAME, timm:NAME"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UsageError(f"model {spec}: module {module_name} has no function {function_name!r}")
     offered = {"classes": classes, "channels": channels, "size": size}
     wanted = inspect.signature(function).parameters
-    net = function(**{name: value for name, value in offered.items() if name in wanted})
+    called = {name: value for name, value in offered.items() if name in wanted}
+    try:
+        net = function(**called)
+    except KDCacheError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise UsageError(
+            f"model {spec}: called as {function_name}({', '.join(f'{n}={v}' for n, v in called.items())})"
+            f" it raised {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
     if not isinstance(net, nn.Module):
         raise DataError(f"model {spec}: expected an nn.Module, found {type(net).__name__}")
     return net

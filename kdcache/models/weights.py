@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ NESTS = ("state_dict", "model", "net", "model_state_dict", "model_state")
 
 #: What wrappers (DataParallel, torch.compile) put before every name.
 PREFIXES = ("module.", "_orig_mod.")
+
+SCRIPTED = (
+    "it is a TorchScript archive, which holds code. Where you trust it, convert it once: "
+    "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
+)
 
 CONVERT = (
     "it holds pickled code, not only weights. Where you trust it, convert it once: "
@@ -66,8 +72,8 @@ class Weights:
 def load_weights(path: str | Path) -> Weights:
     """Read `.safetensors`, or a torch file (`.pt`, `.pth`, `.th`, `.tar`) with weights_only=True.
 
-    The state dict may be nested under "state_dict", "model" or "net" and its names may begin with
-    "module." or "_orig_mod.".
+    The state dict may be nested under "state_dict", "model", "net" or as the only one under another
+    name, and its names may begin with "module." or "_orig_mod.".
 
     Raises:
         DataError: no such file, not readable, pickled code, or no state dict in it.
@@ -101,6 +107,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    if path.stat().st_size == 0:
+        raise DataError(f"weights {path}: the file is empty (0 bytes)")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise DataError(f"weights {path}: {SCRIPTED}")
     # RepDistiller keeps its command line, an argparse.Namespace (plain data), beside the weights.
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -130,10 +142,14 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
     for nest in NESTS:
         if _is_state(content.get(nest)):
             return dict(content[nest])
+    others = [name for name, entry in content.items() if _is_state(entry)]
+    if len(others) == 1:
+        return dict(content[others[0]])
     found = ", ".join(map(str, content)) or "nothing"
     raise DataError(
-        f"weights {path}: expected a state dict, at the top or under {', '.join(NESTS)}; "
-        f"found: {found}"
+        f"weights {path}: expected a state dict (names and tensors), at the top or under "
+        f"{', '.join(NESTS)}; found: {found}"
+        + (f", of which {', '.join(others)} are state dicts" if others else "")
     )
 
 
@@ -154,6 +170,7 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         MismatchError: as for `Weights.apply`; the module is then unchanged.
     """
     expected = module.state_dict()
+    state = _within(expected, state, source)
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in state if n not in expected]
     both = [n for n in expected if n in state]
@@ -172,6 +189,29 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         name = type(module).__name__
         raise MismatchError(f"weights {source} do not fit {name}: {'; '.join(problems)}")
     module.load_state_dict(dict(state), strict=False)
+
+
+def _within(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
+) -> Mapping[str, Tensor]:
+    """The entries under the one prefix that holds every name expected, as Lightning saves a module.
+
+    What lies beside it, a metric's or a loss's weights say, is left out.
+    """
+    names = [name for name in expected if not name.endswith("num_batches_tracked")]
+    if not names or all(name in state for name in names):
+        return state
+    prefixes = [name.removesuffix(names[0]) for name in state if name.endswith("." + names[0])]
+    whole = [prefix for prefix in prefixes if all(prefix + name in state for name in names)]
+    if len(whole) > 1:
+        raise MismatchError(
+            f"weights {source} hold the network under each of {', '.join(whole)}: save the one that is "
+            "meant in a file of its own"
+        )
+    if not whole:
+        return state
+    start = whole[0]
+    return {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
 
 
 def _class_count(

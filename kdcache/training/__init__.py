@@ -40,7 +40,7 @@ class Training:
         online: teachers to run in the loop instead of reading their logits, as `load_teacher` takes
             them; with a store they see the store's views.
         augment: the views when there is no store (each epoch sees new ones); by default
-            `default_augmentation` of the dataset.
+            `default_augmentation` of the dataset. With stores, theirs, where it is a user's own.
         views: how many stored views to cycle through (default: all).
         schedule: of the views, "epoch" or "random", see `CachedViews`.
         resident_views: views in memory at once, with schedule "random".
@@ -157,20 +157,23 @@ def prepared(
         trainset = load_dataset(training.dataset, "train", *how)
         testset = load_dataset(training.dataset, "test", *how)
         _require_alike(trainset, testset)
+        for remark in dict.fromkeys(trainset.remarks + testset.remarks):
+            watch.note(remark)
         stores = [opened.enter_context(open_store(path)) for path in training.stores]
         _require_classes(stores, trainset)
         rows, held_out = choose(trainset, training.train_samples, training.val_split, training.seed)
-        plan = None
-        if not stores:
-            spec = training.augment or default_augmentation(trainset)
-            augmentation = make_augmentation(spec, trainset)
-            plan = ViewPlan(trainset, augmentation, training.seed)
+        spec = training.augment or (None if stores else default_augmentation(trainset))
+        augmentation = make_augmentation(spec, trainset) if spec else None
+        plan = (
+            ViewPlan(trainset, augmentation, training.seed) if augmentation and not stores else None
+        )
         read = training.objective.method != "ce" and not training.online
         views = CachedViews(
             trainset,
             stores,
             training.optimization.batch_size,
             plan=plan,
+            augmentation=augmentation,
             views=training.views,
             rows=rows,
             schedule=training.schedule,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.augment import Mix
+from kdcache.augment import Augmentation, Mix
 from kdcache.datasets import Dataset
 from kdcache.philox import key_words
 from kdcache.views import ViewPlan, replay
@@ -70,6 +70,7 @@ class CachedViews:
         stores: stores of one view plan (paths, or open stores); may be empty when ``plan`` is given.
         batch_size: samples per batch; the last batch of an epoch may be smaller.
         plan: the views when there is no store.
+        augmentation: that of the stores, needed where it is a user's own.
         views: how many views to cycle through: at most the store's, by default all of them; without a
             store unlimited, so every epoch sees new views.
         rows: the dataset's rows to use (default: all).
@@ -102,6 +103,7 @@ class CachedViews:
         batch_size: int,
         *,
         plan: ViewPlan | None = None,
+        augmentation: Augmentation | None = None,
         views: int | None = None,
         rows: Rows | None = None,
         schedule: str = "epoch",
@@ -126,7 +128,7 @@ class CachedViews:
         self.logits: ResidentLogits | None = None
         self.views, self.first = views, 0
         if self.stores:
-            self.plan = self._plan_of_stores()
+            self.plan = self._plan_of_stores(augmentation)
             self.rows = self._join(rows, subset)
             self.replay = replay.check(self.plan, self.stores[0], self.device)
         elif plan is not None:
@@ -152,7 +154,7 @@ class CachedViews:
         used = range(self.first, self.first + (self.views or 0))
         return [store.digest_of(used) for store in self.stores]
 
-    def _plan_of_stores(self) -> ViewPlan:
+    def _plan_of_stores(self, augmentation: Augmentation | None) -> ViewPlan:
         first = self.stores[0]
         for store in self.stores[1:]:
             if store.plan.digest != first.plan.digest:
@@ -177,7 +179,7 @@ class CachedViews:
                 f"{self.views} from view {self.first} on."
             )
         samples = Samples(first.keys, first.labels, first.keys_hashed)
-        return ViewPlan.from_store(first.plan, self.dataset, samples, partial=True)
+        return ViewPlan.from_store(first.plan, self.dataset, samples, augmentation, partial=True)
 
     def _join(self, rows: Rows, subset: bool) -> Rows:
         """The plan's rows of some rows of the dataset."""
@@ -188,10 +190,17 @@ class CachedViews:
         missing = rows[found < 0]
         self.left_out = len(missing)
         if len(missing) == len(rows) or (len(missing) and not subset):
-            keys = [self.dataset.keys[row] for row in missing[:3]]
+            keys = [self.dataset.keys[row] for row in missing]
+            bad = self.stores[0].plan.notes.get("skipped", {})
+            known = all(key in bad for key in keys)
+            why = (
+                "The dump left out what it could not decode: --skip-bad does so here. "
+                if known
+                else ""
+            )
             raise MismatchError(
                 f"{len(missing)} of {len(rows)} samples of {self.dataset.name} are not in "
-                f"{self.stores[0].where}, the first: {keys}. Give the store of this dataset, or "
+                f"{self.stores[0].where}, the first: {keys[:3]}. {why}Give the store of this dataset, or "
                 "--subset to train on the samples that it has."
             )
         return found[found >= 0]

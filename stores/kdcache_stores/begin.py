@@ -15,12 +15,8 @@ from kdcache_stores.nouns import Samples
 from kdcache_stores.samples import read_samples, write_samples
 
 
-def begin(files: LocalFiles, header: Header) -> Header:
-    """Claim the folder for this header, or find that it was begun with an equal one.
-
-    Returns the header that is there, with the provenance of whoever began it. Raises `StoreInUse`
-    if the folder holds something else, `MismatchError` naming the first difference.
-    """
+def require_place(files: LocalFiles) -> None:
+    """Raise `StoreInUse` if the folder is a file, or holds something that is no store."""
     if os.path.isfile(files.root):
         raise StoreInUse(f"{files.where} is a file, and a store is a folder: choose another name")
     if files.size(ROOT) is None:
@@ -30,6 +26,16 @@ def begin(files: LocalFiles, header: Header) -> Header:
                 f"{files.where} holds {strangers[0]} and is no kdcache store: "
                 "choose an empty folder"
             )
+
+
+def begin(files: LocalFiles, header: Header) -> Header:
+    """Claim the folder for this header, or find that it was begun with an equal one.
+
+    Returns the header that is there, with the provenance of whoever began it. Raises `StoreInUse`
+    if the folder holds something else, `MismatchError` naming the first difference.
+    """
+    require_place(files)
+    if files.size(ROOT) is None:
         publish(files, ROOT, header.document())
     found = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where)
     difference = first_difference(found.comparable(), header.comparable(), "store")

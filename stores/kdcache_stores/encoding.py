@@ -88,5 +88,7 @@ def to_float16(rows: Floats) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
         values = rows.astype(np.float16)
     if not np.isfinite(values).all():
-        raise DataError(f"{np.abs(rows).max():g} is beyond float16 (65504): use float32")
+        raise DataError(
+            f"{np.abs(rows).max():g} is beyond float16 (65504): use the encoding float32"
+        )
     return values

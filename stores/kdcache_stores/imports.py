@@ -20,6 +20,32 @@ from kdcache_stores.writer import StoreWriter
 FIXED_VIEW: dict[str, Json] = {"name": "fixed"}
 """Augmentation of a plan whose one view is whatever the logits were computed on."""
 
+PROBABILITIES = "probabilities"
+"""What `kind_of_rows` calls rows that are not usable as logits."""
+
+
+def kind_of_rows(rows: NDArray[Any]) -> str | None:
+    """What rows meant as logits are instead, where their numbers show it.
+
+    Args:
+        rows: float (N, K).
+
+    Returns:
+        `PROBABILITIES` where every row is positive and sums to 1; a remark where every row is of
+        log-probabilities (as good as logits: a softmax does not see the constant) or all numbers lie
+        between 0 and 1; else None.
+    """
+    if rows.shape[0] < 2 or rows.shape[1] < 2:
+        return None
+    values = rows.astype(np.float64)
+    if (values >= 0).all() and (np.abs(values.sum(1) - 1) < 1e-2).all():
+        return PROBABILITIES
+    if (values <= 1e-2).all() and (np.abs(np.log(np.exp(values).sum(1))) < 1e-2).all():
+        return "log-probabilities, which serve as logits"
+    if values.min() >= 0 and values.max() <= 1 and values.std() > 0:
+        return "numbers between 0 and 1, as sigmoids do: were logits meant?"
+    return None
+
 
 def write_arrays(
     path: str | os.PathLike[str],
@@ -93,7 +119,8 @@ def import_npz(
         path: folder of the store.
         options: further arguments of `write_arrays`.
 
-    Raises `DataError` for a file that lacks these or holds pickled objects.
+    Raises `DataError` for a file that lacks these, holds pickled objects, or probabilities for
+    logits.
     """
     try:
         # Opened here: NumPy leaves a file that is no archive open.
@@ -110,4 +137,11 @@ def import_npz(
         raise DataError(f"{file} is no .npz file of plain arrays: {error}") from None
     if keys.dtype.kind != "U" or keys.ndim != 1:
         raise DataError(f"{file}: keys must be text (N,), found {keys.dtype} {keys.shape}")
+    shaped = logits.ndim in (2, 3) and logits.dtype.kind == "f"
+    if shaped and kind_of_rows(logits.reshape(-1, logits.shape[-1])) == PROBABILITIES:
+        raise DataError(
+            f"{file}: logits are probabilities, every row sums to 1, and a softmax of that is nearly "
+            "uniform at any temperature. Save what comes before the softmax, or "
+            "np.log(p.clip(1e-12)), which serves as logits"
+        )
     return write_arrays(path, logits, samples=Samples(keys.tolist(), labels), **options)

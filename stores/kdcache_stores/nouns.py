@@ -256,6 +256,9 @@ class Shard:
     start: int
     stop: int
 
+    def __str__(self) -> str:
+        return f"view {self.view}, rows {self.start} to {self.stop - 1}"
+
     @property
     def rows(self) -> int:
         """Number of rows."""

@@ -113,6 +113,6 @@ def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_store_where_a_file_is(tmp_path: Path, kdcache: Run) -> None:
     (tmp_path / "s.zarr").touch()
-    np.savez(tmp_path / "l.npz", logits=np.eye(3, dtype=np.float32), keys=["a", "b", "c"])
+    np.savez(tmp_path / "l.npz", logits=2 * np.eye(3, dtype=np.float32), keys=["a", "b", "c"])
     result = kdcache("import", tmp_path / "l.npz", "--out", tmp_path / "s.zarr")
     refused(result, 1, "s.zarr is a file", "folder")

@@ -159,6 +159,13 @@ def test_import_npz(tmp_path: Path) -> None:
     file.write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(DataError, match="plain arrays"):
         import_npz(file, tmp_path / "x")
+    odds = np.exp(make_logits(0))
+    shares = odds / odds.sum(-1, keepdims=True)
+    np.savez(file, logits=shares, keys=np.array(samples.keys))
+    with pytest.raises(DataError, match=r"logits are probabilities.*np\.log"):
+        import_npz(file, tmp_path / "x")
+    np.savez(file, logits=np.log(shares), keys=np.array(samples.keys))
+    import_npz(file, tmp_path / "logarithms")
     assert not (tmp_path / "x").exists()
 
 

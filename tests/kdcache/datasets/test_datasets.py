@@ -24,6 +24,7 @@ from kdcache.datasets import (
     in_memory,
     load_dataset,
 )
+from kdcache.datasets.folder import decode_file
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 RNG = np.random.default_rng(0)
@@ -261,6 +262,8 @@ def test_arrays_with_everything(tmp_path: Path) -> None:
         y_train=y,
         keys_train=np.array(["d", "c", "b", "a"]),
         class_names=np.array(["ant", "bee", "cow"]),
+        x_test=x,
+        y_test=y,
         x_unlabeled=x,
     )
     train = load_dataset(name)
@@ -280,6 +283,10 @@ def test_arrays_with_everything(tmp_path: Path) -> None:
         ({"y_train": np.zeros(3, dtype=np.int64)}, r"must be 4 integers, found int64 \(3,\)"),
         ({"y_train": np.zeros(4)}, "must be 4 integers, found float64"),
         ({"class_names": np.array(["a", "b"])}, r"label 2 of 'train/2' is outside the 2 classes"),
+        (
+            {"y_train": np.array([0, 1, 0, 2**64 - 1], np.uint64)},
+            "class numbers from 0, found 18446744073709551615 in row 3",
+        ),
         ({"y_train": np.array([{}] * 4)}, "not a readable .npz file of plain arrays"),
     ],
 )
@@ -339,8 +346,92 @@ def test_folder(tmp_path: Path) -> None:
 def test_a_folder_of_classes_is_a_train_split(tmp_path: Path) -> None:
     name = folder_of(tmp_path / "mine", {"ant": ["1.jpg"], "bee": ["1.jpg"], "cow": ["1.jpg"]})
     assert load_dataset(name).keys == ["ant/1.jpg", "bee/1.jpg", "cow/1.jpg"]
-    with pytest.raises(DataError, match="has no folder test or val for the split 'test'"):
+    with pytest.raises(DataError, match="no class with two labelled samples"):
         load_dataset(name, "test")
+
+
+@pytest.mark.parametrize("place", ["", "train/"])
+def test_a_folder_without_a_test_split_holds_one_out(place: str, tmp_path: Path) -> None:
+    many = [f"{i}.png" for i in range(20)]
+    name = folder_of(
+        tmp_path / "mine", {f"{place}ant": many, f"{place}bee": many[:3], f"{place}cow": ["1.png"]}
+    )
+    train, test = load_dataset(name), load_dataset(name, "test")
+    check(train)
+    check(test)
+    assert np.bincount(test.labels, minlength=3).tolist() == [2, 1, 0]
+    assert np.bincount(train.labels).tolist() == [18, 2, 1]
+    assert not set(train.keys) & set(test.keys)
+    assert "3 of its 24 samples" in train.remarks[0]
+    assert train.remarks == test.remarks
+    assert load_dataset(name, "test").keys == test.keys, "the same whoever asks, and when"
+    save(tmp_path / "mine" / place / "cow" / "2.png")
+    later = load_dataset(name, "test")
+    assert [key for key in later.keys if "cow" not in key] == test.keys
+    if place:
+        save(tmp_path / "mine" / "validation" / "ant" / "9.png")
+        assert load_dataset(name, "test").keys == ["ant/9.png"], "its own split comes first"
+
+
+def test_valid_can_be_a_class(tmp_path: Path) -> None:
+    name = folder_of(tmp_path / "mine", {"valid": ["1.png"], "invalid": ["1.png"]})
+    assert load_dataset(name).class_names == ["invalid", "valid"]
+
+
+def test_arrays_without_a_test_split_hold_one_out(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 2] * 10 + [-1] * 5)
+    name = npz(tmp_path / "mine.npz", x_train=pixels(35, 4, 4), y_train=labels)
+    train, test = load_dataset(name), load_dataset(name, "test")
+    check(train)
+    check(test)
+    assert sorted(test.labels) == [0, 1, 2]
+    assert (train.labels == -1).sum() == 5
+    assert sorted(train.keys + test.keys) == [f"train/{i:02d}" for i in range(35)]
+
+
+def test_hidden_files_and_folders_are_no_data(tmp_path: Path) -> None:
+    name = folder_of(
+        tmp_path / "mine",
+        {
+            "train/ant": ["1.png", "._1.png"],
+            "train/bee": ["1.png"],
+            "train/bee/.ipynb_checkpoints": ["1-checkpoint.png"],
+            "train/.ipynb_checkpoints": ["x.png"],
+            "val/ant": ["1.png"],
+        },
+    )
+    data = load_dataset(name)
+    assert data.class_names == ["ant", "bee"]
+    assert data.keys == ["ant/1.png", "bee/1.png"]
+
+
+def test_bad_images_left_out_are_told(tmp_path: Path) -> None:
+    name = folder_of(tmp_path / "mine", {"train/ant": ["1.png", "2.png"], "train/bee": ["1.png"]})
+    (tmp_path / "mine" / "val" / "ant").mkdir(parents=True)
+    save(tmp_path / "mine" / "val" / "ant" / "1.png")
+    (tmp_path / "mine" / "train" / "ant" / "2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"ant/2.png.*0 bytes.*--skip-bad"):
+        load_dataset(name).decode(1)
+    left = load_dataset(name, skip_bad=True)
+    assert left.remarks == [
+        "1 of 3 images of folder:mine (train) cannot be decoded and are left out: ['ant/2.png']"
+    ]
+
+
+def test_a_path_is_not_a_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"write folder:{tmp_path}"):
+        load_dataset(str(tmp_path))
+
+
+def test_grey_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
+    grey = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    found = decode_file(tmp_path / "deep.png")
+    assert found.shape == (3, 4, 4)
+    assert np.array_equal(found[1].numpy(), grey >> 8)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DataError, match=r"32 bits .*mode F.*save it with 8 bits"):
+        decode_file(tmp_path / "float.tiff")
 
 
 @pytest.mark.parametrize(
@@ -350,6 +441,11 @@ def test_a_folder_of_classes_is_a_train_split(tmp_path: Path) -> None:
         ({"train": []}, "train", "must hold a sub-folder per class, at least two; found none"),
         ({"train/ant": ["1.jpg"]}, "train", r"at least two; found \['ant'\]"),
         ({"train/ant": [], "train/bee": []}, "train", "2 class folders, but no image"),
+        (
+            {"train/ant": ["1.jpg"], "train/bee": [], "val/ant": ["1.jpg"]},
+            "train",
+            r"without an image .*: \['bee'\]. Each would count as a class",
+        ),
         (
             {"train/ant": ["1.jpg"], "train/bee": ["1.jpg"], "val/cow": ["1.jpg"]},
             "test",
@@ -367,11 +463,11 @@ def test_wrong_folders(
 
 
 def test_reordering_and_renaming_change_the_fingerprint(tmp_path: Path) -> None:
-    name = folder_of(tmp_path / "mine", {"ant": ["1.jpg", "2.jpg"], "bee": ["1.jpg"]})
+    name = folder_of(tmp_path, {"train/ant": ["1.jpg", "2.jpg"], "train/bee": ["1.jpg"], "val": []})
     before = load_dataset(name)
     assert load_dataset(name).fingerprint == before.fingerprint
     assert before.subset([1, 0, 2]).fingerprint != before.fingerprint
-    save(tmp_path / "mine" / "bee" / "2.jpg")
+    save(tmp_path / "train" / "bee" / "2.jpg")
     assert load_dataset(name).fingerprint != before.fingerprint
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kdcache.dumping.sanity import Check, check_teacher, clean_accuracy, clean_check
+from kdcache.dumping.answers import check_answers
+from kdcache.dumping.sanity import Check, clean_accuracy, clean_check, require_trained
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
-from kdcache_stores.errors import MismatchError
+from kdcache_stores.errors import DataError, MismatchError
 
 CLASSES = 16
 
@@ -39,6 +41,14 @@ def data(n: int, accuracy: float, seed: int = 0) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(images).view(n, 1, 4, 4), labels
 
 
+def check_teacher(
+    teacher: Teacher, images: Tensor, labels: np.ndarray, where: str = "clean images"
+) -> float:
+    check = clean_check(teacher, images, labels)
+    require_trained(teacher, check, where)
+    return check.top1
+
+
 def test_a_good_teacher_passes() -> None:
     images, labels = data(400, 0.7)
     top1 = check_teacher(reader(), images, labels)
@@ -59,7 +69,6 @@ def test_guessing_is_refused_as_such() -> None:
     images, labels = data(400, 0.0)
     with pytest.raises(MismatchError, match=r"on 400 images is what guessing gives.*weights and"):
         check_teacher(reader(), images, labels, where="400 images")
-    assert check_teacher(reader(), images, labels, allow_untrained=True) is not None
 
 
 def test_always_naming_the_commonest_class_is_guessing() -> None:
@@ -104,7 +113,7 @@ def test_unlabelled_images_are_left_out() -> None:
     labels[::2] = -1
     assert len(clean_check(reader(), images, labels).labels) == 50
     nothing = np.full(100, -1)
-    assert check_teacher(reader(), images, nothing) is None
+    assert math.isnan(clean_accuracy(reader(), images, nothing))
     assert math.isnan(clean_accuracy(reader(), images, nothing))
 
 
@@ -113,3 +122,54 @@ def test_labels_beyond_the_classes_are_refused() -> None:
     labels[0] = CLASSES
     with pytest.raises(MismatchError, match="label 16 of the dataset is not among the 16 classes"):
         clean_check(reader(), images, labels)
+
+
+def test_too_few_images_tell_nothing() -> None:
+    right = np.zeros(2, np.int64)
+    assert not Check(right, right, 3).near_chance()
+    assert Check(np.arange(12) % 3, np.zeros(12, np.int64), 3).near_chance()
+
+
+class Answers(nn.Module):
+    """The brightest-pixel teacher with something done to its logits."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.change(9 * images.flatten(1) - 3)
+
+
+def answering(change: Callable[[Tensor], Tensor]) -> Teacher:
+    return Teacher("changed", Answers(change), Preprocessing((0,), (1,)), CLASSES, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z: z.softmax(1), "gives probabilities, not logits"),
+        (lambda z: z.softmax(1).half(), "gives probabilities, not logits"),
+        (lambda z: nn.functional.one_hot(z.argmax(1), CLASSES).float(), "gives probabilities"),
+        (lambda z: z - z.mean(0), "in another batch"),
+        (lambda z: (z - z.mean(0)) / z.std(0).add(1), "in another batch"),
+        (lambda z: z + torch.randn_like(z), "in another batch"),
+        (lambda z: nn.functional.dropout(z, 0.5, training=True), "in another batch"),
+    ],
+)
+def test_answers_that_cannot_be_cached(change: Callable[[Tensor], Tensor], message: str) -> None:
+    images, _ = data(32, 0.7)
+    with pytest.raises(MismatchError, match=f"{message}.*--allow-untrained"):
+        check_answers(answering(change), images)
+    assert message in check_answers(answering(change), images, allow=True)[0]
+
+
+def test_answers_that_are_told_or_nothing_to_tell() -> None:
+    images, _ = data(32, 0.7)
+    assert check_answers(answering(lambda z: z), images) == []
+    assert check_answers(answering(lambda z: z * 0), images) == []
+    assert check_answers(answering(lambda z: z), images[:1]) == []
+    assert "log-probabilities" in check_answers(answering(lambda z: z.log_softmax(1)), images)[0]
+    assert "between 0 and 1" in check_answers(answering(torch.sigmoid), images)[0]
+    with pytest.raises(DataError, match="not finite for 32 of 32 views"):
+        check_answers(answering(lambda z: z / 0), images, allow=True)

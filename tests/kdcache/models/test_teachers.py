@@ -235,6 +235,12 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "class Pair(torch.nn.Flatten):\n"
         "    def forward(self, x):\n"
         "        return super().forward(x), x\n\n"
+        "class Fussy(torch.nn.Flatten):\n"
+        "    def forward(self, x):\n"
+        "        raise AssertionError('Wrong image height!')\n\n"
+        "def fussy():\n    return Fussy()\n\n"
+        "def broken(classes):\n    return 1 / 0\n\n"
+        "def halved(classes):\n    return torch.nn.Sequential(Fussy(), torch.nn.Linear(1, 1).half())\n\n"
         "def flat():\n    return torch.nn.Flatten()\n\n"
         "def pair():\n    return Pair()\n"
     )
@@ -253,6 +259,26 @@ def test_a_user_s_factory_needs_no_file(factory: str) -> None:
 def test_outputs_that_are_no_logits_are_refused(factory: str) -> None:
     with pytest.raises(DataError, match=r"expected logits \(B, K\), found tuple"):
         load_teacher(f"{factory}:pair", classes=64, channels=1, size=8, preprocessing=GREY)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("fussy", MismatchError, r"images of 1x8x8.*AssertionError: Wrong image height!.*--size"),
+        ("broken", UsageError, r"called as broken\(classes=64\) it raised ZeroDivisionError"),
+        ("halved", MismatchError, r"Its weights are torch\.float16: make them float32"),
+    ],
+)
+def test_whatever_a_user_s_network_raises_is_told(
+    factory: str, function: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_teacher(f"{factory}:{function}", classes=64, channels=1, size=8, preprocessing=GREY)
+
+
+def test_a_file_alone_is_no_teacher(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=f"is a file: name the network .*NETWORK@{checkpoint}"):
+        load_teacher(checkpoint, classes=10, channels=1, size=8)
 
 
 def test_mc_dropout_samples_are_independent_of_the_batch(tmp_path: Path) -> None:

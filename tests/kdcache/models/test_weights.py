@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,41 @@ def test_published_nests_and_prefixes(
     assert tensor_digest(other.state_dict()) == tensor_digest(net.state_dict())
 
 
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "module.model."])
+def test_a_lightning_checkpoint(net: nn.Module, tmp_path: Path, prefix: str) -> None:
+    state = {prefix + name: tensor for name, tensor in net.state_dict().items()}
+    beside = {"loss.weight": torch.ones(10), "metric.count": torch.tensor(1)}
+    torch.save({"state_dict": beside | state, "hyper_parameters": {"lr": 0.1}}, tmp_path / "w.ckpt")
+    other = build_model("resnet8", classes=10, channels=1, size=8)
+    load_weights(tmp_path / "w.ckpt").apply(other)
+    assert tensor_digest(other.state_dict()) == tensor_digest(net.state_dict())
+
+
+def test_two_networks_in_one_file_are_not_chosen_between(net: nn.Module, tmp_path: Path) -> None:
+    both = {p + name: t for p in ("student.", "teacher.") for name, t in net.state_dict().items()}
+    torch.save(both, tmp_path / "w.pth")
+    with pytest.raises(MismatchError, match=r"under each of student\., teacher\.: save the one"):
+        load_weights(tmp_path / "w.pth").apply(net)
+
+
+def test_the_only_state_dict_is_found_under_any_name(net: nn.Module, tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "params": net.state_dict()}, tmp_path / "w.pth")
+    assert tensor_digest(load_weights(tmp_path / "w.pth").state) == tensor_digest(net.state_dict())
+    torch.save({"a": net.state_dict(), "b": net.state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="found: a, b, of which a, b are state dicts"):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_a_torchscript_archive_and_an_empty_file_say_what_they_are(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:  # as torch.jit.save lays it out
+        archive.writestr("w/constants.pkl", b"")
+    with pytest.raises(DataError, match=r"TorchScript.*torch\.jit\.load"):
+        load_weights(tmp_path / "w.pt")
+    (tmp_path / "none.pt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"the file is empty \(0 bytes\)"):
+        load_weights(tmp_path / "none.pt")
+
+
 def test_a_saved_command_line_beside_the_weights_is_read(net: nn.Module, tmp_path: Path) -> None:
     opt = argparse.Namespace(model="resnet8", learning_rate=0.05)
     torch.save({"opt": opt, "model": net.state_dict()}, tmp_path / "last.pth")
@@ -77,7 +113,7 @@ def test_damaged_files_are_refused(net: nn.Module, tmp_path: Path, name: str) ->
     content = path.read_bytes()
     for damaged in (b"", b"not weights at all", content[: len(content) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"not a readable|pickled"):
+        with pytest.raises(DataError, match=r"not a readable|pickled|is empty"):
             load_weights(path)
 
 

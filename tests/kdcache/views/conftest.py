@@ -35,4 +35,6 @@ def make_folder(root: Path, per_class: int = 6, splits: tuple[str, ...] = ("trai
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return make_folder(tmp_path / "images")
+    root = make_folder(tmp_path / "images")
+    (root / "val").mkdir()  # so that no test split is held out of train
+    return root

@@ -173,21 +173,21 @@ def test_nothing_but_bad_files(folder: Path) -> None:
 
 def test_kinds_of_files(tmp_path: Path) -> None:
     """Grey, CMYK, transparent, palette and turned images all become upright RGB."""
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
+    for name in ("val", "train/a", "train/b"):
+        (tmp_path / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     colour = Image.fromarray(pixels)
-    colour.save(tmp_path / "a" / "rgb.png")
-    colour.convert("L").save(tmp_path / "a" / "grey.png")
-    colour.convert("CMYK").save(tmp_path / "a" / "cmyk.jpg", quality=95)
+    colour.save(tmp_path / "train" / "a" / "rgb.png")
+    colour.convert("L").save(tmp_path / "train" / "a" / "grey.png")
+    colour.convert("CMYK").save(tmp_path / "train" / "a" / "cmyk.jpg", quality=95)
     rgba = colour.convert("RGBA")
     rgba.putalpha(40)
-    rgba.save(tmp_path / "b" / "rgba.png")
-    colour.quantize(200).save(tmp_path / "b" / "palette.png")
+    rgba.save(tmp_path / "train" / "b" / "rgba.png")
+    colour.quantize(200).save(tmp_path / "train" / "b" / "palette.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    colour.save(tmp_path / "b" / "turned.png", exif=exif)
+    colour.save(tmp_path / "train" / "b" / "turned.png", exif=exif)
     dataset = load_dataset(f"folder:{tmp_path}")
     images = {key: dataset.decode(row) for row, key in enumerate(dataset.keys)}
     plain = torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,0 +1,146 @@
+"""A user's own modules, pipelines and folders, as a newcomer brings them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcache_stores import open_store
+from tests.conftest import Result, Trained
+
+Run = Callable[..., Result]
+
+PARTS = """
+import torch
+from torchvision.transforms import v2
+
+def crop():
+    return v2.Compose([v2.RandomCrop(8, padding=1), v2.RandomErasing(0.5)])
+
+def other():
+    own = torch.Generator()
+    return lambda image: image + torch.randint(0, 9, image.shape, generator=own).byte()
+
+def sizes():
+    return lambda image: image[:, : int(torch.randint(2, 8, ()))]
+
+def broken():
+    return lambda image: 1 / 0
+
+def needs(something):
+    return lambda image: image
+"""
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module that lies in the working directory alone."""
+    name = f"parts_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", ".")])
+    return name
+
+
+@pytest.fixture
+def dump(kdcache: Run, trained: Trained) -> Run:
+    def run(*args: object) -> Result:
+        return kdcache("dump-teacher", "--dataset", "digits", "--device", "cpu", "--teacher",
+                       trained.teacher, *args)  # fmt: skip
+
+    return run
+
+
+def test_a_pipeline_of_ones_own_in_both_stages(parts: str, dump: Run, kdcache: Run) -> None:
+    done = dump("--augment", f"{parts}:crop", "--views", 2, "--out", "s.zarr")
+    assert done.code == 0, done.err
+    student = ["train-student", "--dataset", "digits", "--store", "s.zarr", "--student", "resnet8",
+               "--method", "kd", "--epochs", 1, "--train-samples", 64, "--subset", "--threads", 1,
+               "--device", "cpu", "--out", "run"]  # fmt: skip
+    refused = kdcache(*student)
+    assert refused.code == 2
+    assert f"--augment {parts}:crop" in refused.err
+    done = kdcache(*student, "--augment", f"{parts}:crop")
+    assert done.code == 0, done.err
+    other = kdcache(*student, "--augment", f"{parts}:sizes")
+    assert other.code == 1
+    assert "the store was made with the augmentation" in other.err
+    built_in = kdcache(*student, "--augment", "none")
+    assert built_in.code == 2
+    assert "other views a store brings itself" in built_in.err
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("other", "gives another image for the same sample and view each time"),
+        ("sizes", "images of a batch must end up in one size"),
+        ("broken", "raised ZeroDivisionError for an image uint8 (1, 8, 8): division by zero"),
+        ("needs", "called without arguments, raised TypeError"),
+        ("nothing", "has no attribute 'nothing'"),
+    ],
+)
+def test_pipelines_that_cannot_be_used(parts: str, dump: Run, function: str, message: str) -> None:
+    result = dump("--augment", f"{parts}:{function}", "--views", 2, "--out", "s.zarr")
+    assert result.code in (1, 2)
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert not Path("s.zarr").exists()
+
+
+def test_what_is_refused_before_a_teacher_is_loaded(
+    dump: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr("kdcache.dumping.targets.load_teacher", never)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    odd = dump("--augment", "weak+strong", "--views", 3, "--out", tmp_path / "s")
+    foreign = dump("--views", 2, "--out", tmp_path / "mine")
+    bucket = dump("--views", 2, "--out", "s3://team/s.zarr")
+    assert [result.code for result in (odd, foreign, bucket)] == [2, 1, 2]
+    assert "a weak one without its strong one: --views 4" in odd.err
+    assert "holds notes.txt and is no kdcache store" in foreign.err
+    assert "then `push` it" in bucket.err
+
+
+def test_an_augmentation_without_chance_needs_one_view(dump: Run, tmp_path: Path) -> None:
+    assert dump("--augment", "none", "--out", tmp_path / "s").code == 0
+    with open_store(tmp_path / "s") as store:
+        assert store.n_views == 1
+
+
+def test_a_folder_with_nothing_but_train(tmp_path: Path, kdcache: Run) -> None:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("dark", "light")):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(150 * number, 150 * number + 100, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / "train" / name / f"{i}.png")
+    (tmp_path / "data" / "train" / "dark" / "bad.png").touch()
+    common = ["--dataset", f"folder:{tmp_path / 'data'}", "--device", "cpu"]
+    small = ["--epochs", 2, "--batch-size", 8, "--lr", 0.1, "--skip-bad", "--threads", 1]
+    done = kdcache("train-teacher", *common, *small, "--model", "resnet8", "--augment",
+                   "resized-crop-flip:size=32", "--out", tmp_path / "t")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "4 of its 41 samples" in done.err
+    assert "1 of 37 images" in done.err
+    assert "dark/bad.png" in done.err
+    done = kdcache("dump-teacher", *common, "--skip-bad", "--teacher", tmp_path / "t", "--augment",
+                   "resized-crop-flip:size=32", "--views", 2, "--out", tmp_path / "s")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "4 of its 41 samples" in done.err
+    assert "dark/bad.png" in done.err
+    student = ["train-student", *common, "--store", tmp_path / "s", "--student", "resnet8",
+               "--method", "kd", "--out", tmp_path / "k"]  # fmt: skip
+    refused = kdcache(*student, *[option for option in small if option != "--skip-bad"])
+    assert refused.code == 1
+    assert "could not decode: --skip-bad does so here" in refused.err
+    assert kdcache(*student, *small).code == 0

@@ -74,7 +74,7 @@ def variances(case: Case) -> Variances | None:
 def few_views(case: Case) -> Iterator[Finding]:
     """So few views that a sample's targets are left to chance, and each is seen many times."""
     views = len(case.used)
-    if case.fit is not None or case.epochs is None or case.epochs <= views or _all_there_are(case):
+    if case.epochs is None or case.epochs <= views or _all_there_are(case):
         return
     found = variances(case)
     if found is None and views == 1 and len(case.sample.rows) > 1:
@@ -82,7 +82,7 @@ def few_views(case: Case) -> Iterator[Finding]:
             "few-views",
             f"A single view of a sample is seen {case.epochs} times: the student learns its pixels and "
             "targets by heart. How much targets change from view to view cannot be told from one.",
-            "dump-teacher --views 4 or more, which adds to the store what is missing.",
+            f"{_get(case, 4)}, or more.",
         )
     if found is None or found.uncovered(views) <= UNCOVERED:
         return
@@ -91,7 +91,7 @@ def few_views(case: Case) -> Iterator[Finding]:
         f"{_views(views)} of a sample are {percent(found.uncovered(views))} off the mean of all its views "
         f"(variance over views, divided by {views}, beside that between samples), and each is seen "
         f"{case.epochs / views:.0f} times in {case.epochs} epochs: the student learns these views by heart.",
-        _more(found),
+        _more(case, found),
     )
 
 
@@ -118,7 +118,7 @@ def fit(case: Case) -> Iterator[Finding]:
                 f"The student is {percent(1 - left)} of the way to its targets, having seen each of "
                 f"{_views(views).lower()} {case.fit.epochs / views:.0f} times; the views that are not "
                 f"stored differ from these by {percent(found.uncovered(views))} of what there is to learn.",
-                _more(found),
+                _more(case, found),
             )
 
 
@@ -131,6 +131,14 @@ def _views(count: int) -> str:
     return "A single view" if count == 1 else f"{count} views"
 
 
-def _more(found: Variances) -> str:
+def _more(case: Case, found: Variances) -> str:
     enough = found.enough()
-    return f"{enough} views bring that to {percent(found.uncovered(enough))}: dump-teacher --views {enough}."
+    return f"{_get(case, enough)}: {enough} views bring that to {percent(found.uncovered(enough))}."
+
+
+def _get(case: Case, views: int) -> str:
+    """How to get so many views: they are stored, or a dump adds what is missing."""
+    there = min(store.n_views for store in case.stores)
+    return (
+        f"--views {views}, which are stored" if there >= views else f"dump-teacher --views {views}"
+    )

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.judgement import Baseline, Case, Fit, judge
+from kdcache.judgement import Baseline, Case, Finding, Fit, judge
 from kdcache.judgement.ensemble import correlation
 from kdcache.judgement.sample import draw
-from kdcache.judgement.views import variances
+from kdcache.judgement.views import fit, variances
 from kdcache_stores.pull import pull_store
 
 from .stores import CLASSES, ROWS, VIEWS, rules, store, taught, teacher_logits, write
@@ -160,7 +160,7 @@ def test_few_views(tmp_path: Path, within: float, epochs: int, expected: list[st
 
 def test_as_many_views_as_it_says_are_enough(tmp_path: Path) -> None:
     (finding,) = judge(taught(store(tmp_path / "s", within=0.6)))
-    count = int(finding.remedy.rstrip(".").rpartition("--views ")[2])
+    count = int(finding.remedy.partition("--views ")[2].partition(":")[0])
     assert rules(taught(store(tmp_path / "more", within=0.6, views=count + 1))) == []
     assert rules(taught(store(tmp_path / "less", within=0.6, views=count // 2))) == ["few-views"]
 
@@ -174,24 +174,35 @@ def test_a_single_view_is_told_from_all_there_are(tmp_path: Path) -> None:
     assert rules(taught(all_of_them, views=range(4))) == ["few-views"]
 
 
-def fit(case: Case, left: float, before: float, epochs: int = 240) -> Fit:
+def ended(case: Case, left: float, before: float, epochs: int) -> Fit:
     assert case.silent is not None
     return Fit(epochs, left * case.silent["kd"], before * case.silent["kd"], 0.7)
 
 
 @pytest.mark.parametrize("options", [{}, {"standardize": "unbiased"}, {"method": "dkd"}], ids=str)
 def test_what_the_end_of_a_training_shows(tmp_path: Path, options: dict[str, object]) -> None:
+    def end(case: Case, left: float, before: float, epochs: int = 240) -> list[Finding]:
+        return list(fit(case.finished(ended(case, left, before, epochs))))
+
     case = taught(store(tmp_path / "s", within=0.4), **options)
-    stuck = judge(case.finished(fit(case, 0.6, 0.61)))
-    assert [finding.rule for finding in stuck] == ["unfit"]
-    assert "larger student" in stuck[0].remedy
-    falling = judge(case.finished(fit(case, 0.6, 0.7)))
-    assert "more epochs" in falling[0].remedy
-    assert rules(case.finished(fit(case, 0.3, 0.31))) == []
-    assert rules(case.finished(fit(case, 0.01, 0.011))) == ["learned-by-heart"]
-    assert rules(case.finished(fit(case, 0.01, 0.011, epochs=VIEWS))) == []
-    settled = taught(store(tmp_path / "t", within=0.1), **options)
-    assert rules(settled.finished(fit(settled, 0.01, 0.011))) == []
+    (stuck,) = end(case, 0.6, 0.61)
+    assert stuck.rule == "unfit"
+    assert "larger student" in stuck.remedy
+    (falling,) = end(case, 0.6, 0.7)
+    assert "more epochs" in falling.remedy
+    assert end(case, 0.3, 0.31) == []
+    (done,) = end(case, 0.01, 0.011)
+    assert done.rule == "learned-by-heart"
+    assert end(case, 0.01, 0.011, epochs=VIEWS) == []
+    assert end(taught(store(tmp_path / "t", within=0.1), **options), 0.01, 0.011) == []
+
+
+def test_views_that_are_stored_need_no_dump(tmp_path: Path) -> None:
+    whole = store(tmp_path / "s", within=0.2)  # 4% / V
+    (some,) = judge(taught(whole, views=range(2)))
+    assert (some.rule, some.remedy[:27]) == ("few-views", "--views 4, which are stored")
+    (one,) = judge(taught(whole, views=range(1)))
+    assert (one.rule, one.remedy) == ("few-views", "--views 4, which are stored, or more.")
 
 
 # ---- the student's samples ---------------------------------------------------------------------------

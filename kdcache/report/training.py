@@ -60,9 +60,20 @@ def training_section(
         "differ only in their seed. Values are means ± standard deviations over the seeds.",
         tables=[table],
         figures=figures,
-        notes=notes + unfinished,
+        notes=[*notes, *unfinished, *_warnings(groups)],
         files={"runs.csv": raw},
     )
+
+
+def _warnings(groups: Sequence[Group]) -> list[str]:
+    """What the runs were warned of, once per group."""
+    found = {
+        f"{group.label}: {warning['message']} Remedy: {warning['remedy']}": None
+        for group in groups
+        for run in group.runs
+        for warning in (run.summary or {}).get("warnings", [])
+    }
+    return list(found)
 
 
 def _any(groups: Sequence[Group], name: str) -> bool:

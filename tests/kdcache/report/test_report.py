@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -189,6 +190,16 @@ def test_only_runs(students: Path, tmp_path: Path) -> None:
     assert "Left out" in page
     assert 'id="logit-scale"' in page
     assert "heatmap" not in page
+
+
+def test_warnings_of_runs_are_told(students: Path, tmp_path: Path) -> None:
+    shutil.copytree(students, tmp_path / "runs")
+    file = tmp_path / "runs" / "kd-0" / "summary.json"
+    warning = {"rule": "some-rule", "message": "T = 20 > 5.", "remedy": "use 4."}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"warnings": [warning]}))
+    report([tmp_path / "runs"], [], tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("T = 20 &gt; 5. Remedy: use 4.") == 1
 
 
 def test_a_teacher_can_be_named(trained: Trained, students: Path, tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ def test_a_run_of_another_configuration_is_refused(trained: Trained, tmp_path: P
         train(training(trained, seed=1), tmp_path / "run")
     (tmp_path / "run" / "checkpoint.pt").unlink()
     other = ObjectiveConfig(method="dkd")
-    with pytest.raises(MismatchError, match=r"objective\.method was 'kd', now 'dkd' and \d.*delete"):
+    with pytest.raises(
+        MismatchError, match=r"objective\.method was 'kd', now 'dkd' and \d.*delete"
+    ):
         train(training(trained, objective=other), tmp_path / "run")
 
 

@@ -66,7 +66,7 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     spec = model.config["model"]
-    shape = (spec["channels"], spec["size"], spec["size"])
+    shape = (spec["channels"], spec.get("height", spec["size"]), spec["size"])
     packaged = Packaged(model.module, model.preprocessing).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, *shape), dtype=torch.uint8, generator=generator)

@@ -86,14 +86,23 @@ class Run:
 
     def _require_same(self, old: Mapping[str, Any]) -> None:
         was, now = _flat(old), _flat(self.config)
-        for key in sorted(was.keys() | now.keys()):
-            free = key in _FREE_ON_RESUME or key.startswith("store_paths.")
-            if not free and was.get(key) != now.get(key):
-                raise MismatchError(
-                    f"{self.path} holds a run with another configuration: {key} was "
-                    f"{was.get(key)!r}, now {now.get(key)!r}. Use the old value to go on with that "
-                    "run, or another --out for a new one."
-                )
+        differ = [
+            key
+            for key in sorted(was.keys() | now.keys())
+            if not (key in _FREE_ON_RESUME or key.startswith("store_paths."))
+            and was.get(key) != now.get(key)
+        ]
+        if not differ:
+            return
+        # What others follow from comes first: another method has other settings of its own.
+        first = next((key for key in _TELLING if key in differ), differ[0])
+        more = f" and {len(differ) - 1} more differ" if len(differ) > 1 else ""
+        begun = (self.path / CHECKPOINT).exists()
+        raise MismatchError(
+            f"{self.path} holds a run with another configuration: {first} was {was.get(first)!r}, now "
+            f"{now.get(first)!r}{more}. Use the old value to go on with that run, or another --out for a "
+            f"new one{'' if begun else '; it has not finished an epoch, so you may also delete it'}."
+        )
 
     # -- metrics ------------------------------------------------------------------------------
     def metrics(self) -> list[dict[str, Any]]:
@@ -149,6 +158,9 @@ class Run:
         """The summary of a finished run, or None."""
         return read_summary(self.path) if (self.path / SUMMARY).exists() else None
 
+
+# What to name first where a run's configuration differs.
+_TELLING = ("objective.method", "data.name", "model.name", "data.fingerprint")
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
 _FREE_ON_RESUME = {"data.root", "training.device", "training.threads"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from kdcache_cli import options
 from kdcache_cli.app import common
+from kdcache_cli.dump_page import command_line
 from kdcache_cli.output import console, emit, say, size, table
 from kdcache_cli.stores import page
 
@@ -35,16 +37,51 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The store.")
+@click.option("--dataset", help="Whose keys FILE names: needed to train from the store.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="With --dataset.")
+@click.option("--split", default="train", show_default=True, help="With --dataset.")
+@click.option(
+    "--augment",
+    default="none",
+    show_default=True,
+    help="With --dataset: the views that the logits are of; none: the images as they are.",
+)
+@click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of these views.")
 @click.option("--encoding", default="float16", show_default=True)
 @click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
 @common
 def import_logits(
-    file: Path, out: Path, encoding: str, hash_keys: bool, as_json: bool, quiet: bool
+    file: Path,
+    out: Path,
+    dataset: str | None,
+    data_root: Path | None,
+    split: str,
+    augment: str,
+    seed: int,
+    encoding: str,
+    hash_keys: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Make a store of one fixed view from FILE, an .npz with logits (N, K), keys and labels."""
+    """Make a store of FILE, an .npz with logits (N, K) or (views, N, K), keys and labels.
+
+    With --dataset students can be trained from it: keys may come in any order. Without, it is one
+    fixed view of an unnamed dataset.
+    """
     from kdcache_stores import import_npz
 
-    with import_npz(file, out, encoding=encoding, hash_keys=hash_keys) as store:
+    how: dict[str, Any] = {"encoding": encoding, "hash_keys": hash_keys}
+    if dataset is None:
+        store = import_npz(file, out, **how)
+    else:
+        from kdcache.datasets import load_dataset
+        from kdcache.dumping.imported import import_for
+
+        data = load_dataset(dataset, split, data_root)
+        for remark in data.remarks:
+            say(remark, quiet or as_json)
+        store = import_for(data, file, out, augment, seed, command_line(), **how)
+    with store:
         info = store.info()
     emit(info, as_json)
     if not (quiet or as_json):

@@ -202,6 +202,11 @@ def from_description(description: dict[str, Any]) -> Augmentation:
             "cannot make kdcache import code: name the augmentation yourself, if you trust it: "
             f"--augment {options.get('factory')}"
         )
+    if name == "fixed":
+        raise UsageError(
+            "this store's logits were imported without saying of which views they are, so a student "
+            "cannot be shown them: import them again with --dataset NAME (and --augment)"
+        )
     if name not in AUGMENTATIONS:
         raise UnknownName("augmentation", str(name), AUGMENTATIONS)
     for key in ("weak", "strong", "base"):

@@ -52,13 +52,18 @@ class Recheck:
 
 
 def load_stored_teacher(
-    store: LogitStore, spec: str, device: torch.device | str, shape: tuple[int, int, int] | None
+    store: LogitStore,
+    spec: str,
+    device: torch.device | str,
+    shape: tuple[int, int, int] | None,
+    allow_code: bool = False,
 ) -> Teacher:
     """A teacher with the preprocessing, precision, class map and dropout masks that a store names.
 
     Args:
         spec: as `load_teacher` takes it.
         shape: (C, H, W) of the views.
+        allow_code: see `load_teacher`.
     """
     fields = dict(store.teacher.preprocessing)
     class_map, seed = fields.pop("class_map", None), fields.pop("dropout_seed", None)
@@ -73,6 +78,7 @@ def load_stored_teacher(
         precision=store.teacher.precision,
         device=device,
         channels_last=bool(store.config.get("channels_last", False)),
+        allow_code=allow_code,
     )
     return teacher if seed is None else mc_dropout(teacher, seed)
 

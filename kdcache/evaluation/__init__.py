@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdcache.datasets import Dataset
 from kdcache.views import ViewPlan, make_augmentation
-from kdcache_stores import DataError
+from kdcache_stores import DataError, UsageError
 
 BATCH = 512
 ECE_BINS = 15
@@ -24,7 +24,7 @@ def clean_logits(
     network: Callable[[Tensor], Tensor],
     dataset: Dataset,
     rows: np.ndarray | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
     workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -32,18 +32,29 @@ def clean_logits(
 
     Args:
         network: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
-        size: side that the network was trained at; images of another size are resized to 256/224 of it
-            and cropped centrally, as usual on ImageNet. None takes images as they are.
+        size: side that the network was trained at, or height and width; images of another size are
+            resized to 256/224 of the side and cropped centrally, as usual on ImageNet. None takes images
+            as they are.
 
     Returns:
         float32 (N, K) logits and int64 (N,) labels, on ``device``.
+
+    Raises:
+        UsageError: the network's images are not square, and these have another size.
     """
     rows = np.arange(len(dataset)) if rows is None else rows
     way = "none"
-    if size is not None and (
-        dataset.image_shape is None or dataset.image_shape[1:] != (size, size)
-    ):
-        way = f"center-crop:size={size},resize={round(size * 256 / 224)}"
+    height, width = size if isinstance(size, tuple) else (size, size)
+    shape = dataset.image_shape
+    if height is not None and width is not None and (shape is None or shape[1:] != (height, width)):
+        if height != width:
+            raise UsageError(
+                f"the network was trained at {height}x{width} pixels (height x width), images of "
+                f"{dataset.name} ({dataset.split}) have "
+                f"{'several sizes' if shape is None else f'{shape[1]}x{shape[2]}'}: a central crop is "
+                "square, so give them that size"
+            )
+        way = f"center-crop:size={width},resize={round(width * 256 / 224)}"
     plan = ViewPlan(dataset, make_augmentation(way, dataset), seed=0)
     batches = [(rows[i : i + BATCH], 0) for i in range(0, len(rows), BATCH)]
     logits, labels = [], []

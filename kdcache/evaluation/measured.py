@@ -61,7 +61,7 @@ def measure(
         networks.append(beside)
         sides.append(its_side)
     channels = network.preprocessing.channels
-    views = torch.zeros((batch_size, channels, side, side), dtype=torch.uint8, device=device)
+    views = torch.zeros((batch_size, channels, *side), dtype=torch.uint8, device=device)
     files = [weights_file(*spec) for spec in specs]
     found = [
         {"architecture": one.architecture}
@@ -96,12 +96,14 @@ def _load(
     preprocessing: Preprocessing | None,
     device: str,
     allow_code: bool,
-) -> tuple[Teacher, int]:
-    """The network, and the side of the images that it was trained at."""
+) -> tuple[Teacher, tuple[int, int]]:
+    """The network, and height and width of the images that it was trained at."""
     name = spec.partition("@")[0]
-    channels, side = (dataset.image_shape or (3, 224, 224))[::2]
+    channels, height, side = dataset.image_shape or (3, 224, 224)
     if is_run(name):
-        side = read_config(name).get("model", {}).get("size", side)
+        trained = read_config(name).get("model", {})
+        side = trained.get("size", side)
+        height = trained.get("height", side)
     network = load_teacher(
         spec,
         weights,
@@ -112,11 +114,11 @@ def _load(
         device=device,
         allow_code=allow_code,
     )
-    return network, side
+    return network, (height, side)
 
 
 def _quality(
-    network: Teacher, side: int, dataset: Dataset, spec: str, device: str, workers: int
+    network: Teacher, side: tuple[int, int], dataset: Dataset, spec: str, device: str, workers: int
 ) -> dict[str, Any]:
     logits, labels = clean_logits(network, dataset, None, side, device, workers)
     found: dict[str, Any] = dict(scores(logits, labels))

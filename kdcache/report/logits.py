@@ -48,7 +48,8 @@ def run_logits(run: RunRecord, label: str, dataset: Dataset, device: str) -> Tes
         raise DataError(f"{run.path} was trained for {classes} classes, {dataset.name} has "
                         f"{dataset.classes}.")  # fmt: skip
     module = model.module.to(device)
-    size = model.config["model"]["size"]
+    trained = model.config["model"]
+    size = trained.get("height", trained["size"]), trained["size"]
     return _said(label, lambda images: module(model.preprocessing(images)), dataset, device, size)
 
 
@@ -63,7 +64,7 @@ def _said(
     network: Callable[[Tensor], Tensor],
     dataset: Dataset,
     device: str,
-    size: int | None,
+    size: int | tuple[int, int] | None,
 ) -> TestLogits:
     logits, labels = clean_logits(network, dataset, size=size, device=device)
     return TestLogits(label, logits.cpu(), labels.cpu())

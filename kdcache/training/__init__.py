@@ -13,8 +13,10 @@ import torch
 
 from kdcache.augment import default_augmentation
 from kdcache.datasets import Dataset, load_dataset
+from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.judgement.preflight import Judged
 from kdcache.objectives import ObjectiveConfig
+from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
 from kdcache.training.loop import Loop, Observer, Silent
@@ -261,22 +263,27 @@ def _online_teachers(
 ) -> list[Teacher]:
     """The teachers to run in the loop; each must be the one of the store beside it."""
     channels, size = view_shape(plan)
+    specs = training.online
+    if stores and specs and len(stores) != len(specs):
+        raise UsageError(
+            f"{len(specs)} --online teachers and {len(stores)} --store: give a store for each "
+            "teacher, in the same order, or none."
+        )
     teachers = [
+        load_stored_teacher(store, spec, device, (channels, size, size), allow_code)
+        for spec, store in zip(specs, stores, strict=False)
+    ] or [
         load_teacher(
             spec,
             classes=plan.dataset.classes,
             channels=channels,
             size=size,
+            fallback=normalisation(plan.dataset),
             device=device,
             allow_code=allow_code,
         )
-        for spec in training.online
+        for spec in specs
     ]
-    if stores and teachers and len(stores) != len(teachers):
-        raise UsageError(
-            f"{len(teachers)} --online teachers and {len(stores)} --store: give a store for each "
-            "teacher, in the same order, or none."
-        )
     for teacher, store in zip(teachers, stores, strict=False):
         if teacher.to_store().digest != store.teacher.digest:
             raise MismatchError(

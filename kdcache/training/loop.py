@@ -23,7 +23,7 @@ from kdcache.philox import derive_seed
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
-from kdcache.training.outcome import resolved, summarized, view_shape
+from kdcache.training.outcome import resolved, summarized, view_size
 from kdcache.training.ranks import Ranks
 from kdcache.views.cached import Batch, CachedViews
 from kdcache.views.resident import Rows
@@ -82,7 +82,7 @@ class Loop:
         self.testset, self.held_out, self.teachers = testset, held_out, teachers
         self.device = torch.device(training.device)
         self.preprocessing = normalisation(views.dataset)
-        self.size = view_shape(views.plan)[1]
+        self.height, self.size = view_size(views.plan)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.model = build_model(
@@ -129,7 +129,9 @@ class Loop:
         last = samples % size or size
         if last // self.ranks.world > 1 or self.objective.needs_pair:
             return
-        one = torch.zeros(1, self.preprocessing.channels, self.size, self.size, device=self.device)
+        one = torch.zeros(
+            1, self.preprocessing.channels, self.height, self.size, device=self.device
+        )
         try:
             with torch.no_grad():
                 copy.deepcopy(self.model).train()(one)
@@ -268,7 +270,8 @@ class Loop:
             return logits
 
         mine = rows[self.ranks.part(len(rows))]
-        found = clean_logits(network, dataset, mine, self.size, self.device, self.training.workers)
+        size = self.height, self.size
+        found = clean_logits(network, dataset, mine, size, self.device, self.training.workers)
         logits, labels = self.ranks.gather(found, len(rows))
         return logits, labels
 

@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 
 def view_shape(plan: ViewPlan) -> tuple[int, int]:
-    """Channels of the views of a plan, and their side in pixels.
+    """Channels of the views of a plan, and their width in pixels; see `view_size`."""
+    shape = plan.dataset.image_shape
+    channels = plan.dataset.decode(0).shape[0] if shape is None else shape[0]
+    return channels, view_size(plan)[1]
+
+
+def view_size(plan: ViewPlan) -> tuple[int, int]:
+    """Height and width of the views of a plan in pixels.
 
     Raises:
         UsageError: the views differ in size.
     """
     shape = plan.dataset.image_shape
-    channels = plan.dataset.decode(0).shape[0] if shape is None else shape[0]
     # Two sizes as a probe: an augmentation that gives one size gives it for both.
     sizes = np.array([[331, 257], [256, 340]] if shape is None else [shape[1:]], np.int64)
     found = plan.augmentation.output_sizes(sizes)
@@ -38,7 +44,7 @@ def view_shape(plan: ViewPlan) -> tuple[int, int]:
             "them so; a network needs one size: use an augmentation that gives it, such as "
             "resized-crop-flip."
         )
-    return channels, int(found[0, 1])
+    return int(found[0, 0]), int(found[0, 1])
 
 
 def resolved(
@@ -51,6 +57,7 @@ def resolved(
 ) -> dict[str, Any]:
     """Everything that decides the result, as tables of TOML values."""
     t, dataset, plan = training, views.dataset, views.plan.to_store()
+    height, width = view_size(views.plan)
     config = {
         "kdcache": __version__,
         "data": {
@@ -62,7 +69,8 @@ def resolved(
         },
         "model": {
             "name": t.model, "classes": dataset.classes, "channels": preprocessing.channels,
-            "size": view_shape(views.plan)[1], "init_weights": t.init_weights,
+            "size": width, "height": None if height == width else height,
+            "init_weights": t.init_weights,
         },
         "preprocessing": preprocessing.to_dict(),
         "objective": objective.to_dict(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
 from kdcache_stores.errors import DataError, UsageError
-from kdcache_stores.nouns import FieldSpec, Plan, Samples, Teacher
+from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
 from kdcache_stores.reader import LogitStore
 from kdcache_stores.writer import StoreWriter
 
@@ -55,6 +55,7 @@ def write_arrays(
     plan: Plan | None = None,
     teacher: Teacher | None = None,
     encoding: str = "float16",
+    probes: Callable[[Shard], Sequence[Probe]] | None = None,
     **options: Any,
 ) -> LogitStore:
     """Write arrays that are in memory as a sealed store.
@@ -67,6 +68,7 @@ def write_arrays(
         plan: the view plan; by default one fixed view of an unnamed dataset.
         teacher: whose logits these are; by default unknown, told apart by the logits' own SHA-256.
         encoding: of every field.
+        probes: proofs of the pixels of some rows of a shard.
         options: further arguments of `StoreWriter`.
 
     Raises what `StoreWriter` raises, `DataError` for arrays that do not fit the samples, and
@@ -103,7 +105,8 @@ def write_arrays(
             writer.prepare({name: values[:2, lesson] for name, values in fields.items()})
         for shard in writer.pending():
             rows = slice(shard.start, shard.stop)
-            writer.write(shard, {name: values[shard.view, rows] for name, values in fields.items()})
+            part = {name: values[shard.view, rows] for name, values in fields.items()}
+            writer.write(shard, part, probes(shard) if probes else ())
         writer.seal()
     return LogitStore(writer.files)
 
@@ -111,16 +114,31 @@ def write_arrays(
 def import_npz(
     file: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any
 ) -> LogitStore:
-    """Write the logits in an .npz file as a sealed store.
+    """Write the logits in an .npz file as a sealed store of one fixed view.
 
     Args:
-        file: with the arrays `logits`, float (N, K) or (V, N, K), and `keys`, text (N,); `labels`,
-            integer (N,), is optional: without it the samples are unlabelled.
+        file: see `read_npz`; without labels the samples are unlabelled.
         path: folder of the store.
         options: further arguments of `write_arrays`.
 
-    Raises `DataError` for a file that lacks these, holds pickled objects, or probabilities for
-    logits.
+    Raises what `read_npz` and `write_arrays` raise.
+    """
+    logits, keys, labels = read_npz(file)
+    labels = np.full(len(keys), -1) if labels is None else labels
+    return write_arrays(path, logits, samples=Samples(keys, labels), **options)
+
+
+def read_npz(
+    file: str | os.PathLike[str],
+) -> tuple[NDArray[Any], list[str], NDArray[Any] | None]:
+    """The logits, keys and labels in an .npz file.
+
+    Args:
+        file: with the arrays `logits`, float (N, K) or (V, N, K), and `keys`, text (N,); `labels`,
+            integer (N,), is optional.
+
+    Raises `DataError` for a file that is not there, lacks these, holds pickled objects, or
+    probabilities for logits.
     """
     try:
         # Opened here: NumPy leaves a file that is no archive open.
@@ -130,18 +148,24 @@ def import_npz(
             if missing := sorted({"logits", "keys"} - set(archive.files)):
                 raise DataError(f"{file} lacks {missing}: it must hold logits and keys")
             logits, keys = archive["logits"], archive["keys"]
-            labels = archive["labels"] if "labels" in archive.files else np.full(len(keys), -1)
+            labels = archive["labels"] if "labels" in archive.files else None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, (DataError, FileNotFoundError)):
+        if isinstance(error, DataError):
             raise
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{file}: there is no such file") from None
         raise DataError(f"{file} is no .npz file of plain arrays: {error}") from None
     if keys.dtype.kind != "U" or keys.ndim != 1:
         raise DataError(f"{file}: keys must be text (N,), found {keys.dtype} {keys.shape}")
-    shaped = logits.ndim in (2, 3) and logits.dtype.kind == "f"
-    if shaped and kind_of_rows(logits.reshape(-1, logits.shape[-1])) == PROBABILITIES:
+    if logits.ndim not in (2, 3) or logits.dtype.kind != "f" or logits.shape[-2] != len(keys):
+        raise DataError(
+            f"{file}: logits must be floats ({len(keys)}, classes) or (views, {len(keys)}, classes), a "
+            f"row for each key, found {logits.dtype} {logits.shape}"
+        )
+    if kind_of_rows(logits.reshape(-1, logits.shape[-1])) == PROBABILITIES:
         raise DataError(
             f"{file}: logits are probabilities, every row sums to 1, and a softmax of that is nearly "
             "uniform at any temperature. Save what comes before the softmax, or "
             "np.log(p.clip(1e-12)), which serves as logits"
         )
-    return write_arrays(path, logits, samples=Samples(keys.tolist(), labels), **options)
+    return logits, keys.tolist(), labels

@@ -336,6 +336,46 @@ def test_import(kdcache: Run, tmp_path: Path) -> None:
     assert kdcache("import", tmp_path / "no.npz", "--out", tmp_path / "t.zarr").code == 1
 
 
+def test_imported_logits_teach(trained: Trained, kdcache: Run, tmp_path: Path) -> None:
+    """The first view of a dump, taken out and shuffled, comes back as the same rows."""
+    plain = tmp_path / "plain.zarr"
+    done = kdcache("dump-teacher", "--dataset", "digits", "--device", "cpu", "--teacher",
+                   trained.teacher, "--augment", "none", "--out", plain, "--encoding", "float32")  # fmt: skip
+    assert done.code == 0, done.err
+    with open_store(plain) as store:
+        logits, keys, labels = store.read(0), np.array(store.keys), store.labels
+    order = np.random.default_rng(0).permutation(len(keys))
+    file, out = tmp_path / "l.npz", tmp_path / "s.zarr"
+    np.savez(file, logits=logits[order], keys=keys[order], labels=labels[order])
+    take = ["import", file, "--dataset", "digits", "--encoding", "float32", "--out"]
+    assert kdcache(*take, out).code == 0
+    with open_store(out) as store, open_store(plain) as other:
+        np.testing.assert_array_equal(store.read(0), logits)
+        assert store.plan.digest == other.plan.digest
+        assert store.probes == other.probes
+    student = ["train-student", "--dataset", "digits", "--student", "resnet8", "--method", "kd",
+               "--epochs", 1, "--device", "cpu", "--threads", 1, "--train-samples", 64]  # fmt: skip
+    assert kdcache(*student, "--store", out, "--subset", "--out", tmp_path / "r").code == 0
+    assert kdcache("import", file, "--out", tmp_path / "fixed.zarr").code == 0
+    fixed = kdcache(*student, "--store", tmp_path / "fixed.zarr", "--out", tmp_path / "f")
+    assert fixed.code == 2
+    assert "import them again with --dataset" in fixed.err
+    for changes, message in [
+        ({"logits": logits}, "are rows and keys in one order"),
+        ({"labels": labels}, "labels in"),
+        ({"keys": np.char.add("x", keys)}, "its keys are like"),
+        ({"logits": logits[order][:, :9]}, "9 classes"),
+        ({"logits": logits[:50]}, "a row for each key"),
+        ({"keys": np.full(len(keys), keys[0])}, "keys must be unique"),
+    ]:
+        content = {"logits": logits[order], "keys": keys[order], "labels": labels[order]} | changes
+        np.savez(file, **content)
+        bad = kdcache(*take, tmp_path / "bad.zarr")
+        assert bad.code == 1
+        assert message in bad.err
+        assert not (tmp_path / "bad.zarr").exists()
+
+
 def test_a_run_of_a_users_own_network_needs_allow_code(
     tmp_path: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

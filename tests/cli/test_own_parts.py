@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdcache.runs import read_config
 from kdcache_stores import open_store
 from tests.conftest import Result, Trained
 
@@ -144,3 +145,47 @@ def test_a_folder_with_nothing_but_train(tmp_path: Path, kdcache: Run) -> None:
     assert refused.code == 1
     assert "could not decode: --skip-bad does so here" in refused.err
     assert kdcache(*student, *small).code == 0
+
+
+@pytest.mark.parametrize("augment", ["pad-crop-flip", "resized-crop-flip"])
+def test_images_that_are_not_square_are_tested_as_trained(
+    tmp_path: Path, kdcache: Run, augment: str
+) -> None:
+    """A bright bar in the outer columns, which a square crop of the middle would cut away."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (120, 12, 36), dtype=np.uint8)
+    labels = np.arange(120) % 2
+    for image, label in zip(images, labels, strict=True):
+        image[:, 3:9] += np.uint8(150 * label)
+    np.savez(tmp_path / "wide.npz", x_train=images, y_train=labels)
+    name = f"arrays:{tmp_path / 'wide.npz'}"
+    done = kdcache("train-teacher", "--dataset", name, "--model", "resnet8", "--epochs", 6,
+                   "--batch-size", 16, "--lr", 0.02, "--augment", f"{augment}:flip=false",
+                   "--threads", 1, "--device", "cpu", "--out", tmp_path / "t", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    if augment == "resized-crop-flip":
+        assert "height" not in read_config(tmp_path / "t")["model"]
+        return
+    assert done.json["last_top1"] == 1.0
+    assert read_config(tmp_path / "t")["model"]["height"] == 12
+    again = kdcache("evaluate", tmp_path / "t", "--dataset", name, "--device", "cpu", "--json")
+    assert again.json["top1"] == 1.0
+    assert again.json["nll"] == pytest.approx(done.json["last_nll"], rel=1e-4)
+    sent = kdcache("export", tmp_path / "t", "--format", "safetensors", "--json")
+    assert sent.json["input"][1:] == [1, 12, 36]
+
+
+def test_online_a_bare_checkpoint_is_normalised_as_its_store_says(
+    trained: Trained, tmp_path: Path, kdcache: Run
+) -> None:
+    spec = f"resnet8@{trained.teacher / 'model.safetensors'}"
+    dumped = kdcache("dump-teacher", "--dataset", "digits", "--device", "cpu", "--teacher", spec,
+                     "--mean", "0.3", "--std", "0.4", "--views", 1, "--out", tmp_path / "s")  # fmt: skip
+    assert dumped.code == 0, dumped.err
+    student = ["train-student", "--dataset", "digits", "--student", "resnet8", "--method", "kd",
+               "--epochs", 1, "--train-samples", 64, "--device", "cpu", "--threads", 1, "--online",
+               spec, "--json", "--out"]  # fmt: skip
+    beside = kdcache(*student, tmp_path / "a", "--store", tmp_path / "s", "--subset")
+    alone = kdcache(*student, tmp_path / "b")
+    assert beside.code == alone.code == 0, beside.err + alone.err
+    assert beside.json["teacher_forwards"] == alone.json["teacher_forwards"] == 64

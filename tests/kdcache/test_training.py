@@ -146,6 +146,12 @@ def test_a_run_of_another_configuration_is_refused(trained: Trained, tmp_path: P
     train(training(trained), tmp_path / "run")
     with pytest.raises(MismatchError, match=r"training\.seed was 0, now 1"):
         train(training(trained, seed=1), tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    other = ObjectiveConfig(method="dkd")
+    with pytest.raises(
+        MismatchError, match=r"objective\.method was 'kd', now 'dkd' and \d.*delete"
+    ):
+        train(training(trained, objective=other), tmp_path / "run")
 
 
 def test_a_finished_run_is_not_trained_again(trained: Trained, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from kdcache import (
 )
 from kdcache import training as training_module
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
+from kdcache.datasets.choice import choose
 from kdcache.preprocessing import PREPROCESSINGS
 from kdcache.teachers import Teacher
 from kdcache.training.optim import Optimization
@@ -57,7 +58,7 @@ def main() -> None:
     # The online runs get this very teacher, whatever it is made of.
     training_module.load_teacher = lambda spec, **options: teacher
     # The samples that the trainings choose, and no others, are dumped.
-    rows, _ = training_module.choose(whole, args.samples, 0.0, seed=0)
+    rows, _ = choose(whole, args.samples, 0.0, seed=0)
     dataset = whole.subset(rows)
     loaded = load_dataset
     training_module.load_dataset = lambda name, split, *more: (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.datasets import Dataset, load_dataset
+from kdcache.datasets.choice import choose
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.dumping.targets import clean_images
 from kdcache.judgement import judge
@@ -20,7 +21,6 @@ from kdcache.judgement.trials import Trials, try_out
 from kdcache.objectives import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
-from kdcache.training import choose
 from kdcache.views.cached import CachedViews
 from kdcache_stores import LogitStore, MismatchError, UsageError, open_store
 

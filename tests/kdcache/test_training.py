@@ -169,7 +169,7 @@ def test_a_folder_that_is_no_run_is_left_alone(trained: Trained, tmp_path: Path)
 
 
 def test_training_samples_are_balanced_and_seeded(trained: Trained) -> None:
-    from kdcache.training import choose
+    from kdcache.datasets.choice import choose
 
     dataset = load_dataset("digits", "train")
     rows, held = choose(dataset, 50, 0.2, 0)

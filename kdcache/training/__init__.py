@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kdcache.augment import default_augmentation
@@ -27,7 +26,7 @@ from kdcache.training.ranks import Ranks, join
 from kdcache.training.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import CachedViews
-from kdcache.views.resident import Rows, views_that_fit
+from kdcache.views.resident import views_that_fit
 from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, open_store
 
 

@@ -51,6 +51,7 @@ def test_differences_are_paired_by_seed(monkeypatch: pytest.MonkeyPatch) -> None
     assert paired([11.0, 22.0, 33.0], [10.0, 20.0, 30.0]) == {"mean": 2.0, "ci95": 2.48, "n": 3}
 
 
+@pytest.mark.slow
 def test_a_small_study_runs_and_goes_on(tmp_path: Path) -> None:
     """Two tiny students of the digits; the second time nothing is trained again."""
     command = [sys.executable, EVIDENCE / "fresh_crops.py", "--dataset", "digits", "--samples", "40",

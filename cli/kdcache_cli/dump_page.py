@@ -146,10 +146,16 @@ def _words(given: dict[str, Any], paths: bool) -> list[str]:
 
 def student_command(given: dict[str, Any]) -> str:
     """The command that trains a student from the stores."""
+    from kdcache.augment.custom import is_import_path
+
     words = ["kdcache", "train-student"]
     for path in given["outs"]:
         words += ["--store", str(path)]
     words += ["--dataset", given["dataset"]]
     if given["data_root"]:
         words += ["--data-root", str(given["data_root"])]
+    if given["skip_bad"]:
+        words += ["--skip-bad"]
+    if given["augment"] and is_import_path(given["augment"]):
+        words += ["--augment", given["augment"]]
     return shlex.join([*words, "--student", "resnet8", "--method", "kd", "--out", "student"])

@@ -22,7 +22,7 @@ from study import Arm, Study
 
 from kdcache.training import Training, prepared
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def main() -> None:

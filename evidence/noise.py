@@ -27,7 +27,7 @@ from kdcache.objectives.scaling import standardize
 from kdcache.objectives.step import Step
 from kdcache_stores import open_store
 
-SCALES = (1.0, 2.0)
+SCALES = (0.3, 1.0, 2.0)
 CORRUPTIONS = {
     "noise": lambda x: (
         (x + 25.5 * torch.randn(x.shape, generator=torch.manual_seed(0)))

@@ -227,5 +227,7 @@ def test_a_strangers_run_starts_nobodys_code(trained: Trained, tmp_path: Path) -
     (run.path / "config.toml").write_text(config.replace(":plain", ":explosive"))
     with pytest.raises(UsageError, match="--allow-code"):
         load_run_model(run.path)
-    with pytest.raises(UsageError, match="without leave"):
+    with pytest.raises(
+        UsageError, match="raised AssertionError: imported and called without leave"
+    ):
         load_run_model(run.path, allow_code=True)

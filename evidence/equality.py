@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from study import about
+from study import about, small_dataset
 
 from kdcache import (
     CachedViews,
@@ -23,9 +23,7 @@ from kdcache import (
     load_teacher,
     make_augmentation,
 )
-from kdcache import training as training_module
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
-from kdcache.datasets.choice import choose
 from kdcache.preprocessing import PREPROCESSINGS
 from kdcache.teachers import Teacher
 from kdcache.training.optim import Optimization
@@ -47,25 +45,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    whole = load_dataset(args.dataset, "train")
-    teacher = load_teacher(
-        args.teacher,
-        classes=whole.classes,
-        channels=whole.image_shape[0],
-        size=whole.image_shape[-1],
-        preprocessing=PREPROCESSINGS.get(args.normalisation),
-    )
-    # The online runs get this very teacher, whatever it is made of.
-    training_module.load_teacher = lambda spec, **options: teacher
-    # The samples that the trainings choose, and no others, are dumped.
-    rows, _ = choose(whole, args.samples, 0.0, seed=0)
-    dataset = whole.subset(rows)
-    loaded = load_dataset
-    training_module.load_dataset = lambda name, split, *more: (
-        dataset if split == "train" else loaded(name, split, *more).subset(range(1000))
-    )
     found = {}
     with tempfile.TemporaryDirectory() as folder:
+        data = small_dataset(args.dataset, None, args.samples, 1000, Path(folder) / "data.npz")
+        dataset = load_dataset(data, "train")
+        teacher = load_teacher(
+            args.teacher,
+            classes=dataset.classes,
+            channels=dataset.image_shape[0],
+            size=dataset.image_shape[-1],
+            preprocessing=PREPROCESSINGS.get(args.normalisation),
+        )
         stores = _stores(Path(folder), dataset, teacher, args.encodings.split(","))
         for name, config in ((name, OBJECTIVES[name]) for name in args.objectives.split(",")):
             for encoding in args.encodings.split(",") if config.method != "ce" else ["float32"]:
@@ -80,7 +70,7 @@ def main() -> None:
                 ) as views:
                     first = first_step(views, teacher, args.student, config)
                 training = Training(
-                    dataset=args.dataset,
+                    dataset=data,
                     model=args.student,
                     objective=config,
                     optimization=Optimization(epochs=2, batch_size=args.batch_size),

@@ -33,7 +33,7 @@ import kdcache
 from kdcache import Training, ViewPlan, dump, load_dataset, load_teacher, make_augmentation, train
 from kdcache.objectives import ObjectiveConfig
 from kdcache.preprocessing import PREPROCESSINGS
-from kdcache.runs import read_metrics, read_summary
+from kdcache.runs import read_summary
 from kdcache.training.optim import Optimization
 from kdcache_stores import open_store
 
@@ -82,24 +82,9 @@ class Study:
     # -- data, teachers, stores -----------------------------------------------------------------
     def data(self, samples: int | None = None) -> str:
         """The study's own small dataset, drawn from --dataset once: a name for `load_dataset`."""
-        samples = samples or self.args.samples
-        path = self.folder / f"{samples}-{self.args.test_samples}.npz"
-        if not path.exists():
-            content: dict[str, Any] = {}
-            for split, most in (("train", samples), ("test", self.args.test_samples)):
-                whole = load_dataset(self.args.dataset, split, self.args.data_root)
-                each = -(-most // whole.classes) if split == "train" else len(whole)
-                first = np.concatenate(
-                    [np.flatnonzero(whole.labels == label)[:each] for label in range(whole.classes)]
-                )
-                rows = np.sort(first)[:most]
-                content[f"x_{split}"] = whole.images[rows].numpy()
-                content[f"y_{split}"] = whole.labels[rows]
-                content[f"keys_{split}"] = np.array([whole.keys[row] for row in rows])
-            written = path.with_name(f"{path.stem}-{os.getpid()}.npz")
-            np.savez(written, **content)
-            written.replace(path)
-        return f"arrays:{path}"
+        args, count = self.args, samples or self.args.samples
+        path = self.folder / f"{count}-{args.test_samples}.npz"
+        return small_dataset(args.dataset, args.data_root, count, args.test_samples, path)
 
     def teacher(self, model: str, samples: int, epochs: int, seed: int = 0) -> str:
         """A teacher trained for the study on labels alone: the path of its run."""
@@ -185,21 +170,20 @@ class Study:
         """Train every arm from every seed; the runs of each arm in the order of the seeds."""
         wanted = [word for word in self.args.only.split(";") if word]
         arms = {name: arm for name, arm in arms.items() if not wanted or name in wanted}
-        jobs: dict[Path, Training] = {}
+        jobs: dict[Path, tuple[str, Training]] = {}
         paths: dict[str, list[Path]] = {name: [] for name in arms}
         for seed in range(self.args.seeds):
             for name, arm in arms.items():
                 training = self.training(arm, seed)
                 path = self.folder / "runs" / _named(training, self.folder)
                 paths[name].append(path)
-                jobs[path] = training
+                jobs.setdefault(path, (name, training))  # studies and arms share runs
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.args.jobs, context, _quiet) as pool:
-            running = {pool.submit(train, todo, path): path for path, todo in jobs.items()}
+            running = {pool.submit(train, todo, path): name for path, (name, todo) in jobs.items()}
             for done, future in enumerate(as_completed(running), 1):
                 top1 = read_summary(future.result().path)["last_top1"]
-                (name,) = [n for n, runs in paths.items() if running[future] in runs][:1]
-                print(f"{done}/{len(jobs)} {name}: {100 * top1:.2f}", flush=True)
+                print(f"{done}/{len(jobs)} {running[future]}: {100 * top1:.2f}", flush=True)
         return paths
 
     def compare(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
@@ -246,6 +230,29 @@ class Study:
                 print(f"{name:<28} {arm['mean']:6.2f} +- {arm['std']:.2f}  {words}")
 
 
+def small_dataset(name: str, root: Path | None, samples: int, test_samples: int, path: Path) -> str:
+    """A part of a dataset in memory as a file, unless it is there: its name for `load_dataset`.
+
+    The first training images of each class, equally many, and the first test images.
+    """
+    if not path.exists():
+        content: dict[str, Any] = {}
+        for split, most in (("train", samples), ("test", test_samples)):
+            whole = load_dataset(name, split, root)
+            each = -(-most // whole.classes) if split == "train" else len(whole)
+            first = np.concatenate(
+                [np.flatnonzero(whole.labels == label)[:each] for label in range(whole.classes)]
+            )
+            rows = np.sort(first)[:most]
+            content[f"x_{split}"] = whole.images[rows].numpy()
+            content[f"y_{split}"] = whole.labels[rows]
+            content[f"keys_{split}"] = np.array([whole.keys[row] for row in rows])
+        written = path.with_name(f"{path.stem}-{os.getpid()}.npz")
+        np.savez(written, **content)
+        written.replace(path)
+    return f"arrays:{path}"
+
+
 def about() -> dict[str, Any]:
     """What made the figures: command, machine and versions."""
     script = Path(sys.argv[0]).name
@@ -276,11 +283,6 @@ def mean(values: Iterable[float]) -> float:
 def spread(values: Sequence[float]) -> float:
     """Sample standard deviation to the hundredth of a point; 0 for a single value."""
     return round(stdev(values), 2) if len(values) > 1 else 0.0
-
-
-def last_epochs(paths: Sequence[Path], name: str) -> list[float]:
-    """A metric of the last epoch of each run."""
-    return [float(read_metrics(path)[-1][name]) for path in paths]
 
 
 def _named(training: Training, folder: Path) -> str:

@@ -58,6 +58,7 @@ class Teacher:
         dropout_seed: of the posterior sample whose dropout masks are in the module, or None.
         channels_last: run the module in that memory format.
         compile: run the module through torch.compile.
+        batch_size: forward at most so many views at a time; None: as many as are asked for.
     """
 
     architecture: str
@@ -71,6 +72,7 @@ class Teacher:
     dropout_seed: int | None = None
     channels_last: bool = False
     compile: bool = False
+    batch_size: int | None = None
     _forward: nn.Module = field(init=False, repr=False)
     _columns: Tensor | None = field(init=False, repr=False)
 
@@ -91,6 +93,11 @@ class Teacher:
     @torch.no_grad()  # not inference mode: a student's loss may save these logits for backward
     def __call__(self, views: Tensor) -> Tensor:
         """Logits float32 (B, classes) of views uint8 (B, C, H, W) on the teacher's device."""
+        if self.batch_size is None:
+            return self._logits(views)
+        return torch.cat([self._logits(part) for part in torch.split(views, self.batch_size)])
+
+    def _logits(self, views: Tensor) -> Tensor:
         images = self.preprocessing(views)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

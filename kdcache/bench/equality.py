@@ -7,8 +7,6 @@ of a control: two online runs whose teacher is forwarded in batches of different
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from kdcache.objectives import Objective, ObjectiveConfig, Step
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher
-from kdcache.training import Training, train
+from kdcache.training import Training, prepared, train
 from kdcache.training.outcome import view_shape
 from kdcache.views.cached import Batch, CachedViews
 
@@ -38,21 +36,6 @@ OBJECTIVES = {
         for standardize in (False, True)
     },
 }
-
-
-@contextmanager
-def teacher_batches(size: int) -> Iterator[None]:
-    """Within, every teacher forwards at most ``size`` images at a time."""
-    whole = Teacher.__call__
-
-    def in_parts(self: Teacher, views: Tensor) -> Tensor:
-        return torch.cat([whole(self, part) for part in torch.split(views, size)])
-
-    Teacher.__call__ = in_parts  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Teacher.__call__ = whole  # type: ignore[method-assign]
 
 
 def first_step(
@@ -123,8 +106,9 @@ def drift(training: Training, teacher: str, folder: Path, control: int = 1) -> d
     online = replace(training, online=() if training.objective.method == "ce" else (teacher,))
     runs = {"cached": train(training, folder / "cached").path}
     runs["online"] = train(online, folder / "online").path
-    with teacher_batches(control):
-        runs["control"] = train(online, folder / "control").path
+    with prepared(online, folder / "control") as loop:
+        loop.teachers = [replace(one, batch_size=control) for one in loop.teachers]
+        runs["control"] = loop.run().path
     weights = {name: _flat(run) for name, run in runs.items()}
     losses = {
         name: np.array([r["train_loss"] for r in read_metrics(r)]) for name, r in runs.items()

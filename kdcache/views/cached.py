@@ -124,6 +124,7 @@ class CachedViews:
         rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.left_out = 0
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
+        self._opened = [s for s, given in zip(self.stores, stores, strict=True) if s is not given]
         self.replay: replay.Replayed | None = None
         self.logits: ResidentLogits | None = None
         self.views, self.first = views, 0
@@ -222,7 +223,12 @@ class CachedViews:
         return -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of epoch ``epoch`` (counted from 0), the same at every call."""
+        """The batches of epoch ``epoch`` (counted from 0), the same at every call.
+
+        Each iterator keeps the logits that it reads: several may be live at once, in any order and
+        in several threads. One alone takes the memory of the window and of the view that comes
+        next; each further one takes as much again where its views do not fit beside.
+        """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = rng.permutation(len(self.rows))
         views = self._views_of(epoch, rng)
@@ -234,9 +240,9 @@ class CachedViews:
         mine = np.concatenate(cuts)
         on_device = torch.from_numpy(mine).to(self.device)
         keys, view_of = self._keys[on_device], torch.from_numpy(views[mine]).to(self.device)
-        if self.logits is not None:
-            self.logits.prepare(epoch)
-            places = self.logits.places(*self._grouped(views[mine], mine))
+        window = None if self.logits is None else self.logits.window(epoch)
+        if window is not None:
+            places = window.places(*self._grouped(views[mine], mine))
         stream = self.plan.stream(
             [self._request(cut, views[cut]) for cut in cuts],
             device=self.device,
@@ -251,7 +257,7 @@ class CachedViews:
             yield Batch(
                 images=images,
                 labels=labels,
-                logits=() if self.logits is None else self.logits.take(places[here]),
+                logits=() if window is None else window.take(places[here]),
                 rows=self.plan.dataset_rows[self.rows[cut]],
                 keys=keys[here],
                 views=view_of[here],
@@ -279,10 +285,10 @@ class CachedViews:
         return np.full(len(self.rows), chosen * self.group + self.first, np.int64)
 
     def close(self) -> None:
-        """Stop the reading thread and close the stores."""
+        """Stop the reading thread and close the stores that were given by their paths."""
         if self.logits is not None:
             self.logits.close()
-        for store in self.stores:
+        for store in self._opened:
             store.close()
 
     def __enter__(self) -> CachedViews:

@@ -1,5 +1,7 @@
 """Teachers: a frozen model, its preprocessing, its precision, and a digest of all three.
 
+A teacher gives fields, by name: `logits`, and what else is asked for (`kdcache.models.taps`).
+
 SPEC                                  what it is
 resnet32x4@FILE                       a network of the zoo with weights from a file
 torchvision:resnet34@IMAGENET1K_V1    torchvision's with its own weights (or @DEFAULT, or @FILE)
@@ -10,10 +12,10 @@ RUN[@FILE]                            a directory written by `kdcache train-teac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +28,13 @@ from kdcache.models.library import (
     pretrained_torchvision,
     torchvision_class_names,
 )
+from kdcache.models.taps import head_of, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
+from kdcache.precision import PRECISIONS, autocast, require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model
 from kdcache_stores import Teacher as StoredTeacher
-from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
-
-#: What a teacher computes in; below float32 by autocast, which keeps sums and norms in float32.
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 #: Where weights come from when they are named and not a file.
 LIBRARIES = {
@@ -44,21 +45,26 @@ LIBRARIES = {
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A frozen model from uint8 views to float32 logits.
+    """A frozen model from uint8 views to float32 fields.
 
     Args:
         architecture: its name, as `load_teacher` takes it, without the weights.
-        module: in eval mode, on the device, without gradients.
+        module: in eval mode, on the device, without gradients; gives logits (B, K), or a mapping
+            {field: (B, ...)} that holds them.
         preprocessing: applied to the views first.
         classes: how many logits it gives.
         weights_sha256: `tensor_digest` of the module's state (batch counters left out).
         file_sha256: of the file that the weights came from, if there was one.
         precision: "float32", "bf16" or "fp16".
         class_map: which of the module's logits is class 0, 1, ... of the dataset; None: in order.
+            Of logits alone: other fields stay as they are.
         dropout_seed: of the posterior sample whose dropout masks are in the module, or None.
         channels_last: run the module in that memory format.
         compile: run the module through torch.compile.
         batch_size: forward at most so many views at a time; None: as many as are asked for.
+        fields: what it gives per view, by name.
+        shapes: the shape of each field per row; those of fields that are not named here are not
+            known, and not compared.
     """
 
     architecture: str
@@ -73,40 +79,82 @@ class Teacher:
     channels_last: bool = False
     compile: bool = False
     batch_size: int | None = None
+    fields: tuple[str, ...] = ("logits",)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     _forward: nn.Module = field(init=False, repr=False)
     _columns: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UnknownName("precision", self.precision, PRECISIONS)
-        forward = torch.compile(self.module) if self.compile else self.module
+        require_precision(self.precision)
+        taps = tapped(self.module, self.fields)
+        forward = torch.compile(taps) if self.compile else taps
         mapped = self.class_map is not None
         columns = torch.tensor(self.class_map, device=self.device) if mapped else None
         object.__setattr__(self, "_forward", forward)
         object.__setattr__(self, "_columns", columns)
+        object.__setattr__(self, "shapes", {**self.shapes, "logits": (self.classes,)})
 
     @property
     def device(self) -> torch.device:
         """Where the module lies."""
         return next(self.module.parameters(), torch.empty(0)).device
 
-    @torch.no_grad()  # not inference mode: a student's loss may save these logits for backward
-    def __call__(self, views: Tensor) -> Tensor:
-        """Logits float32 (B, classes) of views uint8 (B, C, H, W) on the teacher's device."""
-        if self.batch_size is None:
-            return self._logits(views)
-        return torch.cat([self._logits(part) for part in torch.split(views, self.batch_size)])
+    @property
+    def head(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (K, D) and bias (K,) that make the logits of `pooled`, float32.
 
-    def _logits(self, views: Tensor) -> Tensor:
+        None where `pooled` is not among the fields, or a user's module names no layer as `head`.
+        """
+        linear = head_of(self.module) if "pooled" in self.fields else None
+        if linear is None:
+            return None
+        weight = linear.weight.detach().float()
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
+        return (weight, bias) if self._columns is None else (weight[self._columns], bias[self._columns])
+
+    @torch.no_grad()  # not inference mode: a student's loss may save these values for backward
+    def __call__(self, views: Tensor) -> dict[str, Tensor]:
+        """The fields, float32 (B, *shape) each, of views uint8 (B, C, H, W) on its device.
+
+        Raises:
+            DataError: what the module gives is not a row per view for every field.
+            MismatchError: rows of another shape than `shapes` says.
+        """
+        if self.batch_size is None:
+            return self._outputs(views)
+        parts = [self._outputs(part) for part in torch.split(views, self.batch_size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.fields}
+
+    def logits(self, views: Tensor) -> Tensor:
+        """The logits alone, float32 (B, classes), of views uint8 (B, C, H, W) on its device."""
+        return self(views)["logits"]
+
+    def _outputs(self, views: Tensor) -> dict[str, Tensor]:
         images = self.preprocessing(views)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        dtype = PRECISIONS[self.precision]
-        cast = torch.autocast(views.device.type, dtype) if dtype else nullcontext()
-        with cast:
-            logits: Tensor = self._forward(images)
-        logits = logits.float()
-        return logits if self._columns is None else logits[:, self._columns]
+        with autocast(views.device, self.precision):
+            given = self._forward(images)
+        outputs = read_outputs(self.architecture, given, self.fields, len(views))
+        if self._columns is not None:
+            outputs["logits"] = outputs["logits"][:, self._columns]
+        for name, values in outputs.items():
+            shape = tuple(values.shape[1:])
+            if shape != self.shapes.get(name, shape):
+                raise MismatchError(self._other_shape(name, shape))
+        return outputs
+
+    def _other_shape(self, name: str, shape: tuple[int, ...]) -> str:
+        who, expected = f"teacher {self.architecture}", self.shapes[name]
+        if name == "logits":
+            return (
+                f"{who} gives logits of shape {shape} per row, {expected} was expected: use a teacher "
+                "trained for this dataset, or --class-map where its classes are ordered otherwise"
+            )
+        return (
+            f"{who} gives rows of {name} of shape {shape} here and of {expected} before: a field has "
+            "one shape for every view. Pad or pool them to one length in the module, whatever the batch"
+        )
 
     def to_store(self, clean_top1: dict[str, float] | None = None) -> StoredTeacher:
         """What a store keeps of it. Its digest covers the class map and the dropout seed too."""
@@ -142,6 +190,7 @@ def load_teacher(
     compile: bool = False,
     allow_untrained: bool = False,
     allow_code: bool = False,
+    fields: Sequence[str] = ("logits",),
 ) -> Teacher:
     """A teacher for views of a dataset.
 
@@ -160,24 +209,26 @@ def load_teacher(
         compile: through torch.compile.
         allow_untrained: fresh weights where there is nothing to load.
         allow_code: import the function that a run names, if its network is a user's own.
+        fields: what it shall give, `logits` among them (`kdcache.models.taps`).
 
     Raises:
         UnknownName: no such model, weights or precision.
-        UsageError: no preprocessing where it must be given.
+        UsageError: no preprocessing where it must be given, or a field that the model does not have.
         DataError: no weights, or not readable ones.
         MismatchError: they do not fit the model, or the model does not fit the dataset.
     """
     name, at, after = str(spec).partition("@")
     if at and weights is not None:
         raise UsageError(f"teacher {spec}: weights are given twice, {after} and {weights}")
-    if precision not in PRECISIONS:
-        raise UnknownName("precision", precision, PRECISIONS)
+    require_precision(precision)
+    if "logits" not in fields or len(set(fields)) < len(fields):
+        raise UsageError(f"fields {', '.join(fields)}: name each once, and logits among them")
     source = str(weights) if weights is not None else after or None
     prefix, _, rest = name.partition(":")
     if prefix in LIBRARIES and source is not None and not names_file(source):
-        found = LIBRARIES[prefix](rest, source)
+        loaded = LIBRARIES[prefix](rest, source)
     elif name not in MODELS and Path(name).is_dir():
-        name, found = _from_run(Path(name), source, allow_code)
+        name, loaded = _from_run(Path(name), source, allow_code)
     elif source is None and Path(name).is_file():
         raise UsageError(
             f"teacher {name} is a file: name the network that its weights are of, NETWORK@{name}"
@@ -188,21 +239,21 @@ def load_teacher(
         assumed = preprocessing or fallback
         inputs = assumed.channels if assumed else channels
         side = (assumed and assumed.size) or size
-        found = _built(name, source, classes, inputs, side, mapped=class_map is not None)
+        loaded = _built(name, source, classes, inputs, side, mapped=class_map is not None)
     else:
         own = f", or take the library's: {name}@DEFAULT" if rest else ""
         raise DataError(
             f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{own}"
         )
-    preprocessing = preprocessing or found.preprocessing or fallback
+    preprocessing = preprocessing or loaded.preprocessing or fallback
     if preprocessing is None:
         raise UsageError(
             f"teacher {name}: the mean and std that it was trained with are not known. Give them as "
             f"its preprocessing, by numbers or by the name of one: {', '.join(PREPROCESSINGS)}"
         )
-    state = found.module.state_dict()
+    state = loaded.module.state_dict()
     digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
-    module = found.module.eval().requires_grad_(False).to(device)
+    module = loaded.module.eval().requires_grad_(False).to(device)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
     teacher = Teacher(
@@ -211,13 +262,13 @@ def load_teacher(
         preprocessing=preprocessing,
         classes=classes,
         weights_sha256=digest,
-        file_sha256=found.file_sha256,
+        file_sha256=loaded.file_sha256,
         precision=precision,
         class_map=None if class_map is None else tuple(class_map),
         channels_last=channels_last,
+        fields=tuple(fields),
     )
-    _try_out(teacher, channels, size)
-    return replace(teacher, compile=True) if compile else teacher
+    return replace(teacher, shapes=_try_out(teacher, channels, size), compile=compile)
 
 
 def _built(
@@ -242,13 +293,68 @@ def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pr
     return run.config["model"]["name"], trained
 
 
-def _try_out(teacher: Teacher, channels: int, size: int) -> None:
-    """One small batch: what does not fit is found now, and dropout masks are drawn."""
-    views = torch.zeros(2, channels, size, size, dtype=torch.uint8, device=teacher.device)
+def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict[str, Tensor]:
+    """What a network gave for some views, as float32 (rows, *shape) by field.
+
+    Args:
+        who: the network's name, for messages.
+        given: logits, or a mapping that holds them.
+        fields: those wanted of the mapping.
+        rows: how many views it was given.
+
+    Raises:
+        DataError: another type, a mapping without a field, or values that are not a row per view.
+    """
+    if isinstance(given, Tensor):
+        given = {"logits": given}
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"teacher {who}: expected logits (B, K) or a mapping {{field: tensor}}, found "
+            f"{type(given).__name__}. Wrap it in a module of your own whose forward gives either, and "
+            "name that: MODULE:FUNCTION"
+        )
+    if missing := [name for name in ("logits", *fields) if name not in given]:
+        raise DataError(
+            f"teacher {who} gives {', '.join(map(str, given)) or 'nothing'}, not {missing[0]}: a "
+            "module may return a mapping {field: tensor}, with logits and every field asked for"
+        )
+    outputs = {}
+    for name in fields:
+        values = given[name]
+        if isinstance(values, (list, tuple)) or (isinstance(values, Tensor) and values.is_nested):
+            raise DataError(
+                f"teacher {who}: {name} comes as rows of differing length ({type(values).__name__}), "
+                "and a field has one shape for every view: pad or pool them in the module"
+            )
+        if not isinstance(values, Tensor) or values.ndim < 2 or len(values) != rows:
+            found = (
+                f"shape {tuple(values.shape)}"
+                if isinstance(values, Tensor)
+                else type(values).__name__
+            )
+            expected = "(B, K)" if name == "logits" else "(B, ...)"
+            raise DataError(
+                f"teacher {who}: expected {name} {expected}, a row for each of B = {rows} views, found "
+                f"{found}"
+            )
+        outputs[name] = values.float()
+    return outputs
+
+
+def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int, ...]]:
+    """One small batch: what does not fit is found now, and dropout masks are drawn.
+
+    Returns:
+        The shape of each field per row.
+    """
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randint(
+        256, (3, channels, size, size), dtype=torch.uint8, generator=generator
+    ).to(teacher.device)
     images = teacher.preprocessing(views)
     try:
         with torch.no_grad():
-            out = teacher.module(images)
+            given = teacher._forward(images)
     except Exception as error:  # whatever a network raises: an assertion about the size, say
         shape = "x".join(map(str, images.shape[1:]))
         halved = {str(p.dtype) for p in teacher.module.parameters()} - {"torch.float32"}
@@ -262,24 +368,51 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> None:
             f"teacher {teacher.architecture} does not take images of {shape}, which its "
             f"preprocessing makes of the views: {type(error).__name__}: {error}. {advice}."
         ) from error
-    if not isinstance(out, Tensor) or out.ndim != 2:
-        found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+    outputs = read_outputs(teacher.architecture, given, teacher.fields, len(views))
+    logits = outputs["logits"]
+    if logits.ndim != 2:
         raise DataError(
-            f"teacher {teacher.architecture}: expected logits (B, K), found {found}. Wrap it in a "
-            "module of your own whose forward gives the logits alone, and name that: MODULE:FUNCTION"
+            f"teacher {teacher.architecture}: expected logits (B, K), found shape "
+            f"{tuple(logits.shape)}"
         )
-    if teacher.class_map is None and out.shape[1] != teacher.classes:
+    if teacher.class_map is None and logits.shape[1] != teacher.classes:
         raise MismatchError(
-            f"teacher {teacher.architecture} gives {out.shape[1]} logits, the dataset has "
+            f"teacher {teacher.architecture} gives {logits.shape[1]} logits, the dataset has "
             f"{teacher.classes} classes: choose another teacher, or give a class map (--class-map)"
         )
     if teacher.class_map is not None and (
-        len(teacher.class_map) != teacher.classes or max(teacher.class_map) >= out.shape[1]
+        len(teacher.class_map) != teacher.classes or max(teacher.class_map) >= logits.shape[1]
     ):
         raise MismatchError(
             f"class map of {len(teacher.class_map)} classes up to the teacher's class "
             f"{max(teacher.class_map)}: the dataset has {teacher.classes} classes, "
-            f"teacher {teacher.architecture} has {out.shape[1]}, counted from 0"
+            f"teacher {teacher.architecture} has {logits.shape[1]}, counted from 0"
+        )
+    if "pooled" in teacher.fields and (head := head_of(teacher.module)) is not None:
+        _require_head(teacher, head, images, outputs)
+    shapes = {name: tuple(values.shape[1:]) for name, values in outputs.items()}
+    return shapes | {"logits": (teacher.classes,)}
+
+
+@torch.no_grad()
+def _require_head(
+    teacher: Teacher, head: nn.Linear, images: Tensor, outputs: Mapping[str, Tensor]
+) -> None:
+    """Refuse a field `pooled` of which the head does not make the network's own logits."""
+    who, pooled = f"teacher {teacher.architecture}", outputs["pooled"]
+    if pooled.shape[1:] != (head.in_features,):
+        raise DataError(
+            f"{who}: expected pooled (B, {head.in_features}), the input of its head, found "
+            f"{tuple(pooled.shape)}: give another field another name"
+        )
+    given = teacher.module(images)
+    logits = read_outputs(teacher.architecture, given, ("logits",), len(images))["logits"]
+    furthest = float((head(pooled) - logits).abs().max())
+    if furthest > 1e-3 * float(logits.abs().max()):
+        raise DataError(
+            f"{who}: its head, on the field pooled, gives other logits than itself (by up to "
+            f"{furthest:.3g}). pooled is the input of the linear layer `head`: give another field "
+            "another name"
         )
 
 

@@ -208,7 +208,7 @@ def _forward(
     begun = time.perf_counter()
     for images in ready:
         for teacher in teachers:
-            teacher(images)
+            teacher.logits(images)
     _wait(device)
     return time.perf_counter() - begun
 

@@ -115,7 +115,7 @@ def clean_check(
         )
     rows = torch.from_numpy(np.flatnonzero(truth >= 0))
     predictions = [
-        teacher(images[batch.to(images.device)].to(teacher.device)).argmax(1).cpu()
+        teacher.logits(images[batch.to(images.device)].to(teacher.device)).argmax(1).cpu()
         for batch in torch.split(rows, batch_size)
         if len(batch)
     ]

@@ -49,7 +49,7 @@ def test_logits_are_those_of_the_module_on_normalised_views(checkpoint: Path) ->
     teacher = load(checkpoint)
     x = views(5)
     expected = teacher.module((x.float() / 255 - 0.3) / 0.2)
-    logits = teacher(x)
+    logits = teacher.logits(x)
     torch.testing.assert_close(logits, expected)
     assert logits.dtype == torch.float32
     assert not logits.requires_grad
@@ -60,7 +60,7 @@ def test_logits_are_those_of_the_module_on_normalised_views(checkpoint: Path) ->
 
 def test_weights_by_argument_or_after_the_at_sign(checkpoint: Path) -> None:
     beside = load_teacher("resnet8", checkpoint, classes=10, channels=1, size=8, preprocessing=GREY)
-    assert torch.equal(beside(views(2)), load(checkpoint)(views(2)))
+    assert torch.equal(beside.logits(views(2)), load(checkpoint).logits(views(2)))
     with pytest.raises(UsageError, match="given twice"):
         load_teacher("resnet8@a.pth", "b.pth", classes=10)
 
@@ -105,7 +105,7 @@ def test_what_the_store_keeps(checkpoint: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_is_near_float32(checkpoint: Path, precision: str) -> None:
     x = views(16)
-    exact, near = load(checkpoint)(x), load(checkpoint, precision=precision)(x)
+    exact, near = load(checkpoint).logits(x), load(checkpoint, precision=precision).logits(x)
     assert near.dtype == torch.float32
     assert not torch.equal(near, exact)
     torch.testing.assert_close(near, exact, atol=0.05 * float(exact.std()), rtol=0.05)
@@ -116,7 +116,7 @@ def test_channels_last_gives_the_same_logits(checkpoint: Path) -> None:
     conv = teacher.module.get_submodule("layer1.0.conv1")
     assert isinstance(conv, nn.Conv2d)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(teacher(views(4)), load(checkpoint)(views(4)))
+    torch.testing.assert_close(teacher.logits(views(4)), load(checkpoint).logits(views(4)))
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_compiled_gives_the_same_logits(checkpoint: Path) -> None:
     teacher = load(checkpoint, compile=True)
     for n in (4, 3):
         torch.testing.assert_close(
-            teacher(views(n)), load(checkpoint)(views(n)), atol=1e-4, rtol=1e-4
+            teacher.logits(views(n)), load(checkpoint).logits(views(n)), atol=1e-4, rtol=1e-4
         )
 
 
@@ -135,13 +135,13 @@ def test_grey_views_for_a_teacher_of_three_channels(tmp_path: Path) -> None:
     teacher = load_teacher(
         f"resnet8@{tmp_path / 'w.pt'}", classes=10, channels=1, size=8, preprocessing=pre
     )
-    assert torch.equal(teacher(views(2)), teacher(views(2).expand(2, 3, 8, 8)))
+    assert torch.equal(teacher.logits(views(2)), teacher.logits(views(2).expand(2, 3, 8, 8)))
 
 
 def test_a_class_map_picks_and_orders_the_logits(checkpoint: Path) -> None:
     teacher = load(checkpoint, classes=3, class_map=(7, 0, 2))
     assert teacher.classes == 3
-    assert torch.equal(teacher(views(4)), load(checkpoint)(views(4))[:, [7, 0, 2]])
+    assert torch.equal(teacher.logits(views(4)), load(checkpoint).logits(views(4))[:, [7, 0, 2]])
 
 
 def test_class_names_that_a_library_knows() -> None:
@@ -167,7 +167,7 @@ def test_a_library_s_teacher_through_a_class_map(
 
     teacher = load_teacher(spec, classes=2, size=64, class_map=chosen)
     assert teacher.preprocessing.size == 224
-    assert teacher(views(2, 3, 64)).shape == (2, 2)
+    assert teacher.logits(views(2, 3, 64)).shape == (2, 2)
     assert teacher.file_sha256 == hashlib.sha256(cached.read_bytes()).hexdigest()
     with pytest.raises(MismatchError, match=r"gives 1000 logits, the dataset has 2.*--class-map"):
         load_teacher(spec, classes=2, size=64)
@@ -203,7 +203,7 @@ def test_fresh_weights_only_on_request() -> None:
     teacher = load_teacher(
         "resnet8", classes=4, channels=1, size=8, preprocessing=GREY, allow_untrained=True
     )
-    assert teacher(views(2)).shape == (2, 4)
+    assert teacher.logits(views(2)).shape == (2, 4)
     assert teacher.file_sha256 is None
 
 
@@ -217,7 +217,7 @@ def test_a_run_directory(tmp_path: Path) -> None:
     teacher = load_teacher(tmp_path, classes=4, channels=1, size=8)
     assert (teacher.architecture, teacher.preprocessing) == ("resnet8", GREY)
     with torch.no_grad():
-        torch.testing.assert_close(teacher(views(3)), net.eval()(GREY(views(3))))
+        torch.testing.assert_close(teacher.logits(views(3)), net.eval()(GREY(views(3))))
 
     other = build_model("resnet8", classes=4, channels=1, size=8)
     torch.save(other.state_dict(), tmp_path / "epoch7.pt")
@@ -252,7 +252,7 @@ def test_a_user_s_factory_needs_no_file(factory: str) -> None:
     teacher = load_teacher(
         f"{factory}:flat", classes=64, channels=1, size=8, preprocessing=Preprocessing((0,), (1,))
     )
-    torch.testing.assert_close(teacher(views(2)), views(2).flatten(1) / 255)
+    torch.testing.assert_close(teacher.logits(views(2)), views(2).flatten(1) / 255)
     assert teacher.architecture == f"{factory}:flat"
 
 
@@ -294,12 +294,12 @@ def test_mc_dropout_samples_are_independent_of_the_batch(tmp_path: Path) -> None
     )
     samples = [mc_dropout(teacher, seed) for seed in (0, 1)]
     x = views(6)
-    whole = samples[0](x)
-    rows = torch.cat([samples[0](x[i : i + 2]) for i in (0, 2, 4)])
+    whole = samples[0].logits(x)
+    rows = torch.cat([samples[0].logits(x[i : i + 2]) for i in (0, 2, 4)])
     torch.testing.assert_close(rows, whole)
-    assert torch.equal(mc_dropout(teacher, 0)(x), whole)
-    assert not torch.allclose(samples[1](x), whole, atol=1e-3)
-    assert not torch.allclose(teacher(x), whole, atol=1e-3)
+    assert torch.equal(mc_dropout(teacher, 0).logits(x), whole)
+    assert not torch.allclose(samples[1].logits(x), whole, atol=1e-3)
+    assert not torch.allclose(teacher.logits(x), whole, atol=1e-3)
     assert len({t.to_store().digest for t in (teacher, *samples)}) == 3
     assert samples[0].weights_sha256 == teacher.weights_sha256
 

@@ -127,7 +127,7 @@ def dump_teacher(
     from kdcache.dumping import Target, dump
     from kdcache.dumping.answers import ASKED, check_answers
     from kdcache.dumping.estimate import estimate
-    from kdcache.dumping.ranks import join_dump
+    from kdcache.distributed import PATIENCE, join
     from kdcache.dumping.targets import (
         clean_top1,
         labelled_splits,
@@ -140,7 +140,7 @@ def dump_teacher(
     requests = _requests(given)
     if threads:
         torch.set_num_threads(threads)
-    with join_dump(options.resolve_device(device)) as (ranks, where):
+    with join(options.resolve_device(device), "gloo", PATIENCE) as (ranks, where):
         silent = quiet or as_json or ranks.rank > 0
         data, plan, views = _plan(given, where, silent)
         require_views(plan, views, given["outs"])
@@ -163,18 +163,18 @@ def dump_teacher(
         shared |= {"device": where, "part": given["part"]}
         bare = [Target(*pair) for pair in pairs]
         first = np.arange(min(len(plan), ASKED))
-        remarks = ranks.first(lambda: [
+        remarks = ranks.on_first(lambda: [
             text for teacher, _ in pairs
             for text in check_answers(teacher, plan.images(first, 0, where), given["allow_untrained"])
         ])  # fmt: skip
         for remark in remarks:
             say(remark, silent)
-        cost = ranks.first(
+        cost = ranks.on_first(
             lambda: estimate(plan, bare, views, ranks=ranks.world, epochs=given["epochs"],
                              students=given["students"], **shared)
         )  # fmt: skip
         judged, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
-        clean = ranks.first(
+        clean = ranks.on_first(
             lambda: [clean_top1(t, judged, given["allow_untrained"], side) for t, _ in pairs]
         )
         targets = [

@@ -25,7 +25,7 @@ from torch import Tensor
 from kdcache._version import __version__
 from kdcache.dumping.encoding import default_encoding
 from kdcache.dumping.lesson import teach_writer
-from kdcache.dumping.ranks import DumpRanks
+from kdcache.distributed import Ranks
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, replay
 from kdcache.views.batches import Batch
@@ -152,7 +152,7 @@ def dump(
     device: torch.device | str = "cpu",
     workers: int = 0,
     part: tuple[int, int] = (0, 1),
-    ranks: DumpRanks | None = None,
+    ranks: Ranks | None = None,
     hash_keys: bool = False,
     repair: bool = False,
     command: str = "",
@@ -183,7 +183,7 @@ def dump(
             batch size or precision; or a teacher of another class count.
         DataError: a logit that is not finite; sample and view are named.
     """
-    begun, where, ranks = time.perf_counter(), torch.device(device), ranks or DumpRanks()
+    begun, where, ranks = time.perf_counter(), torch.device(device), ranks or Ranks()
     wanted = [Target(*target) for target in targets]
     _require_distinct(wanted)
     encoding = encoding or default_encoding([target.path for target in wanted], views)
@@ -197,7 +197,7 @@ def dump(
                                      command=command)  # fmt: skip
                 jobs.append(_Job(target.teacher, opened.enter_context(writer)))
 
-        ranks.first(partial(open_all, repair))
+        ranks.on_first(partial(open_all, repair))
         if ranks.rank > 0:
             open_all(False)
 
@@ -205,9 +205,9 @@ def dump(
             for job in jobs:
                 teach_writer(plan, job.teacher, job.writer, batch_size, where, workers)
 
-        ranks.first(learn)
+        ranks.on_first(learn)
         # Rank 0's list holds for all: theirs may already lack what a quicker rank has committed.
-        pending = ranks.first(lambda: [job.writer.pending(part) for job in jobs])
+        pending = ranks.on_first(lambda: [job.writer.pending(part) for job in jobs])
         todo = sorted(set().union(*pending))
         # An encoding that learns needs view 0 of a sample, whoever wrote it, before any other view.
         learns = any(job.writer.learns for job in jobs)
@@ -234,7 +234,7 @@ def dump(
                 job.writer.seal()
 
         if whole:
-            ranks.first(seal_all)
+            ranks.on_first(seal_all)
     return Dumped(sum(s.rows for s in todo), skipped, time.perf_counter() - begun, whole)
 
 

@@ -13,16 +13,17 @@ import torch
 from kdcache.augment import default_augmentation
 from kdcache.datasets import Dataset, load_dataset
 from kdcache.datasets.choice import choose
+from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.judgement.preflight import Judged
 from kdcache.objectives import ObjectiveConfig
+from kdcache.precision import require_precision
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
 from kdcache.training.loop import Loop, Observer, Silent
 from kdcache.training.optim import Optimization
 from kdcache.training.outcome import view_shape
-from kdcache.training.ranks import Ranks, join
 from kdcache.training.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import CachedViews
@@ -89,8 +90,7 @@ class Training:
                 f"--method {self.objective.method} needs at least one --store "
                 "(or --online TEACHER, to run the teacher in the loop)."
             )
-        if self.precision not in ("float32", "bf16", "fp16"):
-            raise UsageError(f"--precision {self.precision}: use float32, bf16 or fp16.")
+        require_precision(self.precision)
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
         if not 0 <= self.val_split < 1:
@@ -152,8 +152,8 @@ def prepared(
     root = Path(training.data_root) if training.data_root else None
     with ExitStack() as opened:
         ranks, device = opened.enter_context(join(training.device))
-        watch = watch or Silent() if ranks.first else Silent()
-        if tensorboard and ranks.first:
+        watch = watch or Silent() if ranks.is_first else Silent()
+        if tensorboard and ranks.is_first:
             watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
         how = root, training.download, training.skip_bad, training.workers
         trainset = load_dataset(training.dataset, "train", *how)
@@ -199,7 +199,7 @@ def prepared(
                 "them: --resident-views."
             )
         judged = None
-        if ranks.first:
+        if ranks.is_first:
             judged = Judged(training, views, views.stores if read else [], out, baseline)
             for note in judged.notes:
                 watch.note(note)

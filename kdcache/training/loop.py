@@ -24,7 +24,7 @@ from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
 from kdcache.training.outcome import resolved, summarized, view_size
-from kdcache.training.ranks import Ranks
+from kdcache.distributed import Ranks
 from kdcache.views.cached import Batch, CachedViews
 from kdcache.views.resident import Rows
 from kdcache_stores import MismatchError, TrainingError, UsageError
@@ -116,10 +116,10 @@ class Loop:
             training, views, self.preprocessing, self.objective.config, teachers, ranks.world
         )
         # Rank 0 makes the run; the others then find the same one there, before anything is written.
-        if not ranks.first:
+        if not ranks.is_first:
             ranks.wait()
         self.run_directory = Run(out, config)
-        if ranks.first:
+        if ranks.is_first:
             ranks.wait()
         ranks.wait()
 
@@ -149,7 +149,7 @@ class Loop:
             return run
         first = self._resume()
         records = run.metrics()[:first]
-        if self.ranks.first:
+        if self.ranks.is_first:
             run.keep_metrics(first)
         for epoch in range(first, epochs):
             record = {"epoch": epoch + 1} | self.train_epoch(epoch)
@@ -163,12 +163,12 @@ class Loop:
             self.ranks.share_buffers(self._evaluated)
             record |= self._test()
             records.append(record)
-            if self.ranks.first:
+            if self.ranks.is_first:
                 run.log(record)
                 run.save_checkpoint(self._state(epoch + 1))
                 self.watch.epoch(record, epochs)
         calibrated = self._calibration()
-        if self.ranks.first:
+        if self.ranks.is_first:
             warnings = {"warnings": self._warnings(records)}
             run.finish(self._evaluated, summarized(self, records) | calibrated | warnings)
         self.ranks.wait()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.dumping.ranks import DumpRanks
+from kdcache.distributed import PATIENCE, Ranks, join
 from kdcache_cli import main
 from tests.conftest import Trained
 from tests.kdcache.dump.conftest import tree
@@ -99,7 +99,7 @@ def ranks(out: Path, job: Job) -> list[subprocess.Popen[str]]:
         port = str(free.getsockname()[1])
     return [
         start(["-m", "kdcache", *job.words(out)], RANK=str(rank), LOCAL_RANK=str(rank),
-              WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+              WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         for rank in range(2)
     ]  # fmt: skip
 
@@ -132,5 +132,13 @@ def test_torchrun(job: Job, tmp_path: Path) -> None:
 
 
 def test_alone_the_first_rank_just_does_it() -> None:
-    assert DumpRanks().first(lambda: 3) == 3
-    DumpRanks().wait()
+    assert Ranks().on_first(lambda: 3) == 3
+    Ranks().wait()
+
+
+def test_a_world_that_torchrun_did_not_start_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cluster schedulers set it: neither a dump nor a training waits for others."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with join("cpu", "gloo", PATIENCE) as (ranks, device):
+        assert (ranks, device) == (Ranks(), "cpu")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from kdcache import train
 from kdcache.runs import read_metrics
-from kdcache.training.ranks import Ranks
+from kdcache.distributed import Ranks
 from kdcache_stores import UsageError
 from tests.conftest import Trained
 from tests.kdcache.train.job import training

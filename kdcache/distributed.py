@@ -1,33 +1,33 @@
-"""The processes of one training: each forwards its part of a batch, and each loss sees all of it.
-
-Losses are not always means over samples (CE leaves out unlabelled ones, MLKD compares whole batches), so
-averaging what the ranks computed alone would change them. Here the ranks exchange logits, a few kilobytes
-per step, and every one computes the loss of the whole batch; a rank's own logits carry the gradient.
-The sum of the ranks' gradients is then that of one process, for any batch that can be divided.
-"""
+"""The processes of one dump or one training, as ``torchrun`` starts them; alone without it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdcache.views.cached import Batch
-from kdcache_stores import UsageError
+from kdcache_stores.errors import KDCacheError, UsageError
+
+T = TypeVar("T")
+
+#: A rank of a dump that is done waits for the slowest one, however long that takes.
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a training.
+    """This process among all.
 
     Attributes:
-        rank: from 0; rank 0 alone writes.
+        rank: from 0; rank 0 alone prints, writes a run and seals stores.
         world: how many there are.
         neighbours: how many of them are on this machine.
     """
@@ -37,9 +37,32 @@ class Ranks:
     neighbours: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes the run."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """What a function gives on rank 0, sent to all; its error stops all.
+
+        Raises:
+            KDCacheError: on the other ranks, if the function failed on rank 0.
+        """
+        if self.world == 1:
+            return function()
+        box: list[Any] = [None]
+        if not self.is_first:
+            dist.broadcast_object_list(box, src=0)
+            result, error = box[0]
+            if error is not None:
+                raise KDCacheError(f"stopped together with rank 0, which says: {error}")
+            return result  # type: ignore[no-any-return]
+        try:
+            result = function()
+        except Exception as error:
+            dist.broadcast_object_list([(None, str(error))], src=0)
+            raise
+        dist.broadcast_object_list([(result, None)], src=0)
+        return result
 
     def part(self, total: int) -> slice:
         """This rank's part of ``total`` samples; parts differ by one sample at most."""
@@ -92,32 +115,6 @@ class Ranks:
             for column, tensor in zip(columns, tensors, strict=True)
         ]
 
-    def whole(self, student: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
-        """The student's logits for the whole batch, and the batch whole but for its images.
-
-        Backward gives the part of this rank ``world`` times its gradient, since
-        DistributedDataParallel divides the sum over ranks by ``world``.
-        """
-        if self.world == 1:
-            return student, batch
-        student.register_hook(self._times_world)  # type: ignore[no-untyped-call]
-        mix = batch.mix or ()
-        said, labels, keys, views, *rest = self.gather(
-            [student, batch.labels, batch.keys, batch.views, *batch.logits, *mix], batch.total
-        )
-        own, teachers = self.part(batch.total), len(batch.logits)
-        return torch.cat([said[: own.start], student, said[own.stop :]]), replace(
-            batch,
-            labels=labels,
-            keys=keys,
-            views=views,
-            logits=tuple(rest[:teachers]),
-            mix=None if batch.mix is None else (rest[teachers], rest[teachers + 1]),
-        )
-
-    def _times_world(self, gradient: Tensor) -> Tensor:
-        return gradient * self.world
-
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module with its gradients averaged over the ranks."""
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
@@ -141,11 +138,18 @@ class Ranks:
 
 
 @contextmanager
-def join(device: str) -> Iterator[tuple[Ranks, str]]:
+def join(
+    device: str, backend: str | None = None, timeout: timedelta | None = None
+) -> Iterator[tuple[Ranks, str]]:
     """Take a place among the processes that ``torchrun`` started; alone if it did not.
 
+    Args:
+        device: asked for; "cuda" gives each process of a machine a GPU of its own.
+        backend: None: nccl on GPUs, else gloo. Ranks that exchange no tensors need gloo alone.
+        timeout: how long a rank waits for another; None: as torch does.
+
     Yields:
-        The ranks and this process's device, a GPU of its own with "cuda".
+        The ranks and this process's device.
     """
     if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks(), device
@@ -155,7 +159,8 @@ def join(device: str) -> Iterator[tuple[Ranks, str]]:
         torch.cuda.set_device(device)
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        automatic = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend or automatic, timeout=timeout)
     try:
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         yield Ranks(dist.get_rank(), dist.get_world_size(), neighbours), device

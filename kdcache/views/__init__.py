@@ -290,9 +290,11 @@ class ViewPlan:
         self, batches: Iterable[tuple[Rows, NDArray[np.int64] | int]], device: torch.device
     ) -> Iterator[Batch]:
         assert self.dataset.images is not None
-        if device not in self._resident:
-            self._resident = {device: self.dataset.images.to(device)}
-        source = Resident(self._resident[device])
+        images = self._resident.get(device)
+        if images is None:
+            images = self.dataset.images.to(device)
+            self._resident = {device: images}
+        source = Resident(images)
         for group in grouped((self._pairs(*batch) for batch in batches), _DRAW):
             rows = np.concatenate([rows for rows, _ in group])
             drawn = self._draw(rows, np.concatenate([views for _, views in group]), source.sizes)

@@ -98,6 +98,23 @@ class ViewPlan:
         """Whether the dataset holds the image of a row of the plan."""
         return self._where is None or bool(self._where[row] >= 0)
 
+    def over(self, rows: Rows) -> ViewPlan:
+        """The plan over some of its rows alone: the same views, but mixed with each other only.
+
+        Args:
+            rows: int64 (N,), distinct; row i of the new plan is row ``rows[i]`` of this one.
+        """
+        keys = [self.samples.keys[row] for row in rows]
+        samples = Samples(keys, self.samples.labels[rows], self.samples.hashed)
+        return ViewPlan(self.dataset, self.augmentation, self.seed, samples)
+
+    def partners(self, rows: Any, views: Any) -> Rows | None:
+        """The rows whose images are mixed into some views, int64 (B,); None where none are."""
+        if not isinstance(self.augmentation, Mix):
+            return None
+        rows, views = self._pairs(rows, views)
+        return self.augmentation.partners(self._draws(rows, views), len(self))
+
     def to_store(self, content: bool = False) -> Plan:
         """The plan as a store keeps it.
 

@@ -69,7 +69,8 @@ class CachedViews:
         dataset: the samples to train on.
         stores: stores of one view plan (paths, or open stores); may be empty when ``plan`` is given.
         batch_size: samples per batch; the last batch of an epoch may be smaller.
-        plan: the views when there is no store.
+        plan: the views when there is no store. With ``rows``, images are mixed (mixup, cutmix) with
+            others of these rows alone.
         augmentation: that of the stores, needed where it is a user's own.
         views: how many views to cycle through: at most the store's, by default all of them; without a
             store unlimited, so every epoch sees new views.
@@ -91,8 +92,8 @@ class CachedViews:
         left_out: samples asked for that the stores do not have.
 
     Raises:
-        MismatchError: stores of different plans, a store of another dataset, changed labels, or views
-            that do not replay.
+        MismatchError: stores of different plans, a store of another dataset, changed labels, views
+            that do not replay, or views that are mixed with samples outside of ``rows``.
         UsageError: neither a store nor a plan, or more views than stored.
     """
 
@@ -131,9 +132,13 @@ class CachedViews:
         if self.stores:
             self.plan = self._plan_of_stores(augmentation)
             self.rows = self._join(rows, subset)
+            self._require_partners()
             self.replay = replay.check(self.plan, self.stores[0], self.device)
         elif plan is not None:
             self.plan, self.rows = plan, rows
+            chosen = np.unique(rows)
+            if isinstance(plan.augmentation, Mix) and len(chosen) < len(plan):
+                self.plan, self.rows = plan.over(chosen), np.searchsorted(chosen, rows)
             if schedule == "random" and views is None:
                 raise UsageError("the random schedule without a store needs a number of views.")
         else:
@@ -205,6 +210,35 @@ class CachedViews:
                 "--subset to train on the samples that it has."
             )
         return found[found >= 0]
+
+    def _require_partners(self) -> None:
+        """Refuse stored mixes that bring in images and labels of samples that are not used."""
+        assert self.views is not None
+        used = np.zeros(len(self.plan), bool)
+        used[self.rows] = True
+        if used.all():
+            return
+        for view in range(self.first, self.first + self.views):
+            partners = self.plan.partners(self.rows, view)
+            if partners is None:
+                return
+            outside = partners[~used[partners]]
+            if not len(outside):
+                continue
+            what = self.plan.augmentation.name
+            where = self.stores[0].where
+            absent = int((self.plan.dataset_rows[outside] < 0).sum())
+            raise MismatchError(
+                f"{len(outside)} of the {len(partners)} images that {what} mixes into view {view} "
+                f"come from samples that are held out or left out here (the first: "
+                f"{self.plan.samples.keys[outside[0]]!r}"
+                f"{f'; {absent} are not in {self.dataset.name}' if absent else ''}): the partners in "
+                f"{where} were drawn from all its {len(used)} samples, of which {used.sum()} are "
+                "used. Train on all of them, without --train-samples and --val-split; or dump a "
+                "store of the chosen samples alone (ViewPlan over Dataset.subset); or train without "
+                "a store (--online TEACHER, with the same --augment): partners then come from the "
+                "chosen samples."
+            )
 
     def _window(self, wanted: int | None, read_logits: bool) -> int:
         """Views (or pairs) that one epoch draws from."""

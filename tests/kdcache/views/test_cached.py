@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -21,7 +22,7 @@ from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import Batch, CachedViews
-from kdcache_stores import LogitStore, open_store
+from kdcache_stores import LogitStore, MismatchError, open_store
 
 VIEWS = {False: 9, True: 10}  # of the stores, by whether their views come in pairs
 
@@ -173,3 +174,98 @@ def test_closing_leaves_an_open_store_to_its_owner(
     where = stores[False].where
     CachedViews(digits, [where], 4).close()
     assert closed == [where]
+
+
+MIXES = ["mixup:alpha=0.4", "pad-crop-flip+cutmix"]
+
+
+@pytest.mark.parametrize("augment", MIXES)
+def test_without_a_store_partners_come_from_the_chosen_rows(digits: Dataset, augment: str) -> None:
+    """As if the chosen samples were the dataset: the same images, partner labels and lambdas."""
+    rows = np.array([17, 2, 3, 5, 7, 11, 13])
+    augmentation = make_augmentation(augment, digits)
+    plan = ViewPlan(digits, augmentation, seed=3)
+    chosen = np.sort(rows)
+    alone = ViewPlan(digits.subset(chosen), augmentation, seed=3)
+    partners = set()
+    with CachedViews(digits, [], 4, plan=plan, rows=rows) as views:
+        for epoch in range(12):
+            for batch in views.epoch(epoch):
+                assert set(batch.rows.tolist()) <= set(rows.tolist())
+                here = np.searchsorted(chosen, batch.rows)
+                (same,) = alone.stream([(here, epoch)])
+                assert batch.labels.tolist() == digits.labels[batch.rows].tolist()
+                assert batch.images.equal(same.images)
+                assert batch.mix is not None
+                assert same.mix is not None
+                partner = chosen[alone.parameters(here, epoch)[0]["partner"]]
+                assert batch.mix[0].tolist() == digits.labels[partner].tolist()
+                assert batch.mix[1].equal(same.mix[1])
+                partners |= set(partner.tolist())
+    assert partners == set(rows.tolist())
+
+
+def test_without_a_store_all_rows_keep_the_plan(digits: Dataset) -> None:
+    plan = ViewPlan(digits, make_augmentation("mixup", digits), seed=3)
+    assert CachedViews(digits, [], 4, plan=plan).plan is plan
+    shuffled = np.random.default_rng(0).permutation(len(digits))
+    assert CachedViews(digits, [], 4, plan=plan, rows=shuffled).plan is plan
+    crops = ViewPlan(digits, make_augmentation("pad-crop-flip", digits), seed=3)
+    assert CachedViews(digits, [], 4, plan=crops, rows=np.arange(5)).plan is crops
+
+
+@pytest.mark.parametrize("augment", MIXES)
+def test_partners_are_those_of_the_mix(digits: Dataset, augment: str) -> None:
+    plan = ViewPlan(digits, make_augmentation(augment, digits), seed=3)
+    rows, views = np.arange(20), np.arange(20) % 3
+    partners = plan.partners(rows, views)
+    assert partners is not None
+    assert partners.tolist() == plan.parameters(rows, views)[0]["partner"].tolist()
+
+
+@pytest.mark.parametrize("augment", MIXES)
+def test_stored_partners_from_outside_are_refused(
+    digits: Dataset, teacher: Teacher, tmp_path: Path, augment: str
+) -> None:
+    augmentation = make_augmentation(augment, digits)
+    plan, rows = ViewPlan(digits, augmentation, seed=3), np.arange(2, 12)
+    dump(plan, [(teacher, tmp_path / "whole")], views=2, encoding="float32")
+    partner = plan.parameters(rows, 0)[0]["partner"]
+    outside = [row for row in partner if row not in rows]
+    first = digits.keys[outside[0]]
+    for read in (True, False):
+        with pytest.raises(
+            MismatchError, match=rf"^{len(outside)} of the 10 images .* '{first}'\)"
+        ):
+            CachedViews(digits, [tmp_path / "whole"], 4, rows=rows, read_logits=read)
+    few = digits.subset(rows)
+    with pytest.raises(MismatchError, match=f"{len(outside)} are not in {few.name}"):
+        CachedViews(few, [tmp_path / "whole"], 4)
+    with CachedViews(digits, [tmp_path / "whole"], 4) as views:  # all samples: as they were dumped
+        assert sum(len(batch.rows) for batch in views.epoch(1)) == 20
+
+    # What the message advises: a store of the chosen samples alone.
+    dump(ViewPlan(few, augmentation, 3), [(teacher, tmp_path / "few")], 2, encoding="float32")
+    with CachedViews(digits, [tmp_path / "few"], 4, rows=rows[:]) as views:
+        for batch in views.epoch(1):
+            partner = rows[
+                ViewPlan(few, augmentation, 3).parameters(batch.rows - 2, 1)[0]["partner"]
+            ]
+            assert batch.mix is not None
+            assert batch.mix[0].tolist() == digits.labels[partner].tolist()
+
+
+def test_rows_that_mix_among_themselves_are_taken(
+    digits: Dataset, teacher: Teacher, tmp_path: Path
+) -> None:
+    """The rule is about the partners, not about the number of rows."""
+    plan = ViewPlan(digits, make_augmentation("mixup", digits), seed=3)
+    dump(plan, [(teacher, tmp_path / "store")], views=2, encoding="float32")
+    partner = plan.parameters(np.arange(20), 0)[0]["partner"]
+    rows = {0}
+    while not rows >= (grown := rows | {int(partner[row]) for row in rows}):
+        rows = grown
+    assert 1 < len(rows) < 20
+    chosen = np.array(sorted(rows))
+    with CachedViews(digits, [tmp_path / "store"], 4, rows=chosen, views=1) as views:
+        assert sum(len(batch.rows) for batch in views.epoch(0)) == len(rows)

@@ -65,8 +65,8 @@ def main() -> None:
                     dataset,
                     [store],
                     args.batch_size,
+                    () if config.method == "ce" else ("logits",),
                     pairs=pairs,
-                    read_logits=config.method != "ce",
                 ) as views:
                     first = first_step(views, teacher, args.student, config)
                 training = Training(

@@ -104,7 +104,7 @@ def accuracy(study: Study, run: Path, x: Tensor, labels: Tensor, classes: int) -
     model = load_teacher(
         str(run), classes=classes, channels=x.shape[1], size=x.shape[-1], device=study.args.device
     )
-    said = torch.cat([model(part.to(study.args.device)).cpu() for part in x.split(500)])
+    said = torch.cat([model.logits(part.to(study.args.device)).cpu() for part in x.split(500)])
     return round(100 * float((said.argmax(1) == labels).float().mean()), 2)
 
 

@@ -16,13 +16,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kdcache.datasets import load_dataset
-from kdcache.dumping import Observer as DumpObserver
+from kdcache.dumping import DumpObserver
 from kdcache.dumping import dump
 from kdcache.objectives import Noise, ObjectiveConfig
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher
 from kdcache.training import Training, train
-from kdcache.training.loop import Observer
+from kdcache.training.loop import TrainingObserver
 from kdcache.training.optim import Optimization
 from kdcache.views import ViewPlan, make_augmentation
 
@@ -70,7 +70,7 @@ def steps(out: Path) -> Iterator[Step]:
         threads=THREADS,
     )
 
-    def train_teacher(watch: Observer | None) -> Any:
+    def train_teacher(watch: TrainingObserver | None) -> Any:
         return train(training, teacher, watch)
 
     yield Step(
@@ -104,7 +104,7 @@ def steps(out: Path) -> Iterator[Step]:
                      str(EPOCHS), "--batch-size", str(BATCH), "--seed", str(seed))  # fmt: skip
 
             def train_student(
-                watch: Observer | None, student: Training = student, path: Path = path
+                watch: TrainingObserver | None, student: Training = student, path: Path = path
             ) -> Any:
                 return train(student, path, watch)
 

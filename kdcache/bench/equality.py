@@ -54,9 +54,10 @@ def first_step(
     """
     batch = next(views.epoch(0))
     images = batch.images.flatten(0, 1) if batch.images.ndim == 5 else batch.images
-    live = (teacher(images).view(batch.logits[0].shape),) if batch.logits else ()
+    cached = tuple(fields["logits"] for fields in batch.teachers)
+    live = (teacher.logits(images).view(cached[0].shape),) if cached else ()
     results = []
-    for logits in (batch.logits, live):
+    for logits in (cached, live):
         torch.manual_seed(seed)
         preprocessing = normalisation(views.dataset)
         size = view_shape(views.plan)[1]
@@ -64,7 +65,7 @@ def first_step(
         results.append(_loss(student, preprocessing(images), batch, logits, config))
     (loss, gradient), (live_loss, live_gradient) = results
     target = max(
-        [(a - b).abs().max().item() for a, b in zip(batch.logits, live, strict=True)] + [0.0]
+        [(a - b).abs().max().item() for a, b in zip(cached, live, strict=True)] + [0.0]
     )
     return {
         "target": target,

@@ -22,7 +22,7 @@ from kdcache.augment import make_augmentation
 from kdcache.datasets.base import Dataset, ResidentDataset, index_keys
 from kdcache.datasets.folder import FolderDataset
 from kdcache.views import ViewPlan, make_batches
-from kdcache.views.batches import Batch
+from kdcache.views.batches import ImageBatch
 
 
 def bench_resident(
@@ -173,7 +173,7 @@ def _rate(batches: Any, device: torch.device) -> float:
     total = 0
     start = time.perf_counter()
     for batch in batches:
-        if isinstance(batch, Batch):
+        if isinstance(batch, ImageBatch):
             images = batch.images
         else:
             images = batch if isinstance(batch, torch.Tensor) else batch[0]

@@ -28,7 +28,7 @@ from kdcache.dumping.lesson import teach_writer
 from kdcache.distributed import Ranks
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, replay
-from kdcache.views.batches import Batch
+from kdcache.views.batches import ImageBatch
 from kdcache_stores import DataError, FieldSpec, MismatchError, Shard, StoreWriter, UsageError
 from kdcache_stores.prefetch import prefetched
 
@@ -253,7 +253,7 @@ def _cuts(shard: Shard, batch_size: int) -> Iterator[tuple[int, int]]:
 
 def _batches(
     plan: ViewPlan, todo: Sequence[Shard], batch_size: int, device: torch.device, workers: int
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     """The views of all shards in order, batch by batch."""
     cuts = (
         (np.arange(start, stop), shard.view)

@@ -1,4 +1,4 @@
-"""How closely a student says what its teacher said, on the same views."""
+"""How close a student's outputs are to its teacher's, on the same views."""
 
 from __future__ import annotations
 
@@ -84,6 +84,6 @@ def agreement_with_store(
         for view in range(store.n_views):
             for batch in views.epoch(view):
                 student.append(network(batch.images).float().cpu())
-                teacher.append(batch.logits[0].cpu())
+                teacher.append(batch.teachers[0]["logits"].cpu())
     found = agreement(torch.cat(student), torch.cat(teacher))
     return found | {"views": store.n_views, "samples": len(views.rows)}

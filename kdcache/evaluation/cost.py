@@ -55,7 +55,7 @@ def costs(
         for model, taken in zip(models, times, strict=True):
             _synchronize(views.device)
             begun = time.perf_counter()
-            model(views)
+            model.logits(views)
             _synchronize(views.device)
             if turn >= 0:
                 taken.append(time.perf_counter() - begun)

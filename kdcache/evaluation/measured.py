@@ -1,4 +1,4 @@
-"""Everything `kdcache evaluate` says about a network: accuracy, calibration, cost, agreement."""
+"""Everything that `kdcache evaluate` measures of a network: accuracy, calibration, cost, agreement."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def measure(
                 )
             own = make_augmentation(augment, dataset) if augment else None
             result["agreement"] = agreement_with_store(
-                network, dataset, opened, device, workers=workers, augmentation=own
+                network.logits, dataset, opened, device, workers=workers, augmentation=own
             )
     return result
 
@@ -120,7 +120,7 @@ def _load(
 def _quality(
     network: Teacher, side: tuple[int, int], dataset: Dataset, spec: str, device: str, workers: int
 ) -> dict[str, Any]:
-    logits, labels = clean_logits(network, dataset, None, side, device, workers)
+    logits, labels = clean_logits(network.logits, dataset, None, side, device, workers)
     found: dict[str, Any] = dict(scores(logits, labels))
     if (Path(spec) / SUMMARY).is_file():
         summary = read_summary(spec)

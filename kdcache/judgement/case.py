@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.datasets.base import Rows
 from kdcache.judgement.records import Baseline, Fit
-from kdcache.judgement.sample import Rows, Sample, draw
+from kdcache.judgement.sample import Sample, draw
 from kdcache.judgement.trials import Trials
 from kdcache.objectives import Objective, ObjectiveConfig, Step
 from kdcache_stores import LogitStore

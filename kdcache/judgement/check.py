@@ -121,10 +121,10 @@ def check(asked: Check) -> list[Finding]:
                 data,
                 stores,
                 1,
+                (),
                 views=asked.views,
                 rows=rows,
                 subset=asked.subset,
-                read_logits=False,
             )
             assert views.views is not None
             case = replace(

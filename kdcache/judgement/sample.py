@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.datasets.base import Rows
 from kdcache_stores import LogitStore
 
 VIEWS = 4
 ROWS, PER_CLASS, MOST_ROWS = 2000, 20, 4000
 BUDGET = 256 * 2**20
 
-Rows = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
 

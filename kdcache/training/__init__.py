@@ -21,14 +21,14 @@ from kdcache.precision import require_precision
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher
-from kdcache.training.loop import Loop, Observer, Silent
+from kdcache.training.loop import Loop, Silent, TrainingObserver
 from kdcache.training.optim import Optimization
 from kdcache.training.outcome import view_shape
 from kdcache.training.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import CachedViews
 from kdcache.views.resident import views_that_fit
-from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, open_store
+from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, join_fields, open_store
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Training:
 def train(
     training: Training,
     out: str | os.PathLike[str],
-    watch: Observer | None = None,
+    watch: TrainingObserver | None = None,
     *,
     tensorboard: bool = False,
     allow_code: bool = False,
@@ -138,7 +138,7 @@ def train(
 def prepared(
     training: Training,
     out: str | os.PathLike[str],
-    watch: Observer | None = None,
+    watch: TrainingObserver | None = None,
     *,
     tensorboard: bool = False,
     allow_code: bool = False,
@@ -169,18 +169,19 @@ def prepared(
         plan = (
             ViewPlan(trainset, augmentation, training.seed) if augmentation and not stores else None
         )
-        read = training.objective.method != "ce" and not training.online
+        fields = () if training.objective.method == "ce" else ("logits",)
+        read = () if training.online else fields
         views = CachedViews(
             trainset,
             stores,
             training.optimization.batch_size,
+            read,
             plan=plan,
             augmentation=augmentation,
             views=training.views,
             rows=rows,
             schedule=training.schedule,
-            resident_views=_resident_views(training, out, stores if read else [], len(rows), ranks),
-            read_logits=read,
+            resident_views=_resident_views(training, out, stores, read, len(rows), ranks),
             seed=training.seed,
             device=device,
             workers=training.workers,
@@ -200,20 +201,25 @@ def prepared(
             )
         judged = None
         if ranks.is_first:
-            judged = Judged(training, views, views.stores if read else [], out, baseline)
+            judged = Judged(training, views, views.holding("logits"), out, baseline)
             for note in judged.notes:
                 watch.note(note)
             if strict:
                 judged.require_silence()
             for finding in judged.findings:
                 watch.note(f"warning: {finding}")
-        teachers = _online_teachers(training, stores, views.plan, device, allow_code)
+        teachers = _online_teachers(training, fields, stores, views.plan, device, allow_code)
         training = replace(training, device=device)
         yield Loop(training, out, testset, held_out, views, teachers, watch, ranks, judged)
 
 
 def _resident_views(
-    training: Training, out: Path, stores: Sequence[LogitStore], rows: int, ranks: Ranks
+    training: Training,
+    out: Path,
+    stores: Sequence[LogitStore],
+    fields: Sequence[str],
+    rows: int,
+    ranks: Ranks,
 ) -> int | None:
     """The window of the random schedule: as asked, as this run began, or what fits on every rank."""
     if training.schedule != "random" or training.resident_views is not None:
@@ -221,9 +227,10 @@ def _resident_views(
     if is_run(out):
         began: int | None = read_config(out).get("data", {}).get("resident_views")
         return began
-    if not stores or ranks.world == 1:
+    if not stores or not fields or ranks.world == 1:
         return None
-    fit = views_that_fit(stores, rows, torch.device(training.device), ranks.neighbours)
+    teachers = join_fields(stores, fields)
+    fit = views_that_fit(teachers, rows, torch.device(training.device), ranks.neighbours)
     return ranks.lowest(fit)
 
 
@@ -256,12 +263,18 @@ def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
 
 def _online_teachers(
     training: Training,
+    fields: Sequence[str],
     stores: Sequence[LogitStore],
     plan: ViewPlan,
     device: str,
     allow_code: bool,
 ) -> list[Teacher]:
-    """The teachers to run in the loop; each must be the one of the store beside it."""
+    """The teachers to run in the loop; each must be the one of the store beside it.
+
+    Args:
+        fields: what the loss reads of each.
+    """
+    given = tuple(dict.fromkeys(("logits", *fields)))
     channels, size = view_shape(plan)
     specs = training.online
     if stores and specs and len(stores) != len(specs):
@@ -270,7 +283,7 @@ def _online_teachers(
             "teacher, in the same order, or none."
         )
     teachers = [
-        load_stored_teacher(store, spec, device, (channels, size, size), allow_code)
+        load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
         for spec, store in zip(specs, stores, strict=False)
     ] or [
         load_teacher(
@@ -281,6 +294,7 @@ def _online_teachers(
             fallback=normalisation(plan.dataset),
             device=device,
             allow_code=allow_code,
+            fields=given,
         )
         for spec in specs
     ]

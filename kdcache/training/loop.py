@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.datasets import Dataset
+from kdcache.datasets.base import Rows
+from kdcache.distributed import Ranks
 from kdcache.evaluation import calibration, clean_logits, scores
 from kdcache.models import build_model
 from kdcache.models.weights import load_weights
 from kdcache.objectives import Objective, Step
 from kdcache.philox import derive_seed
+from kdcache.precision import autocast
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
+from kdcache.training.gathering import gather_batch
 from kdcache.training.outcome import resolved, summarized, view_size
-from kdcache.distributed import Ranks
 from kdcache.views.cached import Batch, CachedViews
-from kdcache.views.resident import Rows
 from kdcache_stores import MismatchError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from kdcache.judgement.preflight import Judged
     from kdcache.training import Training
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class Observer(Protocol):
+class TrainingObserver(Protocol):
     """What a caller may watch of a training."""
 
     def note(self, text: str) -> None:
@@ -73,7 +73,7 @@ class Loop:
         held_out: Rows,
         views: CachedViews,
         teachers: list[Teacher],
-        watch: Observer,
+        watch: TrainingObserver,
         ranks: Ranks,
         judged: Judged | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class Loop:
             )
             self.objective = Objective(training.objective)
         labels = views.plan.samples.labels[views.rows]
-        self.objective.check(labels, len(teachers) or len(views.stores))
+        self.objective.check(labels, len(teachers) or len(views.teachers))
         if training.init_weights:
             load_weights(training.init_weights).apply(self.model)
         self.model.to(self.device)
@@ -220,19 +220,15 @@ class Loop:
         if pairs := self.objective.needs_pair:
             images = images.flatten(0, 1)
         if self.teachers:
-            said = [teacher(images) for teacher in self.teachers]
-            shape = (len(batch.rows), 2, -1) if pairs else (len(batch.rows), -1)
-            batch = replace(batch, logits=tuple(one.view(shape) for one in said))
+            outputs = [teacher(images) for teacher in self.teachers]
+            batch = replace(batch, teachers=tuple(_paired(one, pairs) for one in outputs))
             self.teacher_forwards += batch.total * (2 if pairs else 1) * len(self.teachers)
         inputs = self.preprocessing(images)
         if training.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        dtype = AUTOCAST.get(training.precision)
-        with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-            student = self.forward(inputs)
-        if pairs:
-            student = student.view(len(batch.rows), 2, -1)
-        student, batch = self.ranks.whole(student, batch)
+        with autocast(self.device, training.precision):
+            logits = self.forward(inputs)
+        student, batch = gather_batch(self.ranks, _paired({"logits": logits}, pairs), batch)
         step = Step(
             epoch=epoch,
             index=index,
@@ -241,7 +237,7 @@ class Loop:
             keys=batch.keys,
             views=batch.views,
         )
-        loss, parts = self.objective(student, batch.logits, batch.labels, step, batch.mix)
+        loss, parts = self.objective(student["logits"], [t["logits"] for t in batch.teachers], batch.labels, step, batch.mix)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if training.optimization.clip is not None:
@@ -319,3 +315,8 @@ class Loop:
         self.teacher_forwards = state["teacher_forwards"]
         done: int = state["epochs_done"]
         return done
+
+
+def _paired(outputs: Mapping[str, Tensor], pairs: bool) -> dict[str, Tensor]:
+    """Fields (2 B, ...) of weak and strong views in turn as (B, 2, ...); others as they are."""
+    return {name: t.unflatten(0, (-1, 2)) if pairs else t for name, t in outputs.items()}

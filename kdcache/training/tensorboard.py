@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdcache_stores import UsageError
 
 if TYPE_CHECKING:
-    from kdcache.training.loop import Observer
+    from kdcache.training.loop import TrainingObserver
 
 
 class TensorBoard:
@@ -23,7 +23,7 @@ class TensorBoard:
         UsageError: the package tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path, watch: Observer) -> None:
+    def __init__(self, folder: Path, watch: TrainingObserver) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -1,6 +1,6 @@
 """View plans: which pixels are view v of sample k. The same ones for every reader, anywhere.
 
-A view is a pure function of (dataset, augmentation, seed, key, view). Batch size, order, workers,
+A view is a pure function of (dataset, augmentation, seed, key, view). ImageBatch size, order, workers,
 ranks and resumption have no part in it.
 """
 
@@ -18,13 +18,13 @@ from kdcache.augment.base import Sizes
 from kdcache.datasets.align import find_rows
 from kdcache.datasets.base import Dataset, Rows
 from kdcache.philox import Draws, key_words, split_seed
-from kdcache.views.batches import Batch, grouped, make_batches
+from kdcache.views.batches import ImageBatch, grouped, make_batches
 from kdcache.views.loader import load
 from kdcache.views.sources import Decoded, Resident, Source, header_sizes
 from kdcache_stores import Plan, Samples
 from kdcache_stores.errors import MismatchError, UsageError
 
-__all__ = ["Batch", "ViewPlan", "make_augmentation", "make_batches"]
+__all__ = ["ImageBatch", "ViewPlan", "make_augmentation", "make_batches"]
 
 #: Parameters are drawn for this many views at a time: small batches share the cost of a draw.
 _DRAW = 8192
@@ -203,7 +203,7 @@ class ViewPlan:
         device: str | torch.device = "cpu",
         workers: int = 0,
         start_method: str | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[ImageBatch]:
         """The views of each batch, in order.
 
         Images in memory are gathered and augmented in batches on the device, without workers.
@@ -287,15 +287,15 @@ class ViewPlan:
         theirs = sizes_of(self._locate(partner))
         return _Drawn(own, mix, self.augmentation.draw(self._draws(partner, views), theirs))
 
-    def _batch(self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source) -> Batch:
+    def _batch(self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source) -> ImageBatch:
         images = source.apply(self.augmentation, self._locate(rows), drawn.own)
         labels = torch.from_numpy(self.samples.labels[rows])
         if not isinstance(self.augmentation, Mix):
-            return Batch(rows, views, images, labels)
+            return ImageBatch(rows, views, images, labels)
         partner = drawn.mix["partner"]
         theirs = source.apply(self.augmentation, self._locate(partner), drawn.partners)
         lam = torch.from_numpy(drawn.mix["lambda"])
-        return Batch(
+        return ImageBatch(
             rows,
             views,
             self.augmentation.mix(images, theirs, drawn.mix),
@@ -305,7 +305,7 @@ class ViewPlan:
 
     def _stream_resident(
         self, batches: Iterable[tuple[Rows, NDArray[np.int64] | int]], device: torch.device
-    ) -> Iterator[Batch]:
+    ) -> Iterator[ImageBatch]:
         assert self.dataset.images is not None
         images = self._resident.get(device)
         if images is None:
@@ -321,7 +321,7 @@ class ViewPlan:
                 yield self._batch(rows, views, drawn.part(slice(start, stop)), source).to(device)
                 start = stop
 
-    def _render(self, rows: Rows, views: NDArray[np.int64]) -> Batch:
+    def _render(self, rows: Rows, views: NDArray[np.int64]) -> ImageBatch:
         """One batch from decoded images, on the CPU."""
         source = Decoded(self.dataset)
         return self._batch(rows, views, self._draw(rows, views, source.sizes), source)

@@ -17,8 +17,8 @@ Pairs = tuple[Rows, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B views.
+class ImageBatch:
+    """The images and labels of B views, as a plan makes them.
 
     Attributes:
         rows: int64 (B,), rows of the plan.
@@ -38,7 +38,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> ImageBatch:
         """The batch with its tensors on a device; copies do not wait where they need not."""
         if device.type == "cpu":
             return self
@@ -47,7 +47,7 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         mix = self.mix and (move(self.mix[0]), move(self.mix[1]))
-        return Batch(self.rows, self.views, move(self.images), move(self.labels), mix)
+        return ImageBatch(self.rows, self.views, move(self.images), move(self.labels), mix)
 
 
 def make_batches(

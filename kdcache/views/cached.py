@@ -1,17 +1,17 @@
-"""Stage 2's loader: batches of views together with what the teachers said about them.
+"""Stage 2's loader: batches of views together with the teachers' outputs for them.
 
 `CachedViews` is what `kdcache train-student` trains from, and what anyone's own loop can use::
 
     with CachedViews(load_dataset("digits"), ["teacher.zarr"], batch_size=64) as views:
         for epoch in range(30):
-            for images, labels, logits, rows in views.epoch(epoch):
-                loss = kd(student(normalise(images)), logits[0], temperature=4.0)
+            for images, labels, teachers, rows in views.epoch(epoch):
+                loss = kd(student(normalise(images)), teachers[0]["logits"], temperature=4.0)
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,24 +21,34 @@ from torch import Tensor
 
 from kdcache.augment import Augmentation, Mix
 from kdcache.datasets import Dataset
+from kdcache.datasets.base import Rows
 from kdcache.philox import key_words
 from kdcache.views import ViewPlan, replay
-from kdcache.views.resident import ResidentLogits, Rows, views_that_fit
-from kdcache_stores import LogitStore, MismatchError, Samples, UnknownName, UsageError, open_store
+from kdcache.views.resident import ResidentFields, views_that_fit
+from kdcache_stores import (
+    LogitStore,
+    MismatchError,
+    Samples,
+    UnknownName,
+    UsageError,
+    join_fields,
+    open_store,
+)
 
 SCHEDULES = ("epoch", "random")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch; unpacks as ``images, labels, logits, rows``.
+    """One training batch; unpacks as ``images, labels, teachers, rows``.
 
-    With pairs, images and logits have one more axis: (B, 2, C, H, W) and (B, 2, K), weak then strong.
+    With pairs, images and fields have one more axis: (B, 2, C, H, W) and (B, 2, *shape), weak then
+    strong.
 
     Attributes:
         images: uint8 (B, C, H, W), the augmented views, not normalised.
         labels: int64 (B,), -1 where unlabelled.
-        logits: one float32 (B, K) tensor per store.
+        teachers: per teacher, its fields by name, float32 (B, *shape): (B, K) for `logits`.
         rows: int64 (B,) array, rows of the dataset.
         keys: int64 (B,) on the device, 64 bits of the SHA-256 of each sample's key.
         views: int64 (B,) on the device, the view of each sample (the first of its pair).
@@ -48,7 +58,7 @@ class Batch:
 
     images: Tensor
     labels: Tensor
-    logits: tuple[Tensor, ...]
+    teachers: tuple[Mapping[str, Tensor], ...]
     rows: Rows
     keys: Tensor
     views: Tensor
@@ -56,11 +66,11 @@ class Batch:
     total: int
 
     def __iter__(self) -> Iterator[Any]:
-        return iter((self.images, self.labels, self.logits, self.rows))
+        return iter((self.images, self.labels, self.teachers, self.rows))
 
 
 class CachedViews:
-    """Batches of a dataset's views with the cached logits of one or more teachers.
+    """Batches of a dataset's views with the cached fields of one or more teachers.
 
     Schedule "epoch": epoch ``e`` takes view ``e mod V`` of every sample. Schedule "random": every sample
     takes one of the views in memory, drawn by (seed, e). The order depends on (seed, e) alone.
@@ -68,7 +78,10 @@ class CachedViews:
     Args:
         dataset: the samples to train on.
         stores: stores of one view plan (paths, or open stores); may be empty when ``plan`` is given.
+            Those of one teacher join their fields, those of different teachers are an ensemble.
         batch_size: samples per batch; the last batch of an epoch may be smaller.
+        fields: those to read, of every teacher; no other is touched. None of them takes only the
+            views of the stores, for training without their teachers.
         plan: the views when there is no store. With ``rows``, images are mixed (mixup, cutmix) with
             others of these rows alone.
         augmentation: that of the stores, needed where it is a user's own.
@@ -82,12 +95,12 @@ class CachedViews:
         device: where the batches are wanted.
         workers: processes that decode image files; resident datasets need none.
         subset: allow samples of the dataset that the store does not have; they are left out.
-        read_logits: False takes only the views of the stores, for training without their teachers.
         pairs: views 2i and 2i + 1 of a sample come together, as the augmentation weak+strong stores
             them; epoch ``e`` takes pair ``e mod V/2``.
         part: (i, n) gives the i-th of n nearly equal parts of every batch, for n ranks.
 
     Attributes:
+        teachers: per teacher, which of the stores holds each field that is read.
         window: with "random", how many views an epoch draws from (pairs of them count as one).
         left_out: samples asked for that the stores do not have.
 
@@ -95,6 +108,7 @@ class CachedViews:
         MismatchError: stores of different plans, a store of another dataset, changed labels, views
             that do not replay, or views that are mixed with samples outside of ``rows``.
         UsageError: neither a store nor a plan, or more views than stored.
+        KDCacheError: see `kdcache_stores.join_fields`, for a field that is missing or held twice.
     """
 
     def __init__(
@@ -102,6 +116,7 @@ class CachedViews:
         dataset: Dataset,
         stores: Sequence[str | os.PathLike[str] | LogitStore],
         batch_size: int,
+        fields: Sequence[str] = ("logits",),
         *,
         plan: ViewPlan | None = None,
         augmentation: Augmentation | None = None,
@@ -113,7 +128,6 @@ class CachedViews:
         device: torch.device | str = "cpu",
         workers: int = 0,
         subset: bool = False,
-        read_logits: bool = True,
         pairs: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> None:
@@ -127,10 +141,12 @@ class CachedViews:
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
         self._opened = [s for s, given in zip(self.stores, stores, strict=True) if s is not given]
         self.replay: replay.Replayed | None = None
-        self.logits: ResidentLogits | None = None
+        self.teachers: list[dict[str, LogitStore]] = []
+        self.resident: ResidentFields | None = None
         self.views, self.first = views, 0
         if self.stores:
             self.plan = self._plan_of_stores(augmentation)
+            self.teachers = join_fields(self.stores, fields) if fields else []
             self.rows = self._join(rows, subset)
             self._require_partners()
             self.replay = replay.check(self.plan, self.stores[0], self.device)
@@ -145,14 +161,18 @@ class CachedViews:
             raise UsageError("CachedViews needs stores, or a plan when there are none.")
         if pairs and isinstance(self.plan.augmentation, Mix):
             raise UsageError("mixed images come one by one, not as a weak and a strong view.")
-        self.window = self._window(resident_views, read_logits)
-        if self.stores and read_logits:
+        self.window = self._window(resident_views)
+        if self.teachers:
             assert self.views is not None
-            self.logits = ResidentLogits(
-                self.stores, self.rows, self.views, self.window, self.device, self.group, self.first
+            self.resident = ResidentFields(
+                self.teachers, self.rows, self.views, self.window, self.device, self.group, self.first
             )
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
+
+    def holding(self, field: str) -> list[LogitStore]:
+        """Of each teacher that is read, the store that holds a field; none where it is not read."""
+        return [stores[field] for stores in self.teachers if field in stores]
 
     @property
     def digests(self) -> list[str]:
@@ -240,14 +260,14 @@ class CachedViews:
                 "chosen samples."
             )
 
-    def _window(self, wanted: int | None, read_logits: bool) -> int:
+    def _window(self, wanted: int | None) -> int:
         """Views (or pairs) that one epoch draws from."""
         if self.schedule == "epoch" or self.views is None:
             return 1
         if wanted is None:
             wanted = self.views
-            if self.stores and read_logits:
-                fit = views_that_fit(self.stores, len(self.rows), self.device)
+            if self.teachers:
+                fit = views_that_fit(self.teachers, len(self.rows), self.device)
                 # Beside a window that does not hold all views, the next one is being read.
                 wanted = self.views if fit >= self.views else fit - self.group
         return min(max(1, wanted // self.group), self.views // self.group)
@@ -259,7 +279,7 @@ class CachedViews:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of epoch ``epoch`` (counted from 0), the same at every call.
 
-        Each iterator keeps the logits that it reads: several may be live at once, in any order and
+        Each iterator keeps the rows that it reads: several may be live at once, in any order and
         in several threads. One alone takes the memory of the window and of the view that comes
         next; each further one takes as much again where its views do not fit beside.
         """
@@ -274,7 +294,7 @@ class CachedViews:
         mine = np.concatenate(cuts)
         on_device = torch.from_numpy(mine).to(self.device)
         keys, view_of = self._keys[on_device], torch.from_numpy(views[mine]).to(self.device)
-        window = None if self.logits is None else self.logits.window(epoch)
+        window = None if self.resident is None else self.resident.window(epoch)
         if window is not None:
             places = window.places(*self._grouped(views[mine], mine))
         stream = self.plan.stream(
@@ -291,7 +311,7 @@ class CachedViews:
             yield Batch(
                 images=images,
                 labels=labels,
-                logits=() if window is None else window.take(places[here]),
+                teachers=() if window is None else window.take(places[here]),
                 rows=self.plan.dataset_rows[self.rows[cut]],
                 keys=keys[here],
                 views=view_of[here],
@@ -320,8 +340,8 @@ class CachedViews:
 
     def close(self) -> None:
         """Stop the reading thread and close the stores that were given by their paths."""
-        if self.logits is not None:
-            self.logits.close()
+        if self.resident is not None:
+            self.resident.close()
         for store in self._opened:
             store.close()
 

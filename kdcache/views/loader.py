@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kdcache.views.batches import Batch, Pairs
+from kdcache.views.batches import ImageBatch, Pairs
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
-Render = Callable[..., Batch]
+Render = Callable[..., ImageBatch]
 _ERRORS = (DataError, MismatchError, UsageError)
 
 
@@ -47,11 +47,11 @@ def load(
     device: torch.device,
     workers: int,
     start_method: str | None,
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     """Render batches in `workers` processes (0: this one) and move them to a device.
 
     Args:
-        render: from rows and views to a `Batch`; pickled where workers do not fork.
+        render: from rows and views to a `ImageBatch`; pickled where workers do not fork.
         batches: rows and views of each.
         device: where they go.
         workers: number of processes.
@@ -71,4 +71,4 @@ def load(
         if isinstance(item, _Failure):
             raise _ERRORS[int(item.kind)](item.message)
         images, labels, mix = item
-        yield Batch(rows, np.asarray(views), images, labels, mix and tuple(mix)).to(device)
+        yield ImageBatch(rows, np.asarray(views), images, labels, mix and tuple(mix)).to(device)

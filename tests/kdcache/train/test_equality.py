@@ -44,7 +44,7 @@ def test_the_first_step_is_the_live_one(
     config = OBJECTIVES[name]
     pairs, read = config.method == "mlkd", config.method != "ce"
     with CachedViews(
-        load_dataset("digits"), [stores[pairs]], 60, pairs=pairs, read_logits=read
+        load_dataset("digits"), [stores[pairs]], 60, pairs=pairs, fields=("logits",) if read else ()
     ) as views:
         found = first_step(views, digits_teacher(trained), "resnet8", config)
     assert found["target"] <= FLOAT32 * found["target_scale"]
@@ -138,7 +138,7 @@ def test_self_distillation_in_three_commands(
     model = load_teacher(str(first), classes=10, channels=1, size=8)
     with CachedViews(load_dataset("digits"), [store], 64) as views:
         batch = next(views.epoch(0))
-        torch.testing.assert_close(batch.logits[0], model(batch.images), rtol=0, atol=1e-4)
+        torch.testing.assert_close(batch.teachers[0]["logits"], model(batch.images), rtol=0, atol=1e-4)
         assert views.stores[0].teacher.digest == model.to_store().digest
     assert len(read_metrics(second)) == 4
 

@@ -235,7 +235,7 @@ def test_mixed_images_bring_both_labels(trained: Trained, tmp_path: Path, kdcach
     assert (partner != batch.labels).any()
     with torch.inference_mode():
         live = teacher.module(teacher.preprocessing(batch.images))
-    torch.testing.assert_close(batch.logits[0], live, rtol=0, atol=1e-4)
+    torch.testing.assert_close(batch.teachers[0]["logits"], live, rtol=0, atol=1e-4)
     for method in ("kd", "dkd"):
         options = kd(
             trained, stores=[str(store)], objective={"method": method}, train_samples=None,

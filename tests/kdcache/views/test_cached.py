@@ -64,7 +64,7 @@ def all_logits(store: LogitStore) -> np.ndarray:
 def check(batch: Batch, store: LogitStore, pairs: bool) -> None:
     """Every row of the batch has the logits that the store holds for its view."""
     first = batch.views.tolist()
-    for row, view, logits in zip(batch.rows, first, batch.logits[0].numpy(), strict=True):
+    for row, view, logits in zip(batch.rows, first, batch.teachers[0]["logits"].numpy(), strict=True):
         stored = [all_logits(store)[view + i, row] for i in range(1 + pairs)]
         assert np.array_equal(logits, np.stack(stored) if pairs else stored[0])
 
@@ -124,25 +124,25 @@ def test_memory_is_that_of_the_live_iterators(
 ) -> None:
     """A window and the next view; another such room for iterators that do not fit beside, no longer."""
     with CachedViews(digits, [stores[False]], 4, schedule="random", resident_views=3) as views:
-        assert views.logits is not None
+        assert views.resident is not None
         one_room = 4 * len(digits) * 10 * 4
         for epoch in range(12):
             batches = views.epoch(epoch)
             next(batches)
-            assert views.logits.nbytes == one_room
+            assert views.resident.nbytes == one_room
         other = views.epoch(5)
         next(other)
-        assert views.logits.nbytes == 2 * one_room
+        assert views.resident.nbytes == 2 * one_room
         del other
         gc.collect()
         list(views.epoch(3))
-        assert views.logits.nbytes == one_room
+        assert views.resident.nbytes == one_room
     with CachedViews(digits, [stores[False]], 4, schedule="random") as views:
-        assert views.logits is not None
+        assert views.resident is not None
         live = [views.epoch(epoch) for epoch in range(5)]
         for batches in live:
             next(batches)
-        assert views.logits.nbytes == 9 * len(digits) * 10 * 4  # all views: nothing to add
+        assert views.resident.nbytes == 9 * len(digits) * 10 * 4  # all views: nothing to add
 
 
 def test_the_next_view_is_read_while_one_is_used(
@@ -233,11 +233,11 @@ def test_stored_partners_from_outside_are_refused(
     partner = plan.parameters(rows, 0)[0]["partner"]
     outside = [row for row in partner if row not in rows]
     first = digits.keys[outside[0]]
-    for read in (True, False):
+    for read in (("logits",), ()):
         with pytest.raises(
             MismatchError, match=rf"^{len(outside)} of the 10 images .* '{first}'\)"
         ):
-            CachedViews(digits, [tmp_path / "whole"], 4, rows=rows, read_logits=read)
+            CachedViews(digits, [tmp_path / "whole"], 4, rows=rows, fields=read)
     few = digits.subset(rows)
     with pytest.raises(MismatchError, match=f"{len(outside)} are not in {few.name}"):
         CachedViews(few, [tmp_path / "whole"], 4)

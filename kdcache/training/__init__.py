@@ -27,7 +27,7 @@ from kdcache.training.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import CachedViews
 from kdcache.views.resident import views_that_fit
-from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, open_store
+from kdcache_stores import DataError, MismatchError, Store, UsageError, open_store
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def prepared(
 
 
 def _resident_views(
-    training: Training, out: Path, stores: Sequence[LogitStore], rows: int, ranks: Ranks
+    training: Training, out: Path, stores: Sequence[Store], rows: int, ranks: Ranks
 ) -> int | None:
     """The window of the random schedule: as asked, as this run began, or what fits on every rank."""
     if training.schedule != "random" or training.resident_views is not None:
@@ -245,7 +245,7 @@ def _require_alike(trainset: Dataset, testset: Dataset) -> None:
         )
 
 
-def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
+def _require_classes(stores: Sequence[Store], dataset: Dataset) -> None:
     for store in stores:
         if store.classes != dataset.classes:
             raise MismatchError(
@@ -256,7 +256,7 @@ def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
 
 def _online_teachers(
     training: Training,
-    stores: Sequence[LogitStore],
+    stores: Sequence[Store],
     plan: ViewPlan,
     device: str,
     allow_code: bool,

@@ -24,7 +24,7 @@ from kdcache.datasets import Dataset
 from kdcache.philox import key_words
 from kdcache.views import ViewPlan, replay
 from kdcache.views.resident import ResidentLogits, Rows, views_that_fit
-from kdcache_stores import LogitStore, MismatchError, Samples, UnknownName, UsageError, open_store
+from kdcache_stores import MismatchError, Samples, Store, UnknownName, UsageError, open_store
 
 SCHEDULES = ("epoch", "random")
 
@@ -99,7 +99,7 @@ class CachedViews:
     def __init__(
         self,
         dataset: Dataset,
-        stores: Sequence[str | os.PathLike[str] | LogitStore],
+        stores: Sequence[str | os.PathLike[str] | Store],
         batch_size: int,
         *,
         plan: ViewPlan | None = None,
@@ -123,7 +123,7 @@ class CachedViews:
         self.group, self.part = 2 if pairs else 1, part
         rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.left_out = 0
-        self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
+        self.stores = [s if isinstance(s, Store) else open_store(s) for s in stores]
         self.replay: replay.Replayed | None = None
         self.logits: ResidentLogits | None = None
         self.views, self.first = views, 0

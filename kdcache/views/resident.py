@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache_stores import LogitStore
+from kdcache_stores import Store
 
 Rows = NDArray[np.int64]
 
@@ -20,7 +20,7 @@ SHARE_OF_FREE = 0.5
 
 
 def views_that_fit(
-    stores: Sequence[LogitStore], rows: int, device: torch.device, sharers: int = 1
+    stores: Sequence[Store], rows: int, device: torch.device, sharers: int = 1
 ) -> int:
     """How many views of ``rows`` samples fit into half of the device's free memory; at least 1.
 
@@ -55,7 +55,7 @@ class ResidentLogits:
 
     def __init__(
         self,
-        stores: Sequence[LogitStore],
+        stores: Sequence[Store],
         rows: Rows,
         views: int,
         window: int,
@@ -129,6 +129,6 @@ class ResidentLogits:
         self._reader.shutdown(wait=True, cancel_futures=True)
 
 
-def _dtype(store: LogitStore) -> torch.dtype:
+def _dtype(store: Store) -> torch.dtype:
     """What keeps decoded values exactly: half the memory where the store is float16 itself."""
-    return torch.float16 if store.encoding.name == "float16" else torch.float32
+    return torch.float16 if store.fields["logits"].encoding.name == "float16" else torch.float32

@@ -38,7 +38,7 @@ def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> 
 
     Args:
         data: the file.
-        columns: Arrow type of each column, as text; "?" behind it allows nulls.
+        columns: Arrow type of each column, as text; "?" behind it allows nulls, "??" lets it be absent.
         limit: rows beyond it raise.
         where: how errors name the file.
 
@@ -50,6 +50,8 @@ def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> 
         file = _open(data)
         if file.metadata.num_rows > limit:
             raise FormatError(f"{where} states {file.metadata.num_rows} rows, more than {limit}")
+        present = set(file.schema_arrow.names)
+        columns = {n: kind for n, kind in columns.items() if n in present or kind[-2:] != "??"}
         for name, kind in columns.items():
             index = file.schema_arrow.get_field_index(name)
             found = str(file.schema_arrow.field(index).type) if index >= 0 else "none"

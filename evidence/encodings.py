@@ -9,7 +9,7 @@ from __future__ import annotations
 from methods import objectives
 from study import Arm, Study
 
-from kdcache_stores import open_store
+from kdcache_stores import describe, open_store
 
 ENCODINGS = ("float16", "compact:2.5e-5", "compact:3e-4", "quantized", "topk:10")
 
@@ -33,7 +33,7 @@ def main() -> None:
     fields = {}
     for encoding, store in stores.items():
         with open_store(store) as opened:
-            info = opened.info()["fields"]["logits"]
+            info = describe(opened)["fields"]["logits"]
         fields[encoding] = {
             "bytes_per_view": round(info["bytes_per_row"], 2),
             "kl_z": info["fidelity"]["kl_z_mean"],

@@ -35,7 +35,7 @@ from kdcache.objectives import ObjectiveConfig
 from kdcache.preprocessing import PREPROCESSINGS
 from kdcache.runs import read_summary
 from kdcache.training.optim import Optimization
-from kdcache_stores import open_store
+from kdcache_stores import describe, open_store
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Study:
     def bytes_per_view(self, store: str) -> float:
         """Bytes on disk per sample and view, everything but keys and labels included."""
         with open_store(store) as opened:
-            return round(opened.info()["fields"]["logits"]["bytes_per_row"], 2)
+            return round(describe(opened)["fields"]["logits"]["bytes_per_row"], 2)
 
     # -- students -------------------------------------------------------------------------------
     def optimization(self, epochs: int | None = None) -> Optimization:

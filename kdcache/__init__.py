@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from kdcache.training import Training, train
     from kdcache.views import ViewPlan, make_augmentation
     from kdcache.views.cached import CachedViews
-    from kdcache_stores import KDCacheError, LogitStore, StoreWriter, open_store
+    from kdcache_stores import KDCacheError, Store, StoreWriter, open_store
 
 _HOMES = {
     "CachedViews": "kdcache.views.cached",
     "KDCacheError": "kdcache_stores",
-    "LogitStore": "kdcache_stores",
+    "Store": "kdcache_stores",
     "Preprocessing": "kdcache.preprocessing",
     "StoreWriter": "kdcache_stores",
     "Teacher": "kdcache.teachers",
@@ -40,8 +40,8 @@ _HOMES = {
 __all__ = [
     "CachedViews",
     "KDCacheError",
-    "LogitStore",
     "Preprocessing",
+    "Store",
     "StoreWriter",
     "Teacher",
     "Training",

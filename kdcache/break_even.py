@@ -33,7 +33,7 @@ class BreakEven(NamedTuple):
 
 
 def break_even(info: dict[str, Any]) -> BreakEven:
-    """The account of the store that `LogitStore.info` describes.
+    """The account of the store that `describe` gives.
 
     An epoch online takes one forward per sample, and two where views come in weak and strong pairs.
     """

@@ -68,14 +68,14 @@ def after(
     silent: bool,
 ) -> None:
     """The final page: a table per store, and the student's command."""
-    from kdcache_stores import open_store
+    from kdcache_stores import describe, open_store
 
     stores: list[dict[str, Any]] = []
     for target in targets:
         entry: dict[str, Any] = {"store": str(target.path), "clean_top1": target.clean_top1}
         if done.sealed:
             with open_store(target.path) as store:
-                entry["info"] = store.info()
+                entry["info"] = describe(store)
         stores.append(entry)
     emit({"rows": done.rows, "skipped": done.skipped, "seconds": done.seconds,
           "sealed": done.sealed, "stores": stores, "estimate": cost.to_dict()}, as_json)  # fmt: skip

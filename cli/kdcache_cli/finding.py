@@ -72,22 +72,29 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     emit(found.to_dict(), as_json)
     silent = quiet or as_json
     code = 0 if found.same_content else 1
-    for name in ("plan", "teacher", "encoding"):
+    for name in ("plan", "teacher", "encoding", "head"):
         same = getattr(found, f"same_{name}")
         say(f"{name}: {'the same' if same else 'differs'}", silent)
     for name, left, right in found.differences:
         say(f"  {name}: {left!r} and {right!r}", silent)
     say(f"views: {len(found.equal_views)} equal, {len(found.differing_views)} differ, "
         f"{len(found.only_a)} only in the first, {len(found.only_b)} only in the second", silent)  # fmt: skip
-    if found.not_compared:
-        say(f"logits not compared: {found.not_compared}", silent)
-    if found.differing_views and not silent:
+    for name, reason in found.not_compared.items():
+        say(f"{'fields' if name == '*' else name} not compared: {reason}", silent)
+    if found.field_differences and not silent:
         rows = [
-            (str(v.view), f"{v.kl_mean:.3g}", f"{v.kl_worst:.3g}", percent(v.top1_agreement))
-            for v in found.differing_views
+            (
+                str(d.view),
+                d.field,
+                f"{d.error_mean:.3g}",
+                "" if d.kl_mean is None else f"{d.kl_mean:.3g}",
+                "" if d.kl_worst is None else f"{d.kl_worst:.3g}",
+                "" if d.top1_agreement is None else percent(d.top1_agreement),
+            )
+            for d in found.field_differences
         ]
-        columns = ("view", "KL(A, B) mean", "worst", "same top-1")
-        console.print(table("views that differ (nats)", columns, rows))
+        columns = ("view", "field", "squared error", "KL(A, B) mean", "worst", "same top-1")
+        console.print(table("views that differ (relative error; nats)", columns, rows))
     return code
 
 

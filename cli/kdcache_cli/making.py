@@ -23,12 +23,12 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
 
     Refused while a shard is missing; the message says which.
     """
-    from kdcache_stores import open_store, reopen
+    from kdcache_stores import describe, open_store, reopen
 
     with reopen(store, views) as writer:
         writer.seal()
     with open_store(store) as opened:
-        info = opened.info()
+        info = describe(opened)
     emit(info, as_json)
     if not (quiet or as_json):
         console.print(table(f"store {store}", ("", ""), page(info)))
@@ -68,7 +68,7 @@ def import_logits(
     With --dataset students can be trained from it: keys may come in any order. Without, it is one
     fixed view of an unnamed dataset.
     """
-    from kdcache_stores import import_npz
+    from kdcache_stores import describe, import_npz
 
     how: dict[str, Any] = {"encoding": encoding, "hash_keys": hash_keys}
     if dataset is None:
@@ -82,7 +82,7 @@ def import_logits(
             say(remark, quiet or as_json)
         store = import_for(data, file, out, augment, seed, command_line(), **how)
     with store:
-        info = store.info()
+        info = describe(store)
     emit(info, as_json)
     if not (quiet or as_json):
         console.print(table(f"store {out}", ("", ""), page(info)))

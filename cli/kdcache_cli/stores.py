@@ -18,17 +18,17 @@ from kdcache_cli.output import console, emit, percent, progress, say, size, tabl
 @common
 def inspect(store: str, as_json: bool, quiet: bool) -> None:
     """Describe a STORE: its plan, teacher, size and fidelity."""
-    from kdcache_stores import open_store
+    from kdcache_stores import describe, open_store
 
     with open_store(store) as opened:
-        info = opened.info()
+        info = describe(opened)
     emit(info, as_json)
     if not (quiet or as_json):
         console.print(table(f"store {store}", ("", ""), page(info)))
 
 
 def page(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `LogitStore.info` says, for people."""
+    """What `Store.info` says, for people."""
     plan, teacher, logits = info["plan"], info["teacher"], info["fields"]["logits"]
     options = dict(plan["augmentation"])
     name = options.pop("name", "")
@@ -49,9 +49,9 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         count = info["views"] * info["samples"]
         each = (f"{name} {nbytes / count:.1f}" for name, nbytes in logits["arrays"].items())
         rows.append(("of which, bytes a row", ", ".join(each)))
-    if learned := logits["learned"]:
-        rows.append(("basis", f"{learned['components']} of {learned['directions']} components, in "
-                              f"steps of {learned['step']:.2g} row standard deviations"))  # fmt: skip
+    if fitted := logits["fitted"]:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.items())
+        rows.append(("fitted", figures))
     if found := logits["fidelity"]:
         rows += [
             (
@@ -110,7 +110,7 @@ def verify(
     quiet: bool,
 ) -> int:
     """Check every byte of a STORE against its manifest; exit 1 if it is damaged."""
-    from kdcache_stores import open_store
+    from kdcache_stores import open_store, verify
 
     if teacher and not dataset:
         raise click.UsageError("--teacher needs --dataset, to make the teacher's views again.")
@@ -120,8 +120,8 @@ def verify(
         progress(quiet or as_json, "bytes") as bars,
     ):
         task = bars.add_task("verify", total=None, note="")
-        report = opened.verify(
-            progress=lambda done, total: bars.update(task, completed=done, total=total)
+        report = verify(
+            opened, progress=lambda done, total: bars.update(task, completed=done, total=total)
         )
     found = report.to_dict()
     if teacher and dataset and report.ok:

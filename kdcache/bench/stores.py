@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from kdcache_stores import (
     ENCODINGS,
     FieldSpec,
-    LogitStore,
     Plan,
     Samples,
+    Store,
     StoreWriter,
     Teacher,
+    describe,
     open_store,
 )
 
@@ -42,8 +43,8 @@ def write_store(path: Path, logits: list[Floats], labels: NDArray[np.int64], enc
     with StoreWriter(
         path, plan=plan, teacher=teacher, samples=samples, views=len(logits), fields=fields
     ) as writer:
-        if (lesson := writer.lesson) is not None:
-            writer.prepare({"logits": np.stack([view[lesson] for view in logits[:2]])})
+        for name, rows in writer.calibration_rows.items():
+            writer.fit({name: np.stack([view[rows] for view in logits[:2]])})
         for shard in writer.pending():
             writer.write(shard, {"logits": logits[shard.view][shard.start : shard.stop]})
         writer.seal()
@@ -97,7 +98,7 @@ def bench_reading(samples: int = 50_000, views: int = 4, rounds: int = 7) -> dic
                 values = np.frombuffer(raw, np.float16, count=len(raw) // 2)
                 flat[: len(values)] = values
 
-        def read(store: LogitStore) -> None:
+        def read(store: Store) -> None:
             for view in range(views):
                 store.read(view, out=out)
 
@@ -142,7 +143,7 @@ def bench_encodings(
             path = Path(folder) / name.replace(":", "-")
             write_store(path, logits, labels, name)
             with open_store(path) as written:
-                info = written.info()["fields"]["logits"]
+                info = describe(written)["fields"]["logits"]
                 seconds = min(_decode_seconds(written) for _ in range(3))
             found.append(
                 {"encoding": name, "bytes_per_row": info["bytes_per_row"], **(info["fidelity"] or {}),
@@ -163,7 +164,7 @@ def _logits_of(path: str, samples: int, views: int) -> tuple[list[Floats], NDArr
         return [store.read(v, rows) for v in range(min(views, store.n_views))], store.labels[rows]
 
 
-def _decode_seconds(store: LogitStore) -> float:
+def _decode_seconds(store: Store) -> float:
     begun = time.perf_counter()
     for view in range(store.n_views):
         store.read(view)
@@ -173,7 +174,7 @@ def _decode_seconds(store: LogitStore) -> float:
 def bench_memory(
     samples: int = 20_000, views: int = 4, factors: tuple[int, ...] = (1, 4, 16)
 ) -> list[dict[str, Any]]:
-    """Peak memory of streaming a store through `LogitStore.views`, as the store grows by its views.
+    """Peak memory of streaming a store through `Store.views`, as the store grows by its views.
 
     Each size is written and read by two processes of its own.
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from kdcache._version import __version__
+from kdcache.dumping.calibration import fit_writer
 from kdcache.dumping.encoding import default_encoding
-from kdcache.dumping.lesson import teach_writer
 from kdcache.distributed import Ranks
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, replay
@@ -201,17 +201,17 @@ def dump(
         if ranks.rank > 0:
             open_all(False)
 
-        def learn() -> None:
+        def fit() -> None:
             for job in jobs:
-                teach_writer(plan, job.teacher, job.writer, batch_size, where, workers)
+                fit_writer(plan, job.teacher, job.writer, batch_size, where, workers)
 
-        ranks.on_first(learn)
+        ranks.on_first(fit)
         # Rank 0's list holds for all: theirs may already lack what a quicker rank has committed.
         pending = ranks.on_first(lambda: [job.writer.pending(part) for job in jobs])
         todo = sorted(set().union(*pending))
-        # An encoding that learns needs view 0 of a sample, whoever wrote it, before any other view.
-        learns = any(job.writer.learns for job in jobs)
-        bases = [shard for shard in todo if learns and shard.view == 0]
+        # An encoding with a base needs view 0 of a sample, whoever wrote it, before any other view.
+        ordered = any(job.writer.needs_view_0 for job in jobs)
+        bases = [shard for shard in todo if ordered and shard.view == 0]
         rounds = [bases, sorted(set(todo) - set(bases))] if bases else [todo]
         rounds = [shards[ranks.rank :: ranks.world] for shards in rounds]
         mine = [shard for shards in rounds for shard in shards]

@@ -17,7 +17,7 @@ import torch
 from kdcache.dumping import Target, open_writer
 from kdcache.dumping.encoding import default_encoding
 from kdcache.views import ViewPlan
-from kdcache_stores import Plan, Samples, StoreError, StoreWriter
+from kdcache_stores import Plan, Samples, StoreError, write_arrays
 
 #: The warm-up ends after so many batches of a view, or seconds; the first batch is not timed.
 WARM_UP_BATCHES, WARM_UP_SECONDS = 8, 2.0
@@ -203,9 +203,7 @@ def encoded_bytes(logits: np.ndarray, labels: np.ndarray, encoding: str) -> Enco
     samples = Samples([str(row) for row in range(n)], labels)
     plan = Plan("rows", "train", logits.shape[2], samples.fingerprint, {"name": "none"}, seed=0)
     with tempfile.TemporaryDirectory(prefix="kdcache-") as folder:
-        store = StoreWriter.from_arrays(
-            folder, logits, samples=samples, plan=plan, encoding=encoding
-        )
+        store = write_arrays(folder, logits, samples=samples, plan=plan, encoding=encoding)
         entries = store.source.entries.values()
         first, last = (
             sum(e.size for e in entries if e.kind == "shard" and e.view == view)

@@ -13,8 +13,8 @@ from kdcache.datasets import Dataset
 from kdcache.dumping import provenance
 from kdcache.dumping.sanity import Check
 from kdcache.views import ViewPlan, make_augmentation, replay
-from kdcache_stores import DataError, LogitStore, MismatchError, Probe, Shard
-from kdcache_stores.imports import read_npz, write_arrays
+from kdcache_stores import DataError, MismatchError, Probe, Shard, Store
+from kdcache_stores.importing import read_npz, write_arrays
 
 
 def import_for(
@@ -25,8 +25,8 @@ def import_for(
     seed: int = 0,
     command: str = "",
     **options: Any,
-) -> LogitStore:
-    """Write the logits in an .npz file as a store over views of a dataset.
+) -> Store:
+    """Write the outputs in an .npz file as a store over views of a dataset.
 
     What the logits were computed on cannot be seen in them: the caller says which views those were,
     "none" for the images as they are, or the ones whose parameters `export-views` writes. Probes of
@@ -46,7 +46,8 @@ def import_for(
         MismatchError: another number of classes or other labels than the dataset's, or logits whose
             top-1 is what guessing gives, as those of rows in another order are.
     """
-    logits, keys, labels = read_npz(file)
+    arrays, keys, labels = read_npz(file)
+    logits = arrays["logits"]
     if logits.shape[-1] != dataset.classes:
         raise MismatchError(
             f"{file} holds logits over {logits.shape[-1]} classes, {dataset.name} has {dataset.classes}"
@@ -70,9 +71,12 @@ def import_for(
             f"labels in {file} are not those of {dataset.name}, the first: {there.keys[first]!r} has "
             f"{np.asarray(labels)[order][first]} there and {there.labels[first]} in the dataset"
         )
-    views = (logits if logits.ndim == 3 else logits[None])[:, order]
-    said, truth = views[0].argmax(1), there.labels
-    check = Check(truth[truth >= 0], said[truth >= 0], dataset.classes)
+    arrays = {
+        name: (values if logits.ndim == 3 else values[None])[:, order]
+        for name, values in arrays.items()
+    }
+    predicted, truth = arrays["logits"][0].argmax(1), there.labels
+    check = Check(truth[truth >= 0], predicted[truth >= 0], dataset.classes)
     if len(check.labels) and check.near_chance():
         raise MismatchError(
             f"the logits in {file} have top-1 {check.top1:.1%} on {dataset.name}, what guessing gives "
@@ -90,6 +94,6 @@ def import_for(
         )
 
     return write_arrays(
-        path, views, samples=plan.samples, plan=plan.to_store(), probes=probes,
+        path, arrays, samples=plan.samples, plan=plan.to_store(), probes=probes,
         provenance=provenance(torch.device("cpu"), command), **options,
     )  # fmt: skip

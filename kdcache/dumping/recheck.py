@@ -12,7 +12,7 @@ import torch
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher, load_teacher, mc_dropout
 from kdcache.views import ViewPlan, replay
-from kdcache_stores import LogitStore
+from kdcache_stores import Store, describe
 from kdcache_stores.fidelity import measure
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
@@ -52,7 +52,7 @@ class Recheck:
 
 
 def load_stored_teacher(
-    store: LogitStore,
+    store: Store,
     spec: str,
     device: torch.device | str,
     shape: tuple[int, int, int] | None,
@@ -84,7 +84,7 @@ def load_stored_teacher(
 
 
 def recheck(
-    store: LogitStore,
+    store: Store,
     plan: ViewPlan,
     teacher: Teacher,
     rows: int = 256,
@@ -121,7 +121,7 @@ def recheck(
     live = torch.cat([teacher(batch.images) for batch in stream]).cpu().numpy()
     stored = np.concatenate([store.read(int(v), where[views == v]) for v in np.unique(views)])
     measured = measure(live, stored)
-    recorded = store.info()["fields"]["logits"]["fidelity"]
+    recorded = describe(store)["fields"]["logits"]["fidelity"]
     measured["spread"] = float(stored.std(axis=1).mean() / live.std(axis=1).mean())
     problems = _problems(store, teacher, measured, recorded)
     row = int(np.abs(live - stored).max(axis=1).argmax())
@@ -135,7 +135,7 @@ def recheck(
 
 
 def _problems(
-    store: LogitStore,
+    store: Store,
     teacher: Teacher,
     measured: Mapping[str, float],
     recorded: Mapping[str, float],

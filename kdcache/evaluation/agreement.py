@@ -13,7 +13,7 @@ from kdcache.augment import Augmentation
 from kdcache.datasets import Dataset
 from kdcache.objectives import kd
 from kdcache.views.cached import CachedViews
-from kdcache_stores import LogitStore
+from kdcache_stores import Store
 
 TAU = 2.0  # the temperature of the Z-scored divergence, that of the published method
 
@@ -61,7 +61,7 @@ def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
 def agreement_with_store(
     network: Callable[[Tensor], Tensor],
     dataset: Dataset,
-    store: LogitStore,
+    store: Store,
     device: torch.device | str = "cpu",
     batch_size: int = 512,
     workers: int = 0,

@@ -16,7 +16,7 @@ from kdcache.judgement.records import Baseline, Fit
 from kdcache.judgement.sample import Sample, draw
 from kdcache.judgement.trials import Trials
 from kdcache.objectives import Objective, ObjectiveConfig, Step
-from kdcache_stores import LogitStore
+from kdcache_stores import Store
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Case:
         trials: what a live teacher says with other preprocessing.
     """
 
-    stores: Sequence[LogitStore] = ()
+    stores: Sequence[Store] = ()
     objective: ObjectiveConfig | None = None
     labels: Rows | None = None
     rows: Rows | None = None
@@ -46,7 +46,7 @@ class Case:
     trials: Trials | None = None
 
     @property
-    def first(self) -> LogitStore:
+    def first(self) -> Store:
         """The first store; there must be one."""
         return self.stores[0]
 

@@ -22,7 +22,7 @@ from kdcache.objectives import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.views.cached import CachedViews
-from kdcache_stores import LogitStore, MismatchError, UsageError, open_store
+from kdcache_stores import MismatchError, Store, UsageError, open_store
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def check(asked: Check) -> list[Finding]:
         return judge(case)
 
 
-def _require_one_plan(stores: Sequence[LogitStore]) -> None:
+def _require_one_plan(stores: Sequence[Store]) -> None:
     for store in stores[1:]:
         if store.plan.digest != stores[0].plan.digest:
             raise MismatchError(
@@ -151,7 +151,7 @@ def _require_one_plan(stores: Sequence[LogitStore]) -> None:
             )
 
 
-def _require_stores_of(run: str, stores: Sequence[LogitStore]) -> None:
+def _require_stores_of(run: str, stores: Sequence[Store]) -> None:
     then = [store["plan"] for store in read_config(run)["stores"]]
     now = [store.plan.digest for store in stores]
     if then != now:
@@ -161,7 +161,7 @@ def _require_stores_of(run: str, stores: Sequence[LogitStore]) -> None:
         )
 
 
-def _trials(asked: Check, store: LogitStore, data: Dataset) -> Trials | None:
+def _trials(asked: Check, store: Store, data: Dataset) -> Trials | None:
     """The teacher of the first store, tried on clean images; None where none is labelled."""
     assert asked.teacher is not None
     shape = data.image_shape

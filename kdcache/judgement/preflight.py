@@ -12,7 +12,7 @@ from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding
 from kdcache.judgement.records import Baseline, Fit, baseline_beside, read_baseline
 from kdcache.judgement.views import fit
-from kdcache_stores import LogitStore, TrainingError
+from kdcache_stores import Store, TrainingError
 
 if TYPE_CHECKING:
     from kdcache.training import Training
@@ -38,7 +38,7 @@ class Judged:
         self,
         training: Training,
         views: CachedViews,
-        stores: Sequence[LogitStore],
+        stores: Sequence[Store],
         out: Path,
         baseline: str | os.PathLike[str] | None = None,
     ) -> None:

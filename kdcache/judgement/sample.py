@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.datasets.base import Rows
-from kdcache_stores import LogitStore
+from kdcache_stores import Store
 
 VIEWS = 4
 ROWS, PER_CLASS, MOST_ROWS = 2000, 20, 4000
@@ -46,7 +46,7 @@ class Sample:
     rest_labels: Rows
 
 
-def draw(stores: Sequence[LogitStore], views: Sequence[int], rows: Rows | None = None) -> Sample:
+def draw(stores: Sequence[Store], views: Sequence[int], rows: Rows | None = None) -> Sample:
     """Read a sample.
 
     Args:
@@ -83,7 +83,7 @@ def draw(stores: Sequence[LogitStore], views: Sequence[int], rows: Rows | None =
     )
 
 
-def _near(stores: Sequence[LogitStore], views: int, rows: Rows) -> Rows:
+def _near(stores: Sequence[Store], views: int, rows: Rows) -> Rows:
     """All rows of some shards that hold wanted ones, evenly spaced, as many as the budget allows."""
     first = stores[0]
     shards = first.shards(first.first_view)

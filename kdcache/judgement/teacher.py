@@ -13,7 +13,7 @@ from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding, percent
 from kdcache.judgement.trials import LEAST
 from kdcache.models.classes import best_class_map
-from kdcache_stores import LogitStore
+from kdcache_stores import Store
 
 #: How far of the way from chance to always right a teacher's top-1 must be. A resnet20 for CIFAR-100
 #: that is shown images of twice its size still has 7%, far beyond what chance explains and of no use.
@@ -41,7 +41,7 @@ def teacher_on_views(case: Case) -> Iterator[Finding]:
             yield from _on_views(case, store, check)
 
 
-def _on_views(case: Case, store: LogitStore, check: Check) -> Iterator[Finding]:
+def _on_views(case: Case, store: Store, check: Check) -> Iterator[Finding]:
     who, where = name(store), f"on {len(check.labels)} stored views"
     order = other_order(check)
     clean = (store.teacher.clean_top1 or {}).get(store.plan.split)
@@ -137,6 +137,6 @@ def teacher_asked_wrongly(case: Case) -> Iterator[Finding]:
     )
 
 
-def name(store: LogitStore) -> str:
+def name(store: Store) -> str:
     """How findings name a store's teacher."""
     return f"The teacher {store.teacher.architecture} of {store.where}"

@@ -57,7 +57,11 @@ def variances(case: Case) -> Variances | None:
     None too for `topk`, where a logit that leaves the top k jumps to the mean of the others.
     """
     views, rows = len(case.sample.views), len(case.sample.rows)
-    if views < 2 or rows < 2 or any(store.encoding.name == "topk" for store in case.stores):
+    if (
+        views < 2
+        or rows < 2
+        or any(store.fields["logits"].encoding.name == "topk" for store in case.stores)
+    ):
         return None
     loss = case.loss
     temperature = loss.teacher_temperature or loss.temperature or 4.0

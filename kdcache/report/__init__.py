@@ -24,7 +24,7 @@ from kdcache.report.standardization import standardization_section
 from kdcache.report.store import store_section
 from kdcache.report.survey import survey
 from kdcache.report.training import training_section
-from kdcache_stores import KDCacheError, LogitStore, UsageError, open_store
+from kdcache_stores import KDCacheError, Store, UsageError, open_store
 
 __all__ = ["Report", "report"]
 
@@ -129,7 +129,7 @@ def _taught(spec: str | None, run: RunRecord | None, testset: Dataset, device: s
 
 
 def _store(
-    store: LogitStore,
+    store: Store,
     path: str | Path,
     config: dict[str, Any] | None,
     dataset: str | None,

@@ -15,7 +15,7 @@ from kdcache.evaluation import calibration, clean_logits
 from kdcache.report.collect import Group, RunRecord
 from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.teachers import Teacher, load_teacher
-from kdcache_stores import LogitStore, open_store
+from kdcache_stores import Store, open_store
 from kdcache_stores.errors import DataError, KDCacheError
 
 
@@ -76,7 +76,7 @@ def spec_teacher(spec: str, dataset: Dataset, device: str) -> Teacher:
     return load_teacher(spec, classes=dataset.classes, channels=channels, size=size, device=device)
 
 
-def find_teacher(runs: Sequence[RunRecord], stores: Sequence[LogitStore]) -> RunRecord | None:
+def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecord | None:
     """The run among some whose weights filled one of the stores, or a store that the runs read."""
     wanted = {store.teacher.weights_sha256 for store in stores}
     for path in {path for run in runs for path in run.config.get("store_paths", [])}:

@@ -14,16 +14,14 @@ from kdcache.report.figures import table_csv
 from kdcache.report.page import Strip, Tile
 from kdcache.report.survey import Survey
 from kdcache.views import ViewPlan
-from kdcache_stores import LogitStore, Samples
+from kdcache_stores import Samples, Store
 
 COUNT = 20
 VIEWS = 6
 SIDE = 192  # pixels of a picture in the page; small images grow by whole factors up to it
 
 
-def varied_samples(
-    store: LogitStore, found: Survey, dataset: Dataset
-) -> tuple[list[Strip], str, bytes]:
+def varied_samples(store: Store, found: Survey, dataset: Dataset) -> tuple[list[Strip], str, bytes]:
     """Strips of the original and of views between the teacher's surest and least sure answer.
 
     Returns:

@@ -12,7 +12,7 @@ from kdcache.break_even import break_even
 from kdcache.report.figures import COLOURS, INK, Figure, figure
 from kdcache.report.page import Section, Table
 from kdcache.report.survey import Survey
-from kdcache_stores import LogitStore
+from kdcache_stores import Store, describe
 
 BINS = 60
 FEW_CLASSES = 20
@@ -24,14 +24,14 @@ _DISTRIBUTIONS = {
 }
 
 
-def store_section(store: LogitStore, name: str, found: Survey) -> Section:
+def store_section(store: Store, name: str, found: Survey) -> Section:
     """The section of one store.
 
     Args:
         name: for the files, unique among the report's stores.
         found: from `survey`.
     """
-    info = store.info()
+    info = describe(store)
     figures = [top1_per_view(name, found)] if found.top1 else []
     figures += [distribution(name, found, kind) for kind in _DISTRIBUTIONS]
     if found.top1:

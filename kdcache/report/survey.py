@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores import LogitStore, Shard
+from kdcache_stores import Shard, Store
 
 BUDGET = 4e8
 """Logits that are read at most (1.6 GB once decoded): more are sampled, and the page says so."""
@@ -49,7 +49,7 @@ class Survey:
         return chosen
 
 
-def survey(store: LogitStore, budget: float = BUDGET, few_views: int = FEW_VIEWS) -> Survey:
+def survey(store: Store, budget: float = BUDGET, few_views: int = FEW_VIEWS) -> Survey:
     """Read a store, or an even sample of its views and then of its shards where it is very large.
 
     Args:
@@ -95,7 +95,7 @@ def survey(store: LogitStore, budget: float = BUDGET, few_views: int = FEW_VIEWS
     )
 
 
-def _chosen(store: LogitStore, budget: float, few_views: int) -> tuple[list[int], list[Shard]]:
+def _chosen(store: Store, budget: float, few_views: int) -> tuple[list[int], list[Shard]]:
     """Views and shards (of view 0, for their rows) that stay within the budget, evenly spaced."""
     views, shards = list(store.view_range), store.shards(store.first_view)
     size = len(store) * store.classes

@@ -28,7 +28,7 @@ from kdcache.training.tensorboard import TensorBoard
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import CachedViews
 from kdcache.views.resident import views_that_fit
-from kdcache_stores import DataError, LogitStore, MismatchError, UsageError, join_fields, open_store
+from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def prepared(
 def _resident_views(
     training: Training,
     out: Path,
-    stores: Sequence[LogitStore],
+    stores: Sequence[Store],
     fields: Sequence[str],
     rows: int,
     ranks: Ranks,
@@ -252,7 +252,7 @@ def _require_alike(trainset: Dataset, testset: Dataset) -> None:
         )
 
 
-def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
+def _require_classes(stores: Sequence[Store], dataset: Dataset) -> None:
     for store in stores:
         if store.classes != dataset.classes:
             raise MismatchError(
@@ -264,7 +264,7 @@ def _require_classes(stores: Sequence[LogitStore], dataset: Dataset) -> None:
 def _online_teachers(
     training: Training,
     fields: Sequence[str],
-    stores: Sequence[LogitStore],
+    stores: Sequence[Store],
     plan: ViewPlan,
     device: str,
     allow_code: bool,

@@ -26,7 +26,7 @@ from kdcache.philox import key_words
 from kdcache.views import ViewPlan, replay
 from kdcache.views.resident import ResidentFields, views_that_fit
 from kdcache_stores import (
-    LogitStore,
+    Store,
     MismatchError,
     Samples,
     UnknownName,
@@ -114,7 +114,7 @@ class CachedViews:
     def __init__(
         self,
         dataset: Dataset,
-        stores: Sequence[str | os.PathLike[str] | LogitStore],
+        stores: Sequence[str | os.PathLike[str] | Store],
         batch_size: int,
         fields: Sequence[str] = ("logits",),
         *,
@@ -138,10 +138,10 @@ class CachedViews:
         self.group, self.part = 2 if pairs else 1, part
         rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.left_out = 0
-        self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
+        self.stores = [s if isinstance(s, Store) else open_store(s) for s in stores]
         self._opened = [s for s, given in zip(self.stores, stores, strict=True) if s is not given]
         self.replay: replay.Replayed | None = None
-        self.teachers: list[dict[str, LogitStore]] = []
+        self.teachers: list[dict[str, Store]] = []
         self.resident: ResidentFields | None = None
         self.views, self.first = views, 0
         if self.stores:
@@ -170,7 +170,7 @@ class CachedViews:
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
 
-    def holding(self, field: str) -> list[LogitStore]:
+    def holding(self, field: str) -> list[Store]:
         """Of each teacher that is read, the store that holds a field; none where it is not read."""
         return [stores[field] for stores in self.teachers if field in stores]
 

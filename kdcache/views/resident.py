@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kdcache.datasets.base import Rows
-from kdcache_stores import LogitStore
+from kdcache_stores import Store
 
 #: Per teacher, which store holds each field that is read.
-Teachers = Sequence[Mapping[str, LogitStore]]
+Teachers = Sequence[Mapping[str, Store]]
 
 #: The share of the free memory that the default window of views may take.
 SHARE_OF_FREE = 0.5
@@ -230,6 +230,6 @@ class ResidentFields:
         self._reader.shutdown(wait=True, cancel_futures=True)
 
 
-def _dtype(store: LogitStore, field: str) -> torch.dtype:
+def _dtype(store: Store, field: str) -> torch.dtype:
     """What keeps decoded values exactly: half the memory where the field is float16 itself."""
     return torch.float16 if store.fields[field].encoding.name == "float16" else torch.float32

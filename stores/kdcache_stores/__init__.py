@@ -1,6 +1,7 @@
-"""Stores of teacher logits: format, writer, reader, encodings, verification. NumPy, no torch."""
+"""Stores of teacher outputs: format, writer, reader, encodings, verification. NumPy, no torch."""
 
-from kdcache_stores.encodings import ENCODINGS
+from kdcache_stores.describing import describe
+from kdcache_stores.encoding_names import ENCODINGS
 from kdcache_stores.errors import (
     CorruptStore,
     DataError,
@@ -16,23 +17,22 @@ from kdcache_stores.errors import (
     UnknownName,
     UsageError,
 )
-from kdcache_stores.imports import import_npz
-from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
-from kdcache_stores.reader import LogitStore, open_store
+from kdcache_stores.importing import import_npz, write_arrays
+from kdcache_stores.join import common_views, join_fields
+from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.reader import Store, open_store
 from kdcache_stores.reopen import begun_encoding, reopen
-from kdcache_stores.samples import Join
-from kdcache_stores.verify import Problem, Report
+from kdcache_stores.verifying import Problem, Report, verify
 from kdcache_stores.writer import StoreWriter
 
 __all__ = [
     "ENCODINGS",
+    "LOGITS",
     "CorruptStore",
     "DataError",
     "FieldSpec",
     "FormatError",
-    "Join",
     "KDCacheError",
-    "LogitStore",
     "MismatchError",
     "Plan",
     "Probe",
@@ -41,6 +41,7 @@ __all__ = [
     "Report",
     "Samples",
     "Shard",
+    "Store",
     "StoreError",
     "StoreInUse",
     "StoreNotFound",
@@ -51,7 +52,12 @@ __all__ = [
     "UnknownName",
     "UsageError",
     "begun_encoding",
+    "common_views",
+    "describe",
     "import_npz",
+    "join_fields",
     "open_store",
     "reopen",
+    "verify",
+    "write_arrays",
 ]

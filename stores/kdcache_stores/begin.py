@@ -8,7 +8,7 @@ import os
 from kdcache_stores.canonical import first_difference, parse_json
 from kdcache_stores.errors import DataError, FormatError, MismatchError, StoreInUse
 from kdcache_stores.files import LocalFiles, is_temporary
-from kdcache_stores.header import Header, read_header
+from kdcache_stores.header import FORMAT, Header, read_header
 from kdcache_stores.layout import ArrayLayout, choose_shard_rows, read_layout
 from kdcache_stores.manifest import CARD, ROOT, SAMPLES
 from kdcache_stores.nouns import Samples
@@ -20,11 +20,10 @@ def require_place(files: LocalFiles) -> None:
     if os.path.isfile(files.root):
         raise StoreInUse(f"{files.where} is a file, and a store is a folder: choose another name")
     if files.size(ROOT) is None:
-        strangers = [key for key in files.walk() if not is_temporary(key) and key != CARD]
-        if strangers:
+        extra = [key for key in files.walk() if not is_temporary(key) and key != CARD]
+        if extra:
             raise StoreInUse(
-                f"{files.where} holds {strangers[0]} and is no kdcache store: "
-                "choose an empty folder"
+                f"{files.where} holds {extra[0]} and is no kdcache store: choose an empty folder"
             )
 
 
@@ -36,13 +35,18 @@ def begin(files: LocalFiles, header: Header) -> Header:
     """
     require_place(files)
     if files.size(ROOT) is None:
-        publish(files, ROOT, header.document())
+        files.publish(ROOT, header.document())
     found = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where)
+    if found.minor > FORMAT[1]:
+        raise FormatError(
+            f"{files.where} has format {FORMAT[0]}.{found.minor}; this kdcache writes {FORMAT[0]}."
+            f"{FORMAT[1]} at most: go on with a version of kdcache that knows it"
+        )
     difference = first_difference(found.comparable(), header.comparable(), "store")
     if difference:
-        name, there, asked = difference
+        name, present, asked = difference
         raise MismatchError(
-            f"{files.where} was begun with {name.removeprefix('store.')} = {there!r}, "
+            f"{files.where} was begun with {name.removeprefix('store.')} = {present!r}, "
             f"this dump has {asked!r}: use the same settings to go on, or another folder"
         )
     return found
@@ -89,9 +93,9 @@ def ensure_metadata(
 ) -> None:
     """Publish what an unfinished store needs beside its shards; replace what differs."""
     for field in header.fields.values():
-        publish(files, field.metadata_key, field.document(), replace=True)
+        files.publish(field.metadata_key, field.document(), replace=True)
     for layout in layouts:
-        publish(files, layout.metadata_key, layout.document(), replace=True)
+        files.publish(layout.metadata_key, layout.document(), replace=True)
     if not _holds(files, header, samples):
         files.put(SAMPLES, write_samples(samples), replace=True)
 
@@ -104,12 +108,3 @@ def _holds(files: LocalFiles, header: Header, samples: Samples) -> bool:
     except (FileNotFoundError, FormatError, DataError):
         return False
     return there.fingerprint == samples.fingerprint
-
-
-def publish(files: LocalFiles, key: str, data: bytes, *, replace: bool = False) -> None:
-    """Publish an object. One that is there stays, unless it differs and `replace` is true."""
-    try:
-        files.put(key, data)
-    except FileExistsError:
-        if replace and files.get(key) != data:
-            files.put(key, data, replace=True)

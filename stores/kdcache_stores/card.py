@@ -9,11 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 from kdcache_stores.canonical import Json, canonical_json, pretty_json
+from kdcache_stores.describing import describe
 from kdcache_stores.errors import UsageError
 from kdcache_stores.files import LocalFiles
 from kdcache_stores.hub import parse
 from kdcache_stores.manifest import CARD, CROISSANT
-from kdcache_stores.reader import LogitStore, open_store
+from kdcache_stores.nouns import LOGITS
+from kdcache_stores.reader import Store, open_store
 from kdcache_stores.urls import local_path, redact
 
 MEASURES = (
@@ -55,9 +57,9 @@ def write_card(
         return [os.path.join(folder, key) for key in (CARD, CROISSANT)]
 
 
-def readme(store: LogitStore, license: str, where: str) -> str:
+def readme(store: Store, license: str, where: str) -> str:
     """The dataset card."""
-    info = store.info()
+    info = describe(store)
     plan, teacher = info["plan"], info["teacher"]
     name = f"{teacher['architecture']} on {plan['dataset']}"
     front = {
@@ -84,10 +86,8 @@ def readme(store: LogitStore, license: str, where: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _facts(store: LogitStore, info: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(store: Store, info: dict[str, Any]) -> list[tuple[str, str]]:
     plan, teacher = info["plan"], info["teacher"]
-    logits = info["fields"].get("logits") or next(iter(info["fields"].values()))
-    top1 = "no labels" if logits["top1"] is None else f"{100 * logits['top1']:.2f}%"
     views = f"{store.view_range.start} to {store.view_range.stop - 1}"
     rows = [
         ("dataset", f"{plan['dataset']}, split {plan['split']}, {plan['classes']} classes"),
@@ -96,25 +96,42 @@ def _facts(store: LogitStore, info: dict[str, Any]) -> list[tuple[str, str]]:
             f"{views} of `{_text(canonical_json(plan['augmentation']))}`, seed {plan['seed']}",
         ),
         ("teacher", f"{teacher['architecture']}, {teacher['precision']}"),
-        ("teacher's top-1 on these views", top1),
         ("weights (SHA-256)", f"`{teacher['weights_sha256']}`"),
         ("preprocessing", f"`{_text(canonical_json(teacher['preprocessing']))}`"),
-        ("encoding", f"`{_text(canonical_json(logits['encoding']))}`"),
-        ("size", f"{info['nbytes']:,} bytes, {logits['bytes_per_row']:.1f} a row"),
+        ("size", f"{info['nbytes']:,} bytes"),
+        *((f"field `{name}`", _field(item)) for name, item in info["fields"].items()),
         ("plan digest", f"`{plan['digest']}`"),
         ("content digest", f"`{info['digest']}`"),
     ]
+    if logits := info["fields"].get(LOGITS):
+        top1 = "no labels" if logits["top1"] is None else f"{100 * logits['top1']:.2f}%"
+        rows.insert(3, ("teacher's top-1 on these views", top1))
+    if info["head"] is not None:
+        rows.append(("last linear layer", "weight and bias, in `head/`"))
     if store.part is not None:
         part = f"views {views} of {store.part.views} of the store `{store.part.of}`"
         rows.append(("part", part))
     return rows
 
 
+def _field(item: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, item["shape"]))
+    encoding = _text(canonical_json(item["encoding"]))
+    return f"{shape}, encoding `{encoding}`, {item['bytes_per_row']:.1f} bytes a row"
+
+
 def _fidelity(info: dict[str, Any]) -> str:
-    logits = info["fields"].get("logits") or next(iter(info["fields"].values()))
-    measured = logits["fidelity"]
-    if not measured:
-        return "Not measured when it was dumped."
+    logits = info["fields"].get(LOGITS)
+    parts = [_of_logits(logits["fidelity"])] if logits and logits["fidelity"] else []
+    parts += [
+        f"`{name}`: mean relative squared error {item['error']:.3g}."
+        for name, item in info["fields"].items()
+        if item["error"] is not None
+    ]
+    return "\n\n".join(parts) or "Not measured when it was dumped."
+
+
+def _of_logits(measured: dict[str, float]) -> str:
     rows = [
         (title, f"{measured[f'{key}_mean']:.3g}", f"{measured[f'{key}_worst']:.3g}")
         for title, key in MEASURES
@@ -127,18 +144,23 @@ def _fidelity(info: dict[str, Any]) -> str:
     )
 
 
-def _snippets(store: LogitStore, where: str) -> str:
+def _snippets(store: Store, where: str) -> str:
     first = store.view_range.start
-    field = next(iter(store.layouts.values()))[0]
-    plain = store.encoding.name in ("float16", "float32")
-    raw = "the logits" if plain else f"codes of the encoding {store.encoding.name} (see FORMAT.md)"
+    name = LOGITS if LOGITS in store.fields else min(store.fields)
+    field, encoding = store.layouts[name][0], store.fields[name].encoding
+    shape = ", ".join(map(str, (len(store), *store.fields[name].shape)))
+    raw = (
+        f"the {name}"
+        if encoding.plain
+        else f"codes of the encoding {encoding.name} (see FORMAT.md)"
+    )
     return f"""With kdcache, decoded and checked:
 
 ```python
 from kdcache import open_store
 
 store = open_store("{where}", expect="{store.digest}")
-logits = store.read(view={first})  # float32 ({len(store)}, {store.classes})
+{name} = store.read(view={first}, field="{name}")  # float32 ({shape})
 keys, labels = store.keys, store.labels
 ```
 
@@ -257,9 +279,9 @@ _CONTEXT: Json = {
 }
 
 
-def croissant(store: LogitStore, license: str, where: str) -> dict[str, Json]:
+def croissant(store: Store, license: str, where: str) -> dict[str, Json]:
     """The Croissant 1.0 description: the Parquet files as records, the Zarr arrays as a set of files."""
-    info = store.info()
+    info = describe(store)
     plan, teacher = info["plan"], info["teacher"]
     base = where.rstrip("/") + "/" if "://" in where else ""
     tables = [

@@ -8,9 +8,11 @@ from typing import Any
 
 from kdcache_stores.bucket import Bucket
 from kdcache_stores.canonical import Json, parse_json, pretty_json
+from kdcache_stores.describing import describe
 from kdcache_stores.errors import FormatError, StoreInUse, UsageError
 from kdcache_stores.files import LocalFiles, check_key
-from kdcache_stores.reader import LogitStore
+from kdcache_stores.nouns import LOGITS
+from kdcache_stores.reader import Store
 from kdcache_stores.urls import local_path, split_name
 
 CATALOG = "catalog.json"
@@ -18,11 +20,10 @@ CATALOG = "catalog.json"
 _TRIES = 20
 
 
-def summary(store: LogitStore) -> dict[str, Json]:
+def summary(store: Store) -> dict[str, Json]:
     """A store in one line of a list, plain JSON."""
-    info = store.info()
-    first = next(iter(info["fields"].values()))
-    logits = info["fields"].get("logits", first)
+    info = describe(store)
+    main = main_field(info["fields"])
     return {
         "dataset": info["plan"]["dataset"],
         "split": info["plan"]["split"],
@@ -31,14 +32,20 @@ def summary(store: LogitStore) -> dict[str, Json]:
         "first_view": info["first_view"],
         "views": info["views"],
         "teacher": info["teacher"]["architecture"],
-        "top1": logits["top1"],
-        "encoding": logits["encoding"],
+        "top1": main["top1"],
+        "fields": {name: item["encoding"] for name, item in info["fields"].items()},
+        "encoding": main["encoding"],
         "nbytes": info["nbytes"],
         "sealed": True,
         "plan": info["plan"]["digest"],
         "teacher_digest": info["teacher"]["digest"],
         "digest": info["digest"],
     }
+
+
+def main_field(fields: dict[str, Any]) -> Any:
+    """What stands for a store where there is room for one field: the logits, or else the first."""
+    return fields[LOGITS] if LOGITS in fields else fields[min(fields)]
 
 
 _TYPES: dict[str, Any] = {
@@ -79,7 +86,7 @@ def write_catalog(stores: dict[str, dict[str, Json]]) -> bytes:
     return pretty_json({"kdcache_catalog": 1, "stores": stores})
 
 
-def announce_store(url: str, store: LogitStore) -> None:
+def announce_store(url: str, store: Store) -> None:
     """Note a store in the catalogue of the folder that it lies in, if it has one around it.
 
     Pushes at once each keep their line: the catalogue is replaced only if it is still the one that was
@@ -118,6 +125,6 @@ def announce_store(url: str, store: LogitStore) -> None:
     raise StoreInUse(f"{bucket.where}/{CATALOG} changed under {_TRIES} attempts; push again")
 
 
-def _with(data: bytes | None, name: str, store: LogitStore, where: str) -> bytes:
+def _with(data: bytes | None, name: str, store: Store, where: str) -> bytes:
     stores = read_catalog(data, f"{where}/{CATALOG}") if data is not None else {}
     return write_catalog({**stores, name: summary(store)})

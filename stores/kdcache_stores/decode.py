@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import Encoding, Floats
 from kdcache_stores.errors import CorruptStore, UsageError
 from kdcache_stores.layout import ArrayLayout
 from kdcache_stores.nouns import Shard
-from kdcache_stores.sealed import SealedObjects
+from kdcache_stores.protocol import Encoding, Floats
+from kdcache_stores.sealed_objects import SealedObjects
 from kdcache_stores.shards import ShardReader
 
 Rows = slice | NDArray[np.integer[Any]] | Iterable[int] | None
@@ -148,11 +148,11 @@ def _decode_block(
     out: Floats,
     shard_start: int,
 ) -> None:
-    found = wanted.within(shard_start + rows.start, shard_start + rows.stop)
-    assert found is not None
-    which, places = found
+    part = wanted.within(shard_start + rows.start, shard_start + rows.stop)
+    assert part is not None
+    which, places = part
     arrays = {
-        name: reader.rows(range(1))[0] if reader.per_store else reader.rows(rows)[which]
+        name: reader.single() if reader.per_store else reader.rows(rows)[which]
         for name, reader in readers.items()
     }
     in_place = isinstance(places, slice)

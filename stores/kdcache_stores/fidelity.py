@@ -1,4 +1,4 @@
-"""How far decoded rows are from live ones: KL divergences and top-1 agreement."""
+"""How far decoded rows are from live ones: KL and top-1 of logits, squared error of other fields."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import NOTHING, Array, Encoding, Floats
+from kdcache_stores.protocol import NOTHING, Array, Encoding, Floats
 
 ROWS = 256
 """Rows of a shard that are measured, evenly spaced."""
@@ -55,20 +55,32 @@ def measure(live: Floats, decoded: Floats) -> dict[str, float]:
     return result
 
 
-def measure_encoding(
+def relative_error(live: Floats, decoded: Floats) -> float:
+    """Mean over rows (n, ...) of ||live - decoded||^2 / ||live||^2, to six digits.
+
+    A row of zeros, which every encoding keeps, counts 0.
+    """
+    p = live.reshape(len(live), -1).astype(np.float64)
+    off = p - decoded.reshape(len(live), -1)
+    size = np.einsum("ij,ij->i", p, p)
+    error = np.einsum("ij,ij->i", off, off)
+    return _six_digits(np.divide(error, size, out=np.zeros_like(size), where=size > 0).mean())
+
+
+def decode_some(
     encoding: Encoding,
     rows: Floats,
     labels: NDArray[np.int64],
-    once: Mapping[str, Array] = NOTHING,
-) -> dict[str, float]:
-    """Encode and decode at most `ROWS` evenly spaced rows of logits (n, K), and measure."""
+    shared: Mapping[str, Array] = NOTHING,
+) -> tuple[Floats, Floats]:
+    """At most `ROWS` evenly spaced rows (n, *shape), as they are and encoded and decoded again."""
     chosen = np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().astype(np.int64)
     live = rows[chosen]
     decoded = np.empty_like(live)
     per = {spec.name: spec.per for spec in encoding.arrays(rows.shape[1:])}
-    once = {name: a[chosen] if per[name] == "sample" else a for name, a in once.items()}
-    encoding.decode({**encoding.encode(live, labels[chosen], once), **once}, decoded)
-    return measure(live, decoded)
+    shared = {name: a[chosen] if per[name] == "sample" else a for name, a in shared.items()}
+    encoding.decode({**encoding.encode(live, labels[chosen], shared), **shared}, decoded)
+    return live, decoded
 
 
 def combine(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -89,3 +101,10 @@ def combine(parts: list[dict[str, float]]) -> dict[str, float]:
 
 def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+def combine_errors(parts: list[tuple[int, float]]) -> float | None:
+    """`relative_error` of several shards, each with its number of rows, as one."""
+    measured = [(min(rows, ROWS), error) for rows, error in parts]
+    rows = sum(count for count, _ in measured)
+    return _six_digits(sum(count * error for count, error in measured) / rows) if rows else None

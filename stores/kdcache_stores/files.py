@@ -211,6 +211,14 @@ class LocalFiles:
                 "was committed is safe: make room or repair the cause, and run the same again."
             ) from error
 
+    def publish(self, key: str, data: bytes, *, replace: bool = False) -> None:
+        """Publish an object. One that is there stays, unless it differs and `replace` is true."""
+        try:
+            self.put(key, data)
+        except FileExistsError:
+            if replace and self.get(key) != data:
+                self.put(key, data, replace=True)
+
     @contextmanager
     def lock(self, key: str, wait: bool = False) -> Iterator[None]:
         """Hold a lock that the system drops if this process dies.

@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from kdcache_stores.canonical import Json, pretty_json
-from kdcache_stores.encoding import Encoding, LearnedEncoding
-from kdcache_stores.encodings import (
+from kdcache_stores.encoding_names import (
     encoding_from_dict,
     encoding_to_dict,
     make_encoding,
 )
 from kdcache_stores.errors import FormatError, StoreNotFound, UsageError
-from kdcache_stores.nouns import FieldSpec, Plan, Teacher
+from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Teacher
+from kdcache_stores.protocol import Encoding
 
-FORMAT = (1, 0)
-"""Format version (major, minor). A reader refuses a newer major and reads a newer minor."""
+FORMAT = (1, 1)
+"""The newest format (major, minor) that is written here, where a store needs it. A reader refuses another
+major and reads a newer minor."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _RESERVED = ("records", "probes", "once")
+HEAD = "head"
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,23 @@ class Field:
     def make(cls, name: str, spec: FieldSpec) -> Field:
         """From what a caller asks for; raises `UsageError`."""
         shape = tuple(int(size) for size in spec.shape)
-        if not _NAME.fullmatch(name) or name in _RESERVED:
+        if not _NAME.fullmatch(name):
             raise UsageError(f"a field's name must be a-z, 0-9 and _, found {name!r}")
+        if name in (*_RESERVED, HEAD):
+            raise UsageError(f"{name} is no name for a field: a store keeps something else there")
         if not shape or min(shape) < 1:
             raise UsageError(f"field {name}: sizes must be positive, found shape {shape}")
         return cls(name, shape, make_encoding(spec.encoding))
 
     @property
-    def learns(self) -> bool:
-        """Whether its encoding keeps arrays once, and learns before the first shard."""
-        return isinstance(self.encoding, LearnedEncoding)
+    def is_logits(self) -> bool:
+        """Whether its rows are over classes, with a top-1 and a fidelity in nats."""
+        return self.name == LOGITS
+
+    @property
+    def has_error(self) -> bool:
+        """Whether what its encoding loses is measured as a relative squared error (format 1.1)."""
+        return not self.is_logits and not self.encoding.plain
 
     @property
     def metadata_key(self) -> str:
@@ -76,6 +85,8 @@ class Header:
         keys: "plain", or "sha256" where the keys are published hashed.
         config: what a resumed dump must share (batch size, ...).
         provenance: time, command, versions, device: in no digest, compared with nothing.
+        head: (K, D) of the teacher's last linear layer, where the store keeps that.
+        format: (major, minor) that the store is written in; None: the oldest that holds all this.
     """
 
     plan: Plan
@@ -85,6 +96,23 @@ class Header:
     keys: str = "plain"
     config: dict[str, Json] = field(default_factory=dict)
     provenance: dict[str, Json] = field(default_factory=dict)
+    head: tuple[int, int] | None = None
+    format: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is None:
+            fields = self.fields.values()
+            since = [item.encoding.since for item in fields] + [
+                int(item.has_error) for item in fields
+            ]
+            minor = max([*since, int(self.head is not None)])
+            object.__setattr__(self, "format", (FORMAT[0], minor))
+
+    @property
+    def minor(self) -> int:
+        """Minor version of the store's format."""
+        assert self.format is not None
+        return self.format[1]
 
     @property
     def identity(self) -> dict[str, Json]:
@@ -100,7 +128,7 @@ class Header:
     def to_dict(self) -> dict[str, Json]:
         """All of it, plain JSON, with the digests of plan and teacher for people to read."""
         return {
-            "format": list(FORMAT),
+            "format": [FORMAT[0], self.minor],
             "plan": {**self.plan.to_dict(), "digest": self.plan.digest},
             "teacher": {**self.teacher.to_dict(), "digest": self.teacher.digest},
             "fields": {name: item.to_dict() for name, item in self.fields.items()},
@@ -108,6 +136,7 @@ class Header:
             "keys": self.keys,
             "config": self.config,
             "provenance": self.provenance,
+            **({} if self.head is None else {"head": list(self.head)}),
         }
 
     def comparable(self) -> dict[str, Json]:
@@ -137,7 +166,7 @@ def read_header(document: dict[str, Json], where: str) -> Header:
     version = value.get("format")
     if not (isinstance(version, list) and len(version) == 2 and all(_is_int(n) for n in version)):
         raise FormatError(f"{where}: format must be [major, minor], found {version!r:.60}")
-    if version[0] != FORMAT[0]:
+    if version[0] != FORMAT[0] or version[1] < 0:
         raise FormatError(
             f"{where} has format {version[0]}.{version[1]}; this kdcache reads "
             f"{FORMAT[0]}.x: use a version of kdcache that knows it"
@@ -162,7 +191,38 @@ def read_header(document: dict[str, Json], where: str) -> Header:
     if not isinstance(listed, dict) or not 0 < len(listed) <= 64:
         raise FormatError(f"{where}: fields must name 1 to 64 fields")
     fields = {name: _read_field(name, item, where) for name, item in listed.items()}
-    return Header(plan, teacher, fields, samples, keys, value["config"], value["provenance"])
+    if LOGITS in fields and fields[LOGITS].shape != (plan.classes,):
+        raise FormatError(
+            f"{where}: logits must have shape ({plan.classes},), a value for each class of the plan, "
+            f"found {fields[LOGITS].shape}"
+        )
+    for stored in fields.values():
+        if stored.encoding.since > version[1]:
+            raise FormatError(
+                f"{where}: {stored.name} has the encoding {stored.encoding.name}, which format "
+                f"{version[0]}.{version[1]} does not have"
+            )
+    head = None
+    if version[1] > 0 and "head" in value:
+        head = _read_head(value["head"], plan.classes, fields, where)
+    about = value["config"], value["provenance"]
+    return Header(plan, teacher, fields, samples, keys, *about, head, (version[0], version[1]))
+
+
+def _read_head(value: Json, classes: int, fields: dict[str, Field], where: str) -> tuple[int, int]:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(_is_int(size) and 0 < size < 2**32 for size in value)
+        or value[0] != classes
+    ):
+        raise FormatError(
+            f"{where}: head must be [{classes}, D], a row of weights for each class of the plan, "
+            f"found {value!r:.80}"
+        )
+    if HEAD in fields:
+        raise FormatError(f"{where}: a store with a head has no field of that name")
+    return value[0], value[1]
 
 
 def _read_field(name: str, value: Json, where: str) -> Field:

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from kdcache_stores.canonical import Json, first_difference, pretty_json
-from kdcache_stores.encoding import ArraySpec
 from kdcache_stores.errors import FormatError, UsageError
 from kdcache_stores.nouns import Shard
+from kdcache_stores.protocol import ArraySpec
 
 SHARD_BYTES = 64 * 2**20
 """No array's shard is larger, before compression."""
 CHUNK_BYTES = 2**20
 """No chunk is larger, before compression, unless a single row is."""
+SHARED_BYTES = 256 * 2**20
+"""No array per store, which is a single row, is larger."""
 DENSE_BYTES = 256 * 2**20
 """No shard's rows are larger than this as float32, however small they are encoded."""
 
@@ -92,8 +94,8 @@ class ArrayLayout:
     Args:
         field: name of the field.
         spec: what the encoding says of the array.
-        views: V; 1 if it is not kept per row.
-        samples: N; 1 if it is kept per store.
+        views: V; 1 if rows share it.
+        samples: N; 1 if all rows share it.
         shard_rows: rows per shard.
         chunk_rows: rows per chunk; divides `shard_rows`.
     """
@@ -135,7 +137,7 @@ class ArrayLayout:
         return self.shard_rows // self.chunk_rows
 
     def key(self, view: int, index: int) -> str:
-        """Key of the array's part of a shard; what is kept once is part of several."""
+        """Key of the array's part of a shard; what rows share is part of several."""
         view = view if self.spec.per == "row" else 0
         index = 0 if self.spec.per == "store" else index
         return "/".join([self.path, "c", str(view), str(index), *("0" for _ in self.spec.shape)])
@@ -224,8 +226,7 @@ def read_layout(
         raise FormatError(
             f"{where}: chunks of {chunk_rows} rows are larger than {CHUNK_BYTES} bytes"
         )
-    if layout.shard_rows * spec.row_bytes > SHARD_BYTES:
-        raise FormatError(
-            f"{where}: shards of {shard_rows} rows are larger than {SHARD_BYTES} bytes"
-        )
+    limit = SHARED_BYTES if spec.per == "store" else SHARD_BYTES
+    if layout.shard_rows * spec.row_bytes > limit:
+        raise FormatError(f"{where}: shards of {shard_rows} rows are larger than {limit} bytes")
     return layout

@@ -11,11 +11,11 @@ from typing import Any
 from kdcache_stores import hub
 from kdcache_stores.bucket import Bucket
 from kdcache_stores.canonical import Json, parse_json
-from kdcache_stores.catalog import CATALOG, read_catalog, summary
+from kdcache_stores.catalog import CATALOG, main_field, read_catalog, summary
 from kdcache_stores.errors import KDCacheError, RemoteError, StoreNotFound, UnfinishedStore
 from kdcache_stores.header import read_header
 from kdcache_stores.manifest import ROOT
-from kdcache_stores.reader import LogitStore
+from kdcache_stores.reader import Store
 from kdcache_stores.remote import open_objects
 from kdcache_stores.urls import join, local_path, redact, split_url
 
@@ -99,7 +99,7 @@ def _look(name: str, where: str) -> Listed | None:
     shown = redact(where)
     objects = open_objects(where, 0)
     try:
-        with LogitStore(objects) as store:
+        with Store(objects) as store:
             return Listed(name or os.path.basename(shown), shown, summary(store))
     except StoreNotFound:
         return None
@@ -113,14 +113,15 @@ def _look(name: str, where: str) -> Listed | None:
 
 def _unfinished(objects: Any) -> dict[str, Json]:
     header = read_header(parse_json(objects.get(ROOT), objects.where), objects.where)
-    first = next(iter(header.fields.values()))
+    fields = {name: field.to_dict()["encoding"] for name, field in header.fields.items()}
     return {
         "dataset": header.plan.dataset,
         "split": header.plan.split,
         "classes": header.plan.classes,
         "samples": header.samples,
         "teacher": header.teacher.architecture,
-        "encoding": header.fields.get("logits", first).to_dict()["encoding"],
+        "fields": fields,
+        "encoding": main_field(fields),
         "sealed": False,
         "plan": header.plan.digest,
         "teacher_digest": header.teacher.digest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from kdcache_stores.canonical import Json, canonical_json, digest, parse_json
 from kdcache_stores.errors import CorruptStore, FormatError
 from kdcache_stores.files import check_key
 from kdcache_stores.nouns import Shard
-from kdcache_stores.tables import read_table, write_table
+from kdcache_stores.tables import read_metadata, read_table, write_table
 
 ROOT = "zarr.json"
 SAMPLES = "samples.parquet"
@@ -46,12 +47,14 @@ class Entry:
         key: its name.
         size: bytes.
         sha256: hex.
-        kind: "metadata", "samples", "probes", "shard", "once" (kept once for all views, or for
-            all rows), "card" (may change afterwards), or what a newer minor version adds.
+        kind: "metadata", "samples", "probes", "shard", "once" (shared by all views, or by all
+            rows), "head", "card" (may change afterwards), or what a newer minor version adds.
         view, index, start, stop: for shards; all but view for "once" per sample; else None.
         labelled, correct: labelled rows and how many of them the teacher gets right, on the first
-            array of a field of logits.
+            array of the logits.
         fidelity: rows measured and the values named in `FIDELITY`, on the same array.
+        error: mean relative squared error, on the first array of another field that is not kept as
+            floats.
     """
 
     key: str
@@ -65,6 +68,14 @@ class Entry:
     labelled: int | None = None
     correct: int | None = None
     fidelity: dict[str, float] | None = None
+    error: float | None = None
+
+    def to_dict(self) -> dict[str, Json]:
+        """All of it, plain JSON; `error` where there is one, as format 1.0 has none."""
+        value = dict(vars(self))
+        if self.error is None:
+            del value["error"]
+        return value
 
     @property
     def shard(self) -> Shard:
@@ -110,7 +121,7 @@ def read_seal(data: bytes, where: str) -> str:
     return value
 
 
-def _schema() -> Any:
+def _schema(errors: bool = False) -> Any:
     import pyarrow as pa
 
     return pa.schema(
@@ -129,6 +140,7 @@ def _schema() -> Any:
                 "fidelity",
                 pa.struct([("rows", pa.float64()), *((name, pa.float64()) for name in FIDELITY)]),
             ),
+            *([("error", pa.float64())] if errors else []),
         ]
     )
 
@@ -139,10 +151,10 @@ def write_manifest(entries: Iterable[Entry], part: Part | None = None) -> bytes:
 
     rows = []
     for entry in sorted(entries, key=lambda entry: entry.key):
-        row = dict(vars(entry))
+        row = entry.to_dict()
         row["bytes"] = row.pop("size")
         rows.append(row)
-    schema = _schema()
+    schema = _schema(errors=any("error" in row for row in rows))
     if part is not None:
         schema = schema.with_metadata({_PART: canonical_json(vars(part))})
     return write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -154,6 +166,7 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
     columns = {"key": "string", "bytes": "int64", "sha256": "string", "kind": "string"}
     columns |= dict.fromkeys(names, "int64?")
     columns["fidelity"] = str(_schema().field("fidelity").type) + "?"
+    columns["error"] = "double??"
     table = read_table(data, columns, 10**8, where)
     entries: dict[str, Entry] = {}
     for row in table.to_pylist():
@@ -166,6 +179,7 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
             or not 0 < len(entry.kind) <= 64
             or not _SHA256.fullmatch(entry.sha256)
             or any(number is not None and not 0 <= number < 2**62 for number in numbers)
+            or not _plausible(entry)
             or (entry.kind == "shard")
             == (None in (entry.view, entry.index, entry.start, entry.stop))
         ):
@@ -176,12 +190,19 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
     return entries
 
 
+def _plausible(entry: Entry) -> bool:
+    """Whether the measures of a shard can be true."""
+    measures = [entry.error, *(entry.fidelity or {}).values()]
+    if not all(value is None or 0 <= value < math.inf for value in measures):
+        return False
+    if entry.labelled is None or entry.correct is None:
+        return entry.labelled is entry.correct is None
+    return entry.correct <= entry.labelled <= (entry.stop or 0) - (entry.start or 0)
+
+
 def read_part(data: bytes, where: str) -> Part | None:
     """What a manifest that `read_manifest` read says of the part; None if the store is whole."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = (pq.read_schema(pa.BufferReader(data)).metadata or {}).get(_PART)
+    text = read_metadata(data).get(_PART)
     if text is None:
         return None
     value = parse_json(text, where)

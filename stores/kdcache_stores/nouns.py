@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from kdcache_stores.canonical import Json, digest, plain
 from kdcache_stores.errors import DataError, FormatError, UsageError
 
+LOGITS = "logits"
+"""The field whose rows are over classes: it alone has a top-1 and a fidelity in nats."""
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -229,8 +232,8 @@ class FieldSpec:
     """One named output of the teacher.
 
     Args:
-        shape: shape per row: (K,) for logits, (C, H, W) for a feature map.
-        encoding: "float16", "float32", "quantized:0.05", "topk:10", "compact:3e-4".
+        shape: shape per row: (K,) for `logits`; (D,), (T, D) or (C, H, W) for features.
+        encoding: "float16", "float32", "quantized:0.05", "topk:10", "compact:3e-4", "channels:0.05".
     """
 
     shape: tuple[int, ...]

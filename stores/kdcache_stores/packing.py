@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import Array, Floats, LearnedEncoding
 from kdcache_stores.errors import DataError
-from kdcache_stores.fidelity import measure_encoding
+from kdcache_stores.fidelity import decode_some, measure, relative_error
 from kdcache_stores.header import Field, Header
 from kdcache_stores.layout import ArrayLayout
 from kdcache_stores.manifest import Entry, sha256
 from kdcache_stores.nouns import Samples, Shard
-from kdcache_stores.once import Once, once_entry
+from kdcache_stores.protocol import Array, FittedEncoding, Floats
 from kdcache_stores.shards import encode_shard
+from kdcache_stores.shared_arrays import Shared, shared_entry
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def pack(
     shard: Shard,
     rows: Floats,
     labels: NDArray[np.int64],
-    known: Once,
-    classes: int,
+    known: Shared,
+    minor: int,
 ) -> Packed:
     """Encode one shard of one field.
 
@@ -46,20 +46,20 @@ def pack(
         shard: which rows of which view.
         rows: float32 (shard.rows, *shape).
         labels: int64 (shard.rows,).
-        known: what is kept once and is there already.
-        classes: K; rows of this shape are logits, and measured.
+        known: what rows share and is there already.
+        minor: version of the store's format.
     """
     encoded = _encode(field, rows, labels, shard, known.arrays)
     specs = field.encoding.arrays(field.shape)
     kept = {spec.name for spec in specs if spec.per != "row"}
-    once = {name: a for name, a in (known.arrays | encoded).items() if name in kept}
-    measures = _measure(field, rows, labels, once) if field.shape == (classes,) else {}
+    shared = {name: a for name, a in (known.arrays | encoded).items() if name in kept}
+    measures = _measure(field, rows, labels, shared, minor)
     objects, entries = {}, list(known.entries)
     for layout in (layout for layout in layouts if layout.spec.name in encoded):
         key = layout.key(shard.view, shard.index)
         objects[key] = data = encode_shard(layout, encoded[layout.spec.name])
         if layout.spec.per == "sample":
-            entries.append(once_entry(layout, shard, data))
+            entries.append(shared_entry(layout, shard, data))
         else:
             place = vars(shard)
             entries.append(Entry(key, len(data), sha256(data), "shard", **place, **measures))
@@ -68,7 +68,7 @@ def pack(
 
 
 def _encode(
-    field: Field, rows: Floats, labels: NDArray[np.int64], shard: Shard, once: Mapping[str, Array]
+    field: Field, rows: Floats, labels: NDArray[np.int64], shard: Shard, shared: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Encode a few megabytes of rows at a time: encodings work in float64."""
     encoding, parts = field.encoding, []
@@ -77,9 +77,9 @@ def _encode(
     try:
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            own = {name: a[part] if per[name] == "sample" else a for name, a in once.items()}
+            own = {name: a[part] if per[name] == "sample" else a for name, a in shared.items()}
             based: dict[str, Array] = {}
-            if shard.view == 0 and isinstance(encoding, LearnedEncoding):
+            if shard.view == 0 and isinstance(encoding, FittedEncoding):
                 based = encoding.base(rows[part], own)
             parts.append(based | encoding.encode(rows[part], labels[part], own | based))
     except DataError as error:
@@ -88,14 +88,23 @@ def _encode(
 
 
 def _measure(
-    field: Field, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array]
+    field: Field,
+    rows: Floats,
+    labels: NDArray[np.int64],
+    shared: Mapping[str, Array],
+    minor: int,
 ) -> dict[str, Any]:
-    known = labels >= 0
-    return {
-        "labelled": int(known.sum()),
-        "correct": int((rows.argmax(axis=1)[known] == labels[known]).sum()),
-        "fidelity": measure_encoding(field.encoding, rows, labels, once),
-    }
+    """What the manifest says of the first array of a field: see `Entry`."""
+    if field.is_logits:
+        known = labels >= 0
+        return {
+            "labelled": int(known.sum()),
+            "correct": int((rows.argmax(axis=1)[known] == labels[known]).sum()),
+            "fidelity": measure(*decode_some(field.encoding, rows, labels, shared)),
+        }
+    if field.has_error and minor >= 1:
+        return {"error": relative_error(*decode_some(field.encoding, rows, labels, shared))}
+    return {}
 
 
 def check_rows(
@@ -122,22 +131,3 @@ def check_rows(
             )
         result[name] = rows
     return result
-
-
-def check_lesson(field: Field, lesson: NDArray[np.int64], values: NDArray[Any]) -> Floats:
-    """The rows to learn from in float32; raises `DataError` unless they fit and are finite."""
-    expected = (len(lesson), *field.shape)
-    if values.shape[1:] != expected or not 1 <= len(values) <= 2 or values.dtype.kind != "f":
-        raise DataError(
-            f"{field.name}: expected floats of one or two views, {expected} each, to learn from, "
-            f"found {values.dtype} {values.shape}"
-        )
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(values, dtype=np.float32)
-    if not (finite := np.isfinite(rows)).all():
-        view, position = (int(i) for i in np.argwhere(~finite)[0][:2])
-        raise DataError(
-            f"{field.name} of view {view}, row {lesson[position]} is not finite in float32: there "
-            "is nothing to learn from it"
-        )
-    return rows

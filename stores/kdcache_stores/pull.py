@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kdcache_stores.errors import CorruptStore, FormatError, StoreInUse, UsageError
 from kdcache_stores.files import LocalFiles, is_temporary
+from kdcache_stores.head import head_documents
 from kdcache_stores.manifest import (
     ANNOUNCEMENT,
     CARD,
@@ -23,10 +24,11 @@ from kdcache_stores.manifest import (
     write_manifest,
 )
 from kdcache_stores.push import Progress, Transfer
-from kdcache_stores.reader import LogitStore
+from kdcache_stores.reader import Store
 from kdcache_stores.records import announcement, write_probes
 from kdcache_stores.remote import open_objects
 from kdcache_stores.urls import local_path, redact
+from kdcache_stores.verifying import verify
 
 CONNECTIONS = 8
 
@@ -55,7 +57,7 @@ def pull_store(
     folder = local_path(path)
     if folder is None:
         raise UsageError(f"{redact(str(path))}: a store is pulled to this disk; push it from here")
-    with LogitStore(open_objects(url, 0)) as store:
+    with Store(open_objects(url, 0)) as store:
         held = store.view_range
         chosen = range(*views) if views is not None else held
         if not len(chosen) or chosen[0] not in held or chosen[-1] not in held:
@@ -66,8 +68,8 @@ def pull_store(
         pull = _Pull(store, LocalFiles(folder), chosen, progress)
         with pull.files.lock(_LOCK):
             sent, sent_bytes, skipped = pull.run()
-    with LogitStore(pull.files) as made:
-        report = made.verify()
+    with Store(pull.files) as made:
+        report = verify(made)
         if not report.ok:
             raise CorruptStore(
                 f"{made.where} was damaged while it was pulled: {report.problems[0]}"
@@ -77,7 +79,7 @@ def pull_store(
 
 class _Pull:
     def __init__(
-        self, store: LogitStore, files: LocalFiles, views: range, progress: Progress | None
+        self, store: Store, files: LocalFiles, views: range, progress: Progress | None
     ) -> None:
         self.store, self.files, self.views = store, files, views
         self.progress = progress or (lambda done, total: None)
@@ -125,11 +127,13 @@ class _Pull:
             metadata = [e for e in entries if e.kind == "metadata" and e.key != ROOT]
             made = {e.key: (e, self.store.source.get(e.key)) for e in metadata}
             return [e for e in entries if e.key not in made], made
-        fetched = [e for e in entries if e.key == ROOT or e.kind in ("samples", "once")]
+        fetched = [e for e in entries if e.key == ROOT or e.kind in ("samples", "once", "head")]
         fetched += [e for e in entries if e.kind == "shard" and e.view in self.views]
         documents = {f.metadata_key: f.document() for f in self.store.fields.values()}
         for layouts in self.store.layouts.values():
             documents |= {a.metadata_key: a.grown(self.views.stop).document() for a in layouts}
+        if (head := self.store.header.head) is not None:
+            documents |= head_documents(head)
         made = {key: (_entry(key, data, "metadata"), data) for key, data in documents.items()}
         probes = [probe for probe in self.store.probes if probe.view in self.views]
         if probes:
@@ -137,13 +141,13 @@ class _Pull:
             made[key] = _entry(key, data, "probes"), data
         return fetched, made
 
-    def _claim(self) -> LogitStore | None:
+    def _claim(self) -> Store | None:
         """The sealed store that is here and of which this is a growth; None if there is none yet."""
         files, root = self.files, self.store.source.get(ROOT)
         if files.size(ROOT) is None:
-            strangers = [key for key in files.walk() if not is_temporary(key) and key != _LOCK]
-            if strangers:
-                raise StoreInUse(f"{files.where} holds {strangers[0]}: pull into an empty folder")
+            extra = [key for key in files.walk() if not is_temporary(key) and key != _LOCK]
+            if extra:
+                raise StoreInUse(f"{files.where} holds {extra[0]}: pull into an empty folder")
             files.put(ROOT, root)
         elif files.get(ROOT) != root:
             raise StoreInUse(f"{files.where} holds another store: pull into an empty folder")
@@ -153,7 +157,7 @@ class _Pull:
                     f"{files.where} holds an unfinished dump: pull into an empty folder"
                 )
             return None
-        here = LogitStore(files)
+        here = Store(files)
         if not set(here.view_range) <= set(self.views):
             raise StoreInUse(
                 f"{files.where} holds the views {here.view_range.start}:{here.view_range.stop}; pull "

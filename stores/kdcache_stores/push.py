@@ -40,9 +40,10 @@ from kdcache_stores.manifest import (
     seal_text,
     sha256,
 )
-from kdcache_stores.reader import LogitStore, open_store
+from kdcache_stores.reader import Store, open_store
 from kdcache_stores.records import announced, announcement
 from kdcache_stores.urls import join, local_path, redact, split_url
+from kdcache_stores.verifying import verify
 
 CONNECTIONS = 8
 
@@ -89,7 +90,7 @@ def push_store(
     if local is None:
         raise UsageError(f"{redact(str(path))}: only a store on this disk is pushed; pull it first")
     with open_store(local) as store:
-        report = store.verify()
+        report = verify(store)
         if not report.ok:
             raise CorruptStore(
                 f"{store.where} is damaged and is not pushed: {report.problems[0].message}"
@@ -115,7 +116,7 @@ def _place(url: str) -> LocalFiles | Bucket:
 class _Push:
     def __init__(
         self,
-        store: LogitStore,
+        store: Store,
         place: LocalFiles | Bucket,
         progress: Progress | None,
         take_over: bool,
@@ -153,26 +154,26 @@ class _Push:
 
     # ---- what is there -------------------------------------------------------------------------
 
-    def _there(self) -> LogitStore | None:
+    def _there(self) -> Store | None:
         """The sealed store that is there and of which this one is a growth, or None."""
         if self.place.size(SEAL) is None:
             return None
         from kdcache_stores.remote import open_objects
 
         url = self.place.url if isinstance(self.place, Bucket) else self.place.root
-        there = LogitStore(open_objects(url, 0))
+        there = Store(open_objects(url, 0))
         mine, theirs = self.store, there
         if difference := first_difference(theirs.header.to_dict(), mine.header.to_dict(), "store"):
             if theirs.digest == mine.digest:
-                return there  # the same logits, dumped at another time
+                return there  # the same outputs, dumped at another time
             name, found, asked = difference
             raise self._refused(
                 f"its {name.removeprefix('store.')} is {found!r:.80}, not {asked!r:.80}"
             )
         for key, entry in there.source.entries.items():
             own = self.entries.get(key)
-            if entry.kind == "shard" and own is not None and own.sha256 != entry.sha256:
-                raise self._refused(f"{key} holds other logits")
+            if entry.kind in ("shard", "head") and own is not None and own.sha256 != entry.sha256:
+                raise self._refused(f"{key} holds other values")
         if not (
             set(theirs.view_range) <= set(mine.view_range)
             or set(mine.view_range) <= set(theirs.view_range)
@@ -183,7 +184,7 @@ class _Push:
             )
         return there
 
-    def _holds_all(self, there: LogitStore) -> bool:
+    def _holds_all(self, there: Store) -> bool:
         return set(self.store.view_range) <= set(there.view_range)
 
     def _claim(self) -> None:
@@ -194,10 +195,10 @@ class _Push:
                 if isinstance(self.place, Bucket)
                 else list(self.place.walk())[:8]
             )
-            strangers = [key for key in first if key not in (CARD, CROISSANT)]
-            if strangers and self.place.size(ROOT) is None:  # else another push of it was faster
+            extra = [key for key in first if key not in (CARD, CROISSANT)]
+            if extra and self.place.size(ROOT) is None:  # else another push of it was faster
                 raise StoreInUse(
-                    f"{self.place.where} holds {strangers[0]} and is no store: push to an empty prefix"
+                    f"{self.place.where} holds {extra[0]} and is no store: push to an empty prefix"
                 )
         self._create(ROOT, self.source.get(ROOT))
 
@@ -289,7 +290,7 @@ class _Push:
         from kdcache_stores.remote import open_objects
 
         url = self.place.url if isinstance(self.place, Bucket) else self.place.root
-        with LogitStore(open_objects(url, 0)) as there, ThreadPoolExecutor(CONNECTIONS) as pool:
+        with Store(open_objects(url, 0)) as there, ThreadPoolExecutor(CONNECTIONS) as pool:
             entries = [e for e in there.source.entries.values() if e.kind != "card"]
             for entry, fine in zip(entries, pool.map(self._is_there, entries), strict=True):
                 if not fine:
@@ -297,13 +298,13 @@ class _Push:
             return there.digest
 
 
-def _push_to_hub(store: LogitStore, url: str) -> Transfer:
+def _push_to_hub(store: Store, url: str) -> Transfer:
     """The Hub takes a store in one commit, and skips what it has by digest itself."""
     from kdcache_stores.remote import RemoteFiles
 
     objects = RemoteFiles(url, 0)
     try:
-        with LogitStore(objects) as there:
+        with Store(objects) as there:
             if there.digest == store.digest:
                 return Transfer(there.where, there.digest, 0, 0, len(store.source.entries))
             if first_difference(there.header.identity, store.header.identity, "store") or (
@@ -318,20 +319,20 @@ def _push_to_hub(store: LogitStore, url: str) -> Transfer:
         ) from None
     except StoreNotFound:
         folders, files = hub.children(url)
-        strangers = [name for name in (*folders, *files) if name not in (".gitattributes", CARD)]
-        if strangers:
+        extra = [name for name in (*folders, *files) if name not in (".gitattributes", CARD)]
+        if extra:
             raise StoreInUse(
-                f"{redact(url)} holds {strangers[0]} and is no store: push to an empty folder"
+                f"{redact(url)} holds {extra[0]} and is no store: push to an empty folder"
             ) from None
     root = Path(store.where)
     keys = [*store.source.entries, MANIFEST, SEAL]
     keys += [key for key in (CARD, CROISSANT) if key not in keys and (root / key).exists()]
     hub.commit(url, {key: join(store.where, key) for key in keys}, f"Store {store.digest[:12]}")
-    with LogitStore(RemoteFiles(url, 0)) as there:
+    with Store(RemoteFiles(url, 0)) as there:
         if there.digest != store.digest:
             raise CorruptStore(f"{there.where} is not what was sent")
         return Transfer(there.where, there.digest, len(keys), store.nbytes, 0)
 
 
-def _views(store: LogitStore) -> str:
+def _views(store: Store) -> str:
     return f"{store.view_range.start} to {store.view_range.stop - 1}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
 from kdcache_stores.decode import Rows, Wanted, read_shards
-from kdcache_stores.encoding import Encoding, Floats
 from kdcache_stores.errors import MismatchError, UnknownName, UsageError
 from kdcache_stores.files import Objects
+from kdcache_stores.head import Head, read_head
 from kdcache_stores.header import Field
 from kdcache_stores.layout import ArrayLayout, shards_of
 from kdcache_stores.manifest import SAMPLES, Part, content_digest, view_digest
-from kdcache_stores.nouns import Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.nouns import LOGITS, Plan, Probe, Shard, Teacher
 from kdcache_stores.prefetch import prefetched
+from kdcache_stores.protocol import Floats
 from kdcache_stores.records import read_probes
-from kdcache_stores.samples import Join, join_samples, read_samples
-from kdcache_stores.sealed import SealedObjects
-from kdcache_stores.verify import Progress, Report, describe, verify_store
+from kdcache_stores.samples import read_samples
+from kdcache_stores.sealed_objects import SealedObjects
 
 
 def open_store(
@@ -32,12 +32,12 @@ def open_store(
     expect: str | None = None,
     verify: bool = True,
     cache_size: int | None = None,
-) -> LogitStore:
+) -> Store:
     """Open a sealed store for reading.
 
     Args:
         path: its folder or URL: file://, s3://, gs://, az://, http(s)://, hf://.
-        expect: the content digest that it must have (`LogitStore.digest`).
+        expect: the content digest that it must have (`Store.digest`).
         verify: check the SHA-256 of each shard the first time it is read, and again if its file
             changed since.
         cache_size: bytes of remote objects that this disk keeps (`ObjectCache`); 0 for none; by
@@ -48,7 +48,7 @@ def open_store(
     """
     from kdcache_stores.remote import open_objects
 
-    store = LogitStore(open_objects(path, cache_size), verify=verify)
+    store = Store(open_objects(path, cache_size), verify=verify)
     if expect is not None and store.digest != expect:
         raise MismatchError(
             f"{store.where} has the content digest {store.digest}, expected {expect}: it is "
@@ -57,7 +57,7 @@ def open_store(
     return store
 
 
-class LogitStore:
+class Store:
     """A sealed store. Made by `open_store`; a context manager; safe to pickle and to fork.
 
     Args:
@@ -130,11 +130,14 @@ class LogitStore:
         """Fields by name: shape per row and encoding."""
         return dict(self.header.fields)
 
-    @property
-    def encoding(self) -> Encoding:
-        """Encoding of the logits (of the first field, if there is none of that name)."""
-        fields = self.header.fields
-        return fields.get("logits", next(iter(fields.values()))).encoding
+    @cached_property
+    def head(self) -> Head | None:
+        """Weight (K, D) and bias (K,), float32, of the teacher's last linear layer, if it is kept.
+
+        Raises `CorruptStore`.
+        """
+        shape = self.header.head
+        return None if shape is None else read_head(self.source.get, shape, self.where)
 
     @cached_property
     def samples(self) -> Any:
@@ -167,10 +170,10 @@ class LogitStore:
     def probes(self) -> list[Probe]:
         """All probes, by view and row."""
         keys = [key for key, entry in self.source.entries.items() if entry.kind == "probes"]
-        found = [
+        probes = [
             p for key in keys for p in read_probes(self.source.get(key), f"{self.where}/{key}")
         ]
-        return sorted(found, key=lambda probe: (probe.view, probe.row))
+        return sorted(probes, key=lambda probe: (probe.view, probe.row))
 
     @cached_property
     def view_digests(self) -> list[str]:
@@ -207,7 +210,7 @@ class LogitStore:
     # ---- reading ---------------------------------------------------------------------------------
 
     def read(
-        self, view: int, rows: Rows = None, field: str = "logits", out: Floats | None = None
+        self, view: int, rows: Rows = None, field: str = LOGITS, out: Floats | None = None
     ) -> Floats:
         """Decoded rows of one view.
 
@@ -244,7 +247,7 @@ class LogitStore:
         return out
 
     def views(
-        self, order: Iterable[int], prefetch: int = 1, field: str = "logits"
+        self, order: Iterable[int], prefetch: int = 1, field: str = LOGITS
     ) -> Iterator[tuple[int, Floats]]:
         """Decoded views one after another, read ahead by a background thread.
 
@@ -262,32 +265,13 @@ class LogitStore:
 
         return prefetched(work, order, prefetch) if prefetch > 0 else map(work, order)
 
-    def join(
-        self,
-        keys: Sequence[str],
-        labels: NDArray[np.int64],
-        subset: bool = False,
-    ) -> Join:
-        """Rows of this store for the samples of a dataset, by key, whatever their order.
-
-        Args:
-            keys: the dataset's keys, unique (plain, also where the store's are hashed).
-            labels: int64, one per key, -1 for unlabelled.
-            subset: accept that the store lacks some of them, and leave those out.
-
-        Extra samples of the store are ignored and counted. Raises `MismatchError` for samples that
-        it lacks (without `subset`) and for labels that differ.
-        """
-        store = Samples(self.keys, self.labels, self.keys_hashed)
-        return join_samples(store, Samples(keys, labels), subset, self.where)
-
     # ---- context manager, pickling ---------------------------------------------------------------
 
     def close(self) -> None:
         """Let go of what a remote store fetched ahead; a local one keeps nothing open."""
         self.source.objects.close()
 
-    def __enter__(self) -> LogitStore:
+    def __enter__(self) -> Store:
         return self
 
     def __exit__(
@@ -299,14 +283,4 @@ class LogitStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<LogitStore {self.where}: {self.n_views} views of {len(self)} samples>"
-
-    # ---- describing and checking -----------------------------------------------------------------
-
-    def info(self) -> dict[str, Json]:
-        """What the store holds, plain JSON: for people and other programs."""
-        return describe(self)
-
-    def verify(self, progress: Progress | None = None) -> Report:
-        """Check every object on all cores; `progress` is called with (bytes done, bytes in all)."""
-        return verify_store(self, progress)
+        return f"<Store {self.where}: {self.n_views} views of {len(self)} samples>"

@@ -29,7 +29,7 @@ class Record:
         """The record's bytes: JSON with a digest of the rest."""
         value = {
             "shard": vars(self.shard),
-            "entries": [vars(entry) for entry in self.entries],
+            "entries": [entry.to_dict() for entry in self.entries],
             "probes": [{**vars(probe), "coarse": probe.coarse.hex()} for probe in self.probes],
         }
         return pretty_json({**value, "digest": digest("record", value)})
@@ -107,7 +107,7 @@ class RecordBook:
         files: the store.
         shards: all shards that the store shall hold.
         thorough: read every object that a record names and check its SHA-256, not its size alone.
-            What is kept once is always read: a shard is lost if that has changed.
+            Shared arrays are always read: a shard is lost if they have changed.
     """
 
     def __init__(self, files: LocalFiles, shards: list[Shard], thorough: bool = False) -> None:

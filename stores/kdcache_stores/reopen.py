@@ -6,13 +6,14 @@ import os
 from dataclasses import asdict
 
 from kdcache_stores.canonical import parse_json
-from kdcache_stores.encoding import Encoding
-from kdcache_stores.encodings import encoding_to_dict, make_encoding
+from kdcache_stores.encoding_names import encoding_to_dict, make_encoding
 from kdcache_stores.errors import FormatError, StoreNotFound, UsageError
 from kdcache_stores.files import LocalFiles
+from kdcache_stores.head import read_head
 from kdcache_stores.header import read_header
 from kdcache_stores.manifest import ROOT, SAMPLES, SEAL
 from kdcache_stores.nouns import FieldSpec, Samples
+from kdcache_stores.protocol import Encoding
 from kdcache_stores.samples import read_samples
 from kdcache_stores.writer import StoreWriter
 
@@ -54,6 +55,7 @@ def reopen(path: str | os.PathLike[str], views: int | None = None) -> StoreWrite
     samples = Samples(
         table["key"].to_pylist(), table["label"].to_numpy().copy(), header.keys == "sha256"
     )
+    head = read_head(files.get, header.head, files.where) if header.head is not None else None
     return StoreWriter(
         path,
         plan=header.plan,
@@ -63,6 +65,7 @@ def reopen(path: str | os.PathLike[str], views: int | None = None) -> StoreWrite
         fields=fields,
         config=header.config,
         provenance=header.provenance,
+        head=head,
     )
 
 

@@ -10,7 +10,7 @@ from kdcache_stores.header import Header
 from kdcache_stores.manifest import ANNOUNCEMENT, MANIFEST, ROOT, SEAL, Entry
 from kdcache_stores.nouns import Probe, Shard
 from kdcache_stores.records import Record, read_probes, record_key
-from kdcache_stores.sealed import SealedObjects
+from kdcache_stores.sealed_objects import SealedObjects
 
 
 def unseal_damaged(files: LocalFiles, header: Header) -> bool:
@@ -59,11 +59,11 @@ def _whole_records(source: SealedObjects, damaged: set[str]) -> list[Record]:
     for entry in source.entries.values():
         if entry.kind == "shard":
             entries[entry.shard].append(entry)
-    once = [entry for entry in source.entries.values() if entry.kind == "once"]
+    shared = [entry for entry in source.entries.values() if entry.kind == "once"]
     keys = [key for key, entry in source.entries.items() if entry.kind == "probes"]
     if damaged.intersection(keys):
         return []
-    lost = {entry.index for entry in once if entry.key in damaged}
+    lost = {entry.index for entry in shared if entry.key in damaged}
     if None in lost:  # what all shards were encoded with
         return []
     starts = {(shard.view, shard.start): shard for shard in entries}
@@ -72,12 +72,12 @@ def _whole_records(source: SealedObjects, damaged: set[str]) -> list[Record]:
         for probe in read_probes(source.get(key), key):
             probes[starts[probe.view, probe.row - probe.row % rows]].append(probe)
     return [
-        Record(shard, tuple(found + _needed(once, shard)), tuple(probes[shard]))
-        for shard, found in entries.items()
-        if shard.index not in lost and damaged.isdisjoint(entry.key for entry in found)
+        Record(shard, tuple(own + _needed(shared, shard)), tuple(probes[shard]))
+        for shard, own in entries.items()
+        if shard.index not in lost and damaged.isdisjoint(entry.key for entry in own)
     ]
 
 
-def _needed(once: list[Entry], shard: Shard) -> list[Entry]:
-    """What is kept once and was needed to encode a shard, in the order of the writer."""
-    return [entry for entry in once if entry.index in (None, shard.index)]
+def _needed(shared: list[Entry], shard: Shard) -> list[Entry]:
+    """The shared objects that a shard was encoded with, in the order of the writer."""
+    return [entry for entry in shared if entry.index in (None, shard.index)]

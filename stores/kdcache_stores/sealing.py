@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from kdcache_stores.files import LocalFiles
+from kdcache_stores.head import head_documents, head_keys
 from kdcache_stores.header import Header
 from kdcache_stores.layout import ArrayLayout
 from kdcache_stores.manifest import (
@@ -36,7 +37,7 @@ def seal_store(
         files: the store.
         header: its header.
         layouts: its arrays, with the number of views that it shall have.
-        sealed: the shards and probes that an earlier seal lists and that stay as they are.
+        sealed: the objects that an earlier seal lists and that stay as they are.
         records: the shards committed since.
 
     The order keeps the old views readable at each step of a growth: announce the new manifest,
@@ -52,8 +53,14 @@ def seal_store(
     for key, kind in ((ROOT, "metadata"), (SAMPLES, "samples"), (CARD, "card")):
         if files.size(key) is not None:
             entries[key] = _entry(key, files.get(key), kind)
+    if header.head is not None:
+        for key in head_keys(header.head):
+            if key not in sealed:
+                entries[key] = _entry(key, files.get(key), "head")
     documents = {field.metadata_key: field.document() for field in header.fields.values()}
     documents |= {layout.metadata_key: layout.document() for layout in layouts}
+    if header.head is not None:
+        documents |= head_documents(header.head)
     entries |= {key: _entry(key, data, "metadata") for key, data in documents.items()}
     manifest = write_manifest(entries.values())
     files.put(ANNOUNCEMENT, announcement(sha256(manifest), layouts[0].views), replace=True)

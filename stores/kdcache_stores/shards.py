@@ -67,6 +67,11 @@ class ShardReader:
             self._chunks[number] = self._chunk(number)
         return self._chunks[number][first : first + len(rows)]
 
+    def single(self) -> NDArray[Any]:
+        """The one row of an array per store."""
+        result: NDArray[Any] = self.rows(range(1))[0]
+        return result
+
     def _chunk(self, number: int) -> NDArray[Any]:
         """One chunk, (chunk_rows, *spec.shape), a read-only view of the bytes where possible."""
         layout = self._layout

@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import NOTHING, Array, ArraySpec, Floats, to_float16
 from kdcache_stores.errors import CorruptStore, UsageError
+from kdcache_stores.protocol import NOTHING, Array, ArraySpec, Floats, to_float16
 
 _AT_ONCE = 2**20
-"""Decoded values worked on at once: what a dense row needs beside itself stays small."""
+"""Decoded values worked on at shared: what a dense row needs beside itself stays small."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TopK:
     """
 
     name: ClassVar[str] = "topk"
+    since: ClassVar[int] = 0
+    plain: ClassVar[bool] = False
     k: int
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class TopK:
         )
 
     def encode(
-        self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
+        self, rows: Floats, labels: NDArray[np.int64], shared: Mapping[str, Array] = NOTHING
     ) -> dict[str, Array]:
         """Statistics from the unrounded row, in float64."""
         classes = rows.shape[1]

@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kdcache_stores.begin import begin, choose_layouts, ensure_metadata
+from kdcache_stores.calibration import calibration_rows, fit_and_publish
 from kdcache_stores.canonical import Json, plain
 from kdcache_stores.errors import (
     DataError,
@@ -22,18 +23,19 @@ from kdcache_stores.errors import (
     UsageError,
 )
 from kdcache_stores.files import Disk, LocalFiles
+from kdcache_stores.head import check_head, publish_head
 from kdcache_stores.header import Field, Header
 from kdcache_stores.layout import ArrayLayout, shards_of
 from kdcache_stores.manifest import RECORDS, SEAL, Entry
-from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
-from kdcache_stores.once import Once, is_learned, lesson_rows, load_once, publish_learned
-from kdcache_stores.packing import check_lesson, check_rows, pack
-from kdcache_stores.reader import LogitStore
+from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.packing import check_rows, pack
+from kdcache_stores.reader import Store
 from kdcache_stores.records import Record, RecordBook, record_key
 from kdcache_stores.repair import unseal_damaged
 from kdcache_stores.sealing import finish_seal, seal_store, tidy
+from kdcache_stores.shared_arrays import Shared, is_published, load_shared
 
-_KEPT = ("shard", "once", "probes")
+_KEPT = ("shard", "once", "probes", "head")
 """Kinds of objects that a growth leaves as they are."""
 
 
@@ -54,6 +56,8 @@ class StoreWriter:
         hash_keys: publish the SHA-256 of each key instead of the key.
         repair: check every committed byte first; damaged shards are pending again, and the store
             is unfinished until it is sealed anew.
+        head: weight (K, D) and bias (K,) of the teacher's last linear layer, to keep beside the
+            fields; `Store.head` gives it back.
         disk: the system calls to write with.
 
     Raises `MismatchError` if a store of another plan, teacher, field, encoding or configuration is
@@ -75,9 +79,11 @@ class StoreWriter:
         shard_rows: int | None = None,
         hash_keys: bool = False,
         repair: bool = False,
+        head: tuple[ArrayLike, ArrayLike] | None = None,
         disk: Disk | None = None,
     ) -> None:
         self.views = views
+        checked = check_head(head, plan.classes)
         self.samples = samples.hash_keys() if hash_keys else samples
         header = Header(
             plan,
@@ -87,6 +93,7 @@ class StoreWriter:
             "sha256" if self.samples.hashed else "plain",
             plain(dict(config or {}), "config"),
             _with_time(plain(dict(provenance or {}), "provenance")),
+            None if checked is None else (plan.classes, checked[0].shape[1]),
         )
         _check_arguments(header, self.samples, views, shard_rows)
         self.files = files = LocalFiles(path, disk)
@@ -98,15 +105,17 @@ class StoreWriter:
         self.shards = shards_of(range(views), len(samples), self._layouts[0].shard_rows)
         if self._base is None:
             ensure_metadata(files, self.header, self._layouts, self.samples)
+            if checked is not None:
+                publish_head(files, checked)
         self._records = RecordBook(files, self.shards, thorough=repair)
         self._records.refresh()
 
-    def _open_sealed(self) -> LogitStore | None:
+    def _open_sealed(self) -> Store | None:
         """The sealed store that is there, if one is; a seal that was interrupted is completed."""
         files = self.files
         if files.size(SEAL) is None:
             return None
-        base = LogitStore(files)
+        base = Store(files)
         if base.first_view:
             raise MismatchError(
                 f"{files.where} is a part: it holds the views {base.first_view} to "
@@ -121,18 +130,6 @@ class StoreWriter:
             finish_seal(files, base.source.manifest_sha256)
         tidy(files, base.n_views)
         return base
-
-    @classmethod
-    def from_arrays(
-        cls,
-        path: str | os.PathLike[str],
-        arrays: Mapping[str, NDArray[Any]] | NDArray[Any],
-        **options: Any,
-    ) -> LogitStore:
-        """Write arrays that are in memory; see `kdcache_stores.imports.write_arrays`."""
-        from kdcache_stores.imports import write_arrays
-
-        return write_arrays(path, arrays, **options)
 
     # ---- what is there ---------------------------------------------------------------------------
 
@@ -165,7 +162,7 @@ class StoreWriter:
             return []
         self._records.refresh()
         mine = set(self.shards[index::parts])
-        if self.learns:  # what view 0 says of a sample is needed by all of its views
+        if self.needs_view_0:
             mine |= {Shard(0, shard.index, shard.start, shard.stop) for shard in mine}
         return sorted(shard for shard in mine if not self._is_done(shard))
 
@@ -175,37 +172,46 @@ class StoreWriter:
     def _is_sealed(self, shard: Shard) -> bool:
         return self._base is not None and shard.view < self._base.n_views
 
-    # ---- learning --------------------------------------------------------------------------------
+    # ---- fitting ---------------------------------------------------------------------------------
 
     def _of(self, field: Field) -> list[ArrayLayout]:
         return [layout for layout in self._layouts if layout.field == field.name]
 
     @property
-    def learns(self) -> bool:
-        """Whether an encoding learns before the first shard, and needs view 0 before others."""
-        return any(field.learns for field in self.header.fields.values())
+    def needs_view_0(self) -> bool:
+        """Whether the shard of view 0 must be written before those of other views of its rows."""
+        return any(layout.spec.per == "sample" for layout in self._layouts)
 
     @property
-    def lesson(self) -> NDArray[np.int64] | None:
-        """Rows whose outputs `prepare` needs before the first `write`, or None if it needs none."""
-        if not self.learns or self.sealed or is_learned(self.files, self._layouts):
-            return None
-        return lesson_rows(len(self.samples), self.header.plan.classes)
+    def calibration_rows(self) -> dict[str, NDArray[np.int64]]:
+        """Per field whose encoding must be fitted before the first `write`: the rows that `fit` needs.
 
-    def prepare(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Let the encodings learn from the rows of `lesson`; every writer goes on with the first's.
+        Empty where there is nothing to fit, or all of it was fitted already.
+        """
+        if self.sealed:
+            return {}
+        return {
+            name: rows
+            for name, field in self.header.fields.items()
+            if (rows := calibration_rows(field, len(self.samples))) is not None
+            and not is_published(self.files, self._of(field))
+        }
+
+    def fit(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fit encodings to their calibration rows; every writer goes on with the first one's fit.
 
         Args:
-            arrays: per field, float (v, rows, *shape): views 0 and 1 of the rows of `lesson`, or
-                view 0 alone where the plan has just one.
+            arrays: per field of `calibration_rows`, float (v, rows, *shape): views 0 and 1 of the
+                rows named there, or view 0 alone where the plan has just one.
 
-        Raises `DataError` if an encoding cannot reach what is asked of it on these rows.
+        Raises `DataError` for rows that are not these, and if an encoding cannot reach what is asked
+        of it on them.
         """
-        lesson = lesson_rows(len(self.samples), self.header.plan.classes)
-        for name, field in self.header.fields.items():
-            if field.learns:
-                rows = check_lesson(field, lesson, np.asarray(arrays[name]))
-                publish_learned(self.files, field.encoding, self._of(field), rows)
+        for name, rows in self.calibration_rows.items():
+            if name not in arrays:
+                raise DataError(f"{name} must be fitted, found rows of {sorted(arrays)} alone")
+            field = self.header.fields[name]
+            fit_and_publish(self.files, field, self._of(field), rows, np.asarray(arrays[name]))
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -228,53 +234,52 @@ class StoreWriter:
             raise UsageError(f"{shard} is no pending shard of {self.files.where}")
         rows = check_rows(self.header, self.samples, shard, arrays)
         labels = self.samples.labels[shard.start : shard.stop]
-        classes = self.header.plan.classes
+        minor = self.header.minor
         objects: dict[str, bytes] = {}
         entries: list[Entry] = []
         for name, field in self.header.fields.items():
-            known = self._load_once(field, shard)
-            packed = pack(field, self._of(field), shard, rows[name], labels, known, classes)
+            known = self._load_shared(field, shard)
+            packed = pack(field, self._of(field), shard, rows[name], labels, known, minor)
             objects |= packed.objects
             entries += packed.entries
         record = Record(shard, tuple(entries), tuple(probes))
-        shared = shard.view == 0 and self.learns
-        with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=shared):
-            self._records.found[shard] = self._commit(record, objects, shared)
+        needed = shard.view == 0 and self.needs_view_0
+        with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=needed):
+            self._records.found[shard] = self._commit(record, objects, needed)
         return sum(map(len, objects.values()))
 
-    def _load_once(self, field: Field, shard: Shard) -> Once:
-        """What is kept once and a shard's encoding needs."""
+    def _load_shared(self, field: Field, shard: Shard) -> Shared:
+        """What a shard's encoding needs of what rows share."""
+        layouts = self._of(field)
         first = Shard(0, shard.index, shard.start, shard.stop)
-        if shard.view > 0 and field.learns and not self._is_done(first):
+        based = any(layout.spec.per == "sample" for layout in layouts)
+        if shard.view > 0 and based and not self._is_done(first):
             self._records.refresh()  # another rank may have written it meanwhile
             if not self._is_done(first):
                 raise UsageError(f"{self.files.where}: {first} must be written before {shard}")
         try:
-            return load_once(self.files, self._of(field), shard)
+            return load_shared(self.files, layouts, shard)
         except FileNotFoundError:
             raise UsageError(
-                f"{self.files.where}: {field.encoding.name} has not learned yet: call prepare first"
+                f"{self.files.where}: {field.encoding.name} of {field.name} was not fitted yet: call "
+                "fit with the outputs of calibration_rows first"
             ) from None
 
-    def _commit(self, record: Record, objects: dict[str, bytes], shared: bool) -> Record:
+    def _commit(self, record: Record, objects: dict[str, bytes], needed: bool) -> Record:
         """Publish the objects, then the record. Equal orphans are adopted, others replaced.
 
-        Returns the record that holds: of a `shared` shard, which several writers need, the first.
+        Returns the record that holds: of a shard `needed` by several writers, the first.
         """
         files = self.files
-        if there := self._records.look(record.shard):
-            if there.entries != record.entries and not shared:
+        if present := self._records.look(record.shard):
+            if present.entries != record.entries and not needed:
                 raise StoreInUse(
                     f"{files.where}: another writer committed {record.shard} with other values; "
                     "give each writer its own part"
                 )
-            return there
+            return present
         for key, data in objects.items():
-            try:
-                files.put(key, data)
-            except FileExistsError:
-                if files.get(key) != data:
-                    files.put(key, data, replace=True)
+            files.publish(key, data, replace=True)
         files.put(record_key(record.shard), record.document(), replace=True)
         return record
 
@@ -299,12 +304,12 @@ class StoreWriter:
         kept = {key: entry for key, entry in entries.items() if entry.kind in _KEPT}
         records = [self._records.found[s] for s in self.shards if not self._is_sealed(s)]
         seal_store(self.files, self.header, self._layouts, kept, records)
-        self._base = LogitStore(self.files)
+        self._base = Store(self.files)
 
     def _sealed_by_another(self) -> bool:
         """Whether another writer of this dump has sealed it, and removed the records."""
         if self.files.size(SEAL) is not None:
-            self._base = LogitStore(self.files)
+            self._base = Store(self.files)
         return self.sealed
 
     # ---- context manager -------------------------------------------------------------------------
@@ -329,6 +334,11 @@ def _check_arguments(header: Header, samples: Samples, views: int, shard_rows: i
         raise UsageError("views, samples and shard_rows must be at least 1")
     if not header.fields:
         raise UsageError("a store needs at least one field")
+    if LOGITS in header.fields and header.fields[LOGITS].shape != (header.plan.classes,):
+        raise UsageError(
+            f"logits must have shape ({header.plan.classes},), a value for each class of the plan, found "
+            f"{header.fields[LOGITS].shape}: give another output another name"
+        )
     if header.plan.fingerprint != samples.fingerprint:
         raise MismatchError(
             f"plan.fingerprint is {header.plan.fingerprint}, but these samples (keys, labels, row "

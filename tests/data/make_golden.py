@@ -106,11 +106,11 @@ def make(name: str, path: Path) -> None:
         shard_rows=5,
         hash_keys=about.get("hash_keys", False),
     ) as writer:
-        if (lesson := writer.lesson) is not None:
-            writer.prepare({
-                field: np.stack([values(view, len(about["keys"]), shape)[lesson] for view in (0, 1)])
-                for field, (shape, _) in fields.items()
-            })  # fmt: skip
+        for field, rows in writer.calibration_rows.items():
+            shape, both = fields[field][0], (0, 1)
+            writer.fit(
+                {field: np.stack([values(v, len(about["keys"]), shape)[rows] for v in both])}
+            )
         for shard in writer.pending():
             rows = slice(shard.start, shard.stop)
             arrays = {

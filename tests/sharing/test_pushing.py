@@ -19,7 +19,9 @@ from kdcache_stores import (
     StoreNotFound,
     UnfinishedStore,
     UsageError,
+    describe,
     open_store,
+    verify,
 )
 from kdcache_stores import bucket as bucket_module
 from kdcache_stores.bucket import Bucket
@@ -81,7 +83,7 @@ def test_growth_sends_what_is_missing(store: Path, place: str, tmp_path: Path) -
     assert done.sent == 7  # three shards a view, and the probes of the growth
     assert reader.read(3).shape == (50, 10)  # opened before
     with open_store(f"{place}/toy.zarr") as there:
-        assert there.verify().ok
+        assert verify(there).ok
         assert there.n_views == 6
         assert there.source.objects.size(ANNOUNCEMENT) is None
     assert pull_store(f"{place}/toy.zarr", tmp_path / "pulled").sent == 7
@@ -162,7 +164,7 @@ def test_an_interrupted_push_is_repeated(
         open_store(f"{bucket}/toy.zarr")
     push_store(store, f"{bucket}/toy.zarr")
     with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
-        assert there.verify().ok
+        assert verify(there).ok
 
 
 @pytest.mark.parametrize("puts", range(7, 12))
@@ -179,11 +181,11 @@ def test_an_interrupted_growth_leaves_a_readable_store(
             assert puts < 11
     with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
         assert there.n_views in (4, 6)
-        assert there.verify().ok
+        assert verify(there).ok
     push_store(store, f"{bucket}/toy.zarr")
     with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
         assert there.n_views == 6
-        assert there.verify().ok
+        assert verify(there).ok
 
 
 def test_a_growth_that_stopped_is_taken_over(
@@ -202,7 +204,7 @@ def test_a_growth_that_stopped_is_taken_over(
     push_store(store, f"{bucket}/toy.zarr", take_over=True)
     with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
         assert there.n_views == 6
-        assert there.verify().ok
+        assert verify(there).ok
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -227,7 +229,7 @@ def test_two_pushes_at_once(same: bool, store: Path, tmp_path: Path, bucket: str
     assert len(digests) == (2 if same else 1)
     with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
         assert there.digest == digests[0]
-        assert there.verify().ok
+        assert verify(there).ok
 
 
 # ---- pull ----------------------------------------------------------------------------------------
@@ -239,8 +241,8 @@ def test_a_part_is_a_valid_store(views: tuple[int, int], store: Path, tmp_path: 
     with StaticServer(store.parent, ranges=False) as server:
         done = pull_store(f"{server.url}/toy.zarr", tmp_path / "part", views)
     with open_store(tmp_path / "part", expect=done.digest) as part:
-        assert part.verify().ok
-        assert part.verify().notes == []
+        assert verify(part).ok
+        assert verify(part).notes == []
         assert part.view_range == range(*views)
         assert part.n_views == views[1] - views[0]
         assert part.plan.digest == whole.plan.digest
@@ -254,7 +256,7 @@ def test_a_part_is_a_valid_store(views: tuple[int, int], store: Path, tmp_path: 
         for view in set(range(-1, 5)) - set(range(*views)):
             with pytest.raises(UsageError, match="has views"):
                 part.read(view)
-        assert part.info()["part"]["of"] == whole.digest
+        assert describe(part)["part"]["of"] == whole.digest
     if views[0]:
         with pytest.raises(MismatchError, match="is a part"):
             open_writer(tmp_path / "part", views=6)
@@ -278,7 +280,7 @@ def test_a_part_grows_by_pulling_and_by_dumping(store: Path, tmp_path: Path) -> 
     with open_store(tmp_path / "part") as grown:
         assert grown.digest == open_store(store).digest
         assert grown.part is None
-        assert grown.verify().ok
+        assert verify(grown).ok
     pull_store(store, tmp_path / "other", (1, 2))
     pull_store(store, tmp_path / "other")
     assert data_of(tmp_path / "other") == data_of(store)
@@ -488,8 +490,8 @@ def test_card(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rows) == 50
     assert rows[7]["samples/label"] == 7
     with open_store(store) as again:
-        assert again.verify().ok
-        assert again.verify().notes == []
+        assert verify(again).ok
+        assert verify(again).notes == []
 
 
 def test_the_card_travels_with_the_store(store: Path, place: str, tmp_path: Path) -> None:

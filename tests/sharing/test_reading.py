@@ -17,13 +17,15 @@ import pytest
 from kdcache_stores import (
     CorruptStore,
     FormatError,
-    LogitStore,
     RemoteError,
+    Store,
     StoreError,
     StoreNotFound,
     UnfinishedStore,
     UsageError,
+    describe,
     open_store,
+    verify,
 )
 from kdcache_stores.bucket import Bucket
 from kdcache_stores.cache import ObjectCache, parse_size
@@ -35,7 +37,7 @@ from tests.sharing.servers import FAULTS, StaticServer
 from tests.stores.conftest import dump, make_samples, open_writer, write_pending
 
 
-def same_logits(a: LogitStore, path: Path) -> bool:
+def same_logits(a: Store, path: Path) -> bool:
     with open_store(path) as b:
         return all(np.array_equal(a.read(view), b.read(view)) for view in b.view_range)
 
@@ -46,9 +48,9 @@ def test_web_server(store: Path, ranges: bool) -> None:
         with open_store(f"{server.url}/toy.zarr") as there:
             assert same_logits(there, store)
             assert there.digest == open_store(store).digest
-            assert there.verify().ok
+            assert verify(there).ok
             assert there.keys == open_store(store).keys
-            assert there.info()["where"] == f"{server.url}/toy.zarr"
+            assert describe(there)["where"] == f"{server.url}/toy.zarr"
         assert {method for method, _, _ in server.requests} == {"GET"}
 
 
@@ -68,7 +70,7 @@ def test_python_http_server(store: Path) -> None:
             time.sleep(0.05)
         with open_store(f"http://127.0.0.1:{port}/toy.zarr") as there:
             assert same_logits(there, store)
-            assert there.verify().ok
+            assert verify(there).ok
     finally:
         process.terminate()
         process.wait()
@@ -156,7 +158,7 @@ def test_damaged_for_good(store: Path, damage: str) -> None:
         there.read(0)
         with pytest.raises(CorruptStore, match="logits/values/c/1/0/0"):
             there.read(1)
-        assert [problem.view for problem in there.verify().problems] == [1]
+        assert [problem.view for problem in verify(there).problems] == [1]
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -211,7 +213,7 @@ def test_no_permission(store: Path, tmp_path: Path) -> None:
         assert refused.value.__cause__ is None
         with open_store(f"http://me:hunter2@{address}/toy.zarr") as there:
             assert same_logits(there, store)
-            assert "hunter2" not in f"{there!r} {there.where} {there.info()}"
+            assert "hunter2" not in f"{there!r} {there.where} {describe(there)}"
         netrc = tmp_path / ".netrc"
         netrc.write_text("machine 127.0.0.1 login me password hunter2\n")
         netrc.chmod(0o600)
@@ -422,7 +424,7 @@ def test_a_reader_that_stops_leaves_nothing_waiting(tmp_path: Path) -> None:
     dump(tmp_path / "toy.zarr", views=2, samples=make_samples(320))
     with StaticServer(tmp_path, latency=0.02) as server:
         objects = RemoteFiles(f"{server.url}/toy.zarr", 0)
-        there = LogitStore(objects)
+        there = Store(objects)
         objects.prefetch(there.layouts["logits"][0].key(0, i) for i in range(16))
         there.close()
         assert not objects._coming

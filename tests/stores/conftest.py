@@ -78,8 +78,8 @@ def open_writer(
 
 def write_pending(writer: StoreWriter, limit: int | None = None) -> None:
     n, classes = len(writer.samples), writer.header.plan.classes
-    if (lesson := writer.lesson) is not None:
-        writer.prepare({"logits": np.stack([make_logits(v, n, classes)[lesson] for v in (0, 1)])})
+    for name, rows in writer.calibration_rows.items():
+        writer.fit({name: np.stack([make_logits(v, n, classes)[rows] for v in (0, 1)])})
     for shard in writer.pending()[:limit]:
         logits = make_logits(shard.view, n, classes)[shard.start : shard.stop]
         probes = [make_probe(shard.start, shard.view)]

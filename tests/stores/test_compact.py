@@ -16,18 +16,20 @@ from kdcache_stores import (
     DataError,
     FieldSpec,
     KDCacheError,
-    LogitStore,
     Samples,
     Shard,
+    Store,
     StoreWriter,
     UnfinishedStore,
     UsageError,
     compact,
+    describe,
     open_store,
+    verify,
 )
-from kdcache_stores.cost import read_cost
+from kdcache_stores.calibration import calibration_rows
 from kdcache_stores.fidelity import measure
-from kdcache_stores.once import lesson_rows
+from kdcache_stores.header import Field
 
 from .conftest import make_plan, make_teacher, tree
 
@@ -55,15 +57,15 @@ def opened(path: Path, logits: Logits, encoding: str = "compact:3e-4", **more: A
 
 
 def prepare(writer: StoreWriter, logits: Logits) -> None:
-    if (lesson := writer.lesson) is not None:
-        writer.prepare({"logits": logits[:2, lesson]})
+    for name, rows in writer.calibration_rows.items():
+        writer.fit({name: logits[:2, rows]})
 
 
 def put(writer: StoreWriter, shard: Shard, logits: Logits) -> None:
     writer.write(shard, {"logits": logits[shard.view, shard.start : shard.stop]})
 
 
-def dump(path: Path, logits: Logits, encoding: str = "compact:3e-4", **more: Any) -> LogitStore:
+def dump(path: Path, logits: Logits, encoding: str = "compact:3e-4", **more: Any) -> Store:
     with opened(path, logits, encoding, **more) as writer:
         prepare(writer, logits)
         for shard in writer.pending():
@@ -72,7 +74,7 @@ def dump(path: Path, logits: Logits, encoding: str = "compact:3e-4", **more: Any
     return open_store(path)
 
 
-def check(store: LogitStore, logits: Logits, kl: float) -> None:
+def check(store: Store, logits: Logits, kl: float) -> None:
     """Every view decodes to the argmax and the moments of the live rows, and to the target."""
     measured = []
     for view in range(store.n_views):
@@ -97,10 +99,12 @@ def check(store: LogitStore, logits: Logits, kl: float) -> None:
         (1281167, 1000, 4000),
     ],
 )
-def test_the_lesson_is_a_small_part(samples: int, classes: int, rows: int) -> None:
-    lesson = lesson_rows(samples, classes)
-    assert len(np.unique(lesson)) == rows
-    assert (lesson[0], lesson[-1]) == (0, samples - 1)
+def test_calibration_rows_are_a_small_part(samples: int, classes: int, rows: int) -> None:
+    field = Field.make("logits", FieldSpec((classes,), "compact"))
+    chosen = calibration_rows(field, samples)
+    assert chosen is not None
+    assert len(np.unique(chosen)) == rows
+    assert (chosen[0], chosen[-1]) == (0, samples - 1)
 
 
 def test_moments_are_finer_than_those_of_float16(tmp_path: Path) -> None:
@@ -121,14 +125,14 @@ def test_the_target_is_reached_for_few_bytes(tmp_path: Path, kl: float) -> None:
     logits = teacher_like(views=4, n=600, classes=40)
     store = dump(tmp_path, logits, f"compact:{kl}", shard_rows=300)
     check(store, logits, 1.1 * kl)
-    field = store.info()["fields"]["logits"]
+    field = describe(store)["fields"]["logits"]
     assert 0.3 * kl < field["fidelity"]["kl_z_mean"] < 1.1 * kl
     assert field["fidelity"]["top1_agreement"] == 1
     assert field["arrays"]["values"] < 4 * 600 * 8
     assert sum(field["arrays"].values()) == field["nbytes"]
-    assert 7 <= field["learned"]["components"] <= 10
-    assert field["learned"]["directions"] == 39
-    assert store.verify().ok
+    assert 7 <= field["fitted"]["components"] <= 10
+    assert field["fitted"]["directions"] == 39
+    assert verify(store).ok
 
 
 def test_the_five_lines_of_the_format(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_two_hundred_and_forty_views(tmp_path: Path) -> None:
 def test_directions_that_no_row_uses_are_left_out(tmp_path: Path) -> None:
     logits = teacher_like(2, 300, 200, rank=20)
     store = dump(tmp_path, logits, shard_rows=300)
-    assert store.info()["fields"]["logits"]["learned"]["components"] <= 22
+    assert describe(store)["fields"]["logits"]["fitted"]["components"] <= 22
     check(store, logits, 4e-4)
 
 
@@ -205,7 +209,7 @@ def test_the_basis_need_not_know_every_row(tmp_path: Path) -> None:
             put(writer, shard, strange)
         writer.seal()
     check(open_store(tmp_path), strange, 1.0)
-    assert open_store(tmp_path).info()["fields"]["logits"]["fidelity"]["kl_z_worst"] > 1e-3
+    assert describe(open_store(tmp_path))["fields"]["logits"]["fidelity"]["kl_z_worst"] > 1e-3
 
 
 def test_a_target_out_of_reach_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,18 +228,18 @@ def test_wrong_parameters(tmp_path: Path, text: str) -> None:
         opened(tmp_path, teacher_like(1, 8, 4), text)
 
 
-def test_learning_comes_first_and_fits(tmp_path: Path) -> None:
+def test_fitting_comes_first(tmp_path: Path) -> None:
     logits = teacher_like(2, 64, 10)
     with opened(tmp_path, logits) as writer:
         first, *_, last = writer.pending()
-        with pytest.raises(UsageError, match="call prepare first"):
+        with pytest.raises(UsageError, match="was not fitted yet: call fit"):
             put(writer, first, logits)
         with pytest.raises(DataError, match="one or two views"):
-            writer.prepare({"logits": logits[:, :3]})
+            writer.fit({"logits": logits[:, :3]})
         with pytest.raises(DataError, match="not finite"):
-            writer.prepare({"logits": np.where(logits > 2, np.nan, logits)})
+            writer.fit({"logits": np.where(logits > 2, np.nan, logits)})
         prepare(writer, logits)
-        assert writer.lesson is None
+        assert writer.calibration_rows == {}
         with pytest.raises(UsageError, match="must be written before"):
             put(writer, last, logits)
 
@@ -263,21 +267,21 @@ def test_ranks_that_compute_slightly_differently_share_one_base(tmp_path: Path) 
     other = (logits + 0.01 * noise).astype(np.float32)
     with opened(tmp_path, logits) as one, opened(tmp_path, logits) as two:
         works = [(one, logits, (0, 2)), (two, other, (1, 2))]
-        lessons = [writer.lesson for writer, _, _ in works]
-        for (writer, said, _), lesson in zip(works, lessons, strict=True):
-            writer.prepare({"logits": said[:2, lesson]})
+        rows = [writer.calibration_rows["logits"] for writer, _, _ in works]
+        for (writer, live, _), chosen in zip(works, rows, strict=True):
+            writer.fit({"logits": live[:2, chosen]})
         pending = [writer.pending(part) for writer, _, part in works]
         assert {s for p in pending for s in p if s.view == 0} == set(pending[0]) & set(pending[1])
         for step in range(max(map(len, pending))):
-            for (writer, said, _), shards in zip(works, pending, strict=True):
+            for (writer, live, _), shards in zip(works, pending, strict=True):
                 for shard in shards[step : step + 1]:
-                    put(writer, shard, said)
+                    put(writer, shard, live)
         one.seal()
     store = open_store(tmp_path)
     for view in range(4):
         decoded = store.read(view)
         assert measure(logits[view], decoded)["kl_z_mean"] < 1e-3
-        nearest = [np.abs(decoded - said[view]).max(1) for said in (logits, other)]
+        nearest = [np.abs(decoded - live[view]).max(1) for live in (logits, other)]
         assert np.minimum(*nearest).max() < 1
 
 
@@ -339,7 +343,7 @@ def test_repair_writes_all_that_hangs_on_what_is_damaged(tmp_path: Path, name: s
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(KDCacheError, match="damaged"):
         open_store(tmp_path).read(1)
-    report = open_store(tmp_path).verify()
+    report = verify(open_store(tmp_path))
     expected = {
         "base": {(0, 0), (1, 0)},
         "basis": {(0, 0), (0, 1), (1, 0), (1, 1)},
@@ -360,12 +364,3 @@ def test_some_rows_are_those_of_the_whole_view(tmp_path: Path) -> None:
     store = dump(tmp_path, teacher_like(3, 100, 10))
     rows = np.array([99, 3, 40, 3, 31, 32])
     np.testing.assert_allclose(store.read(2, rows), store.read(2)[rows], rtol=1e-6, atol=1e-6)
-
-
-def test_the_cost_of_reading_is_measured(tmp_path: Path) -> None:
-    cost = read_cost(dump(tmp_path, teacher_like(2, 64, 10)), repeats=2)
-    assert cost["encoding"] == {"name": "compact", "kl": 3e-4}
-    assert cost["rows"] == 64
-    assert cost["bytes_per_row"] > 0
-    assert cost["wall_us_per_row"] > 0
-    assert cost["cpu_us_per_row"] >= 0

@@ -19,6 +19,7 @@ from kdcache_stores import (
     StoreNotFound,
     UnfinishedStore,
     open_store,
+    verify,
 )
 
 from .conftest import dump, make_logits, open_writer, tree, write_pending
@@ -93,7 +94,7 @@ def test_the_table_of_damage(
     with pytest.raises(error, match=message):
         read_all(store_path)
     try:
-        report = open_store(store_path).verify()
+        report = verify(open_store(store_path))
     except KDCacheError as found:
         assert isinstance(found, error)  # noqa: PT017 (either way it is found)
     else:
@@ -150,7 +151,7 @@ def test_another_stores_shard_is_refused(tmp_path: Path, store_path: Path) -> No
 def test_stale_temporaries_and_strangers_are_noted(store_path: Path) -> None:
     (store_path / "logits/values/c/0/.0.0123456789abcdef.tmp").write_bytes(b"half")
     (store_path / "extra.bin").write_bytes(b"x")
-    report = open_store(store_path).verify()
+    report = verify(open_store(store_path))
     assert report.ok
     assert len(report.notes) == 2
     assert "interrupted writer" in "".join(report.notes)
@@ -165,7 +166,7 @@ def test_only_the_card_may_change(tmp_path: Path) -> None:
     digest = open_store(path).digest
     (path / "README.md").write_text("Another text.")
     store = open_store(path, expect=digest)
-    assert store.verify().ok
+    assert verify(store).ok
     assert store.source.entries["README.md"].kind == "card"
 
 
@@ -189,7 +190,7 @@ def bit_flips(path: Path, count: int, seed: int) -> None:
         data[position // 8] ^= 1 << position % 8
         (path / name).write_bytes(data)
         try:
-            found = not open_store(path).verify().ok
+            found = not verify(open_store(path)).ok
         except KDCacheError:
             found = True
         assert found, f"bit {position} of {name} was not found"

@@ -16,9 +16,11 @@ from kdcache_stores import (
     FormatError,
     UnknownName,
     UsageError,
+    describe,
     open_store,
+    verify,
 )
-from kdcache_stores.encodings import encoding_from_dict, encoding_to_dict, make_encoding
+from kdcache_stores.encoding_names import encoding_from_dict, encoding_to_dict, make_encoding
 from kdcache_stores.fidelity import measure
 from kdcache_stores.layout import choose_shard_rows
 from kdcache_stores.topk import TopK
@@ -149,8 +151,8 @@ def test_stores_of_each_encoding(tmp_path: Path, text: str) -> None:
         assert np.array_equal(store.read(view), expected)
         assert np.array_equal(store.read(view, [40, 3, 21, 3]), expected[[40, 3, 21, 3]])
         assert np.array_equal(store.read(view, slice(7, 33)), expected[7:33])
-    assert store.verify().ok
-    info = store.info()["fields"]["logits"]
+    assert verify(store).ok
+    info = describe(store)["fields"]["logits"]
     hits = [(make_logits(view).argmax(1) == labels).mean() for view in range(2)]
     assert info["top1"] == pytest.approx(np.mean(hits))
     assert info["fidelity"]["rows"] == 100
@@ -160,10 +162,10 @@ def test_stores_of_each_encoding(tmp_path: Path, text: str) -> None:
 
 
 def test_encodings_survive_their_metadata() -> None:
-    for text in [*TEXTS, "compact", "compact:2.5e-5"]:
+    for text in [*TEXTS, "compact", "compact:2.5e-5", "channels", "channels:0.02"]:
         encoding = make_encoding(text)
         assert encoding_from_dict(encoding_to_dict(encoding), "here") == encoding
-    assert {*(text.split(":")[0] for text in TEXTS), "compact"} == set(ENCODINGS)
+    assert {*(text.split(":")[0] for text in TEXTS), "compact", "channels"} == set(ENCODINGS)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,12 @@ from hypothesis.stateful import (
 
 from kdcache_stores import (
     KDCacheError,
-    LogitStore,
     MismatchError,
+    Store,
     StoreWriter,
     UnfinishedStore,
     open_store,
+    verify,
 )
 
 from .conftest import make_logits, make_samples, make_teacher, open_writer, write_pending
@@ -48,7 +49,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.sealed = 0
         self.damaged = False
         self.objects: list[str] = []
-        self.reader: LogitStore | None = None
+        self.reader: Store | None = None
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -157,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.damaged = True
         if self.damaged:
             with contextlib.suppress(KDCacheError):
-                assert not open_store(self.path).verify().ok
+                assert not verify(open_store(self.path)).ok
 
     @rule()
     @precondition(lambda self: self.damaged)
@@ -172,7 +173,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.reader = None
         else:
             self.sealed = self.views
-            assert open_store(self.path).verify().ok
+            assert verify(open_store(self.path)).ok
         self.damaged = False
 
     @invariant()
@@ -190,7 +191,7 @@ class StoreMachine(RuleBasedStateMachine):
                 step = live.std(axis=1, keepdims=True) * 0.05
                 assert (np.abs(values - live) <= step * 0.51).all()
 
-    def fresh(self) -> LogitStore | None:
+    def fresh(self) -> Store | None:
         try:
             store = open_store(self.path)
         except KDCacheError:

@@ -1,4 +1,4 @@
-"""Joining, importing, sharing between processes and writers, reading ahead."""
+"""Importing, sharing between processes and writers, reading ahead."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from kdcache_stores import (
     CorruptStore,
     DataError,
     FieldSpec,
-    LogitStore,
-    MismatchError,
     Samples,
+    Store,
     StoreInUse,
-    StoreWriter,
     UsageError,
+    describe,
     import_npz,
     open_store,
+    verify,
+    write_arrays,
 )
 
 from .conftest import (
@@ -40,38 +41,6 @@ from .conftest import (
 
 def half(view: int) -> np.ndarray:
     return make_logits(view).astype(np.float16).astype(np.float32)
-
-
-def test_join_in_another_order(store_path: Path) -> None:
-    store, samples = open_store(store_path), make_samples()
-    order = np.random.default_rng(0).permutation(SAMPLES)
-    keys = [samples.keys[row] for row in order]
-    join = store.join(keys, samples.labels[order])
-    assert np.array_equal(join.rows, order)
-    assert np.array_equal(store.read(1, join.rows), half(1)[order])
-    assert (join.missing, join.extra) == (0, 0)
-
-
-def test_join_of_a_part_and_of_more(store_path: Path) -> None:
-    store, samples = open_store(store_path), make_samples()
-    join = store.join(list(samples.keys[10:15]), samples.labels[10:15])
-    assert list(join.rows) == [10, 11, 12, 13, 14]
-    assert join.extra == SAMPLES - 5
-    keys, labels = ["new/1", samples.keys[3], "new/2"], np.array([0, 3, 0])
-    with pytest.raises(MismatchError, match="does not hold 2 of 3 samples, such as new/1, new/2"):
-        store.join(keys, labels)
-    join = store.join(keys, labels, subset=True)
-    assert (list(join.rows), list(join.samples), join.missing) == ([3], [1], 2)
-    with pytest.raises(MismatchError, match="does not hold 1 of 1"):
-        store.join(["new/1"], np.array([0]), subset=True)
-    changed = samples.labels.copy()
-    changed[7] = 0
-    with pytest.raises(
-        MismatchError, match=r"other labels for 1 of 50 .*00007 \(7 there, 0 here\)"
-    ):
-        store.join(list(samples.keys), changed)
-    with pytest.raises(DataError, match="unique"):
-        store.join([samples.keys[0]] * 2, np.array([0, 0]))
 
 
 def test_samples() -> None:
@@ -116,30 +85,28 @@ def test_digests_depend_on_what_they_must(tmp_path: Path) -> None:
     assert open_store(dump(tmp_path / "c", encoding="float32")).digest != first.digest
 
 
-def test_from_arrays(tmp_path: Path) -> None:
+def test_write_arrays(tmp_path: Path) -> None:
     logits = np.stack([make_logits(view) for view in range(2)])
     samples = make_samples()
     with pytest.raises(UsageError, match="2 views need a plan"):
-        StoreWriter.from_arrays(tmp_path / "x", logits, samples=samples)
+        write_arrays(tmp_path / "x", logits, samples=samples)
     plan = make_plan(samples)
-    store = StoreWriter.from_arrays(
-        tmp_path / "a", logits, samples=samples, plan=plan, teacher=make_teacher()
-    )
+    store = write_arrays(tmp_path / "a", logits, samples=samples, plan=plan, teacher=make_teacher())
     assert np.array_equal(store.read(1), half(1))
     assert store.plan == plan
-    one = StoreWriter.from_arrays(tmp_path / "b", logits[0].astype("f8"), samples=samples)
+    one = write_arrays(tmp_path / "b", logits[0].astype("f8"), samples=samples)
     assert one.n_views == 1
     assert one.plan.augmentation == {"name": "fixed"}
     assert one.teacher.architecture == "unknown"
-    other = StoreWriter.from_arrays(tmp_path / "c", logits[1], samples=samples)
+    other = write_arrays(tmp_path / "c", logits[1], samples=samples)
     assert other.teacher.digest != one.teacher.digest
     maps = np.zeros((2, SAMPLES, 3, 2, 2), np.float32)
-    both = StoreWriter.from_arrays(
+    both = write_arrays(
         tmp_path / "d", {"logits": logits, "maps": maps}, samples=samples, plan=plan
     )
     assert both.read(1, field="maps").shape == (SAMPLES, 3, 2, 2)
     with pytest.raises(DataError, match="views"):
-        StoreWriter.from_arrays(tmp_path / "e", logits[:, :-1], samples=samples, plan=plan)
+        write_arrays(tmp_path / "e", logits[:, :-1], samples=samples, plan=plan)
 
 
 def test_import_npz(tmp_path: Path) -> None:
@@ -172,8 +139,8 @@ def test_import_npz(tmp_path: Path) -> None:
 def test_unlabelled_stores_have_no_top1(tmp_path: Path) -> None:
     samples = Samples([f"u/{i}" for i in range(30)], np.full(30, -1))
     store = open_store(dump(tmp_path / "store", samples=samples, encoding="topk:3"))
-    assert store.info()["fields"]["logits"]["top1"] is None
-    assert store.info()["fields"]["logits"]["labelled"] == 0
+    assert describe(store)["fields"]["logits"]["top1"] is None
+    assert describe(store)["fields"]["logits"]["labelled"] == 0
 
 
 def test_writers_side_by_side(tmp_path: Path) -> None:
@@ -224,7 +191,7 @@ def test_fields_beside_the_logits(tmp_path: Path) -> None:
         writer.seal()
     store = open_store(tmp_path / "store")
     assert np.array_equal(store.read(1, [9, 2], field="maps"), maps[1, [9, 2]].astype(np.float32))
-    assert store.info()["fields"]["maps"]["fidelity"] is None
+    assert describe(store)["fields"]["maps"]["fidelity"] is None
     with pytest.raises(UsageError, match="unknown field"):
         store.read(0, field="pooled")
 
@@ -242,13 +209,13 @@ def test_reading_into_a_buffer(store_path: Path) -> None:
 def test_views_read_ahead_and_no_further(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(store_path)
     begun: list[int] = []
-    original = LogitStore.read
+    original = Store.read
 
-    def read(self: LogitStore, view: int, **options: object) -> np.ndarray:
+    def read(self: Store, view: int, **options: object) -> np.ndarray:
         begun.append(view)
         return original(self, view, **options)
 
-    monkeypatch.setattr(LogitStore, "read", read)
+    monkeypatch.setattr(Store, "read", read)
     views = store.views([0, 1, 2] * 20, prefetch=2)
     for count, (view, _) in enumerate(views):
         assert view == count % 3
@@ -265,7 +232,7 @@ def test_views_read_ahead_and_no_further(store_path: Path, monkeypatch: pytest.M
         next(damaged)
 
 
-def _read_in_child(store: LogitStore, queue: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+def _read_in_child(store: Store, queue: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     queue.put([float(values.sum()) for _, values in store.views(range(3))])
 
 
@@ -327,4 +294,4 @@ def test_a_store_that_another_writer_sealed_is_finished(tmp_path: Path) -> None:
         writer.seal()
     late.seal()
     assert late.sealed
-    assert open_store(tmp_path / "store").verify().ok
+    assert verify(open_store(tmp_path / "store")).ok

@@ -10,7 +10,7 @@ from kdcache.dumping import dump
 from kdcache.teachers import load_teacher
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache_cli.stores import page
-from kdcache_stores import open_store
+from kdcache_stores import describe, open_store
 from tests.conftest import Trained
 
 
@@ -33,11 +33,11 @@ def test_compact_stores_do_not_depend_on_parts_and_keep_what_was_said(
     assert run("parts", 3) == 0
     whole, parts = open_store(tmp_path / "whole"), open_store(tmp_path / "parts")
     assert whole.digest == parts.digest
-    text = dict(page(whole.info()))
+    text = dict(page(describe(whole)))
     assert text["encoding"] == "compact (kl=0.001)"
     assert text["asked for, Z-scored, tau=2"] == "1.0e-03"
     assert re.fullmatch(r"[1-9] of 9 components, in steps of [0-9.]+ row .*", text["basis"])
     assert re.match(r"values \d.*, mean \d.*, base \d.*, basis", text["of which, bytes a row"])
-    fidelity = whole.info()["fields"]["logits"]["fidelity"]
+    fidelity = describe(whole)["fields"]["logits"]["fidelity"]
     assert fidelity["top1_agreement"] == 1
     assert fidelity["kl_z_mean"] < 1.3e-3

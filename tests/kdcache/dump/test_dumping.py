@@ -22,8 +22,10 @@ from kdcache_stores import (
     StoreInUse,
     UnfinishedStore,
     UsageError,
+    describe,
     open_store,
     reopen,
+    verify,
 )
 from tests.kdcache.dump.conftest import MakeTeacher, tree
 
@@ -179,7 +181,7 @@ def test_growth_in_parts_is_sealed_with_its_number_of_views(
         writer.seal()
     with open_store(tmp_path / "s") as store:
         assert store.n_views == 4
-        assert store.verify().ok
+        assert verify(store).ok
 
 
 class Twin(Watch):
@@ -217,7 +219,7 @@ def test_two_jobs_with_other_values_are_told_apart(
         dump(plan, [(noisy, path)], 2, part=(0, 2), watch=Twin(plan, noisy, path))
     dump(plan, [(noisy, path)], 4)
     with open_store(path) as store:
-        assert store.verify().ok
+        assert verify(store).ok
 
 
 class Noisy(nn.Module):
@@ -314,7 +316,7 @@ def test_unlabelled_samples(teacher: Teacher, tmp_path: Path) -> None:
     watch = Watch()
     dump(plan, [(teacher, tmp_path / "s")], 1, watch=watch)
     with open_store(tmp_path / "s") as store:
-        assert store.info()["fields"]["logits"]["top1"] is None
+        assert describe(store)["fields"]["logits"]["top1"] is None
     assert watch.top1 is None
 
 

@@ -14,7 +14,7 @@ from kdcache.dumping import Target, dump
 from kdcache.dumping.estimate import encoded_bytes, estimate
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, make_augmentation
-from kdcache_stores import MismatchError, StoreError, open_store
+from kdcache_stores import MismatchError, StoreError, describe, open_store
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -33,7 +33,7 @@ def test_bytes_are_near_those_written(encoding: str, teacher: Teacher, tmp_path:
     assert not (tmp_path / "s").exists()
     dump(plan, [target], 2, encoding=encoding)
     with open_store(tmp_path / "s") as store:
-        per_row = store.info()["fields"]["logits"]["bytes_per_row"]
+        per_row = describe(store)["fields"]["logits"]["bytes_per_row"]
     assert cost.bytes_per_row == pytest.approx(per_row, rel=0.05)
     assert cost.nbytes == pytest.approx(per_row * cost.rows, rel=0.05)
 
@@ -101,5 +101,5 @@ def nbytes_of(path: Path) -> int:
     if not path.exists():
         return 0
     with open_store(path) as store:
-        nbytes: int = store.info()["fields"]["logits"]["nbytes"]
+        nbytes: int = describe(store)["fields"]["logits"]["nbytes"]
         return nbytes

@@ -13,7 +13,7 @@ from kdcache.dumping import dump
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, make_augmentation, replay
 from kdcache_stores import open_store
-from kdcache_stores.encodings import make_encoding
+from kdcache_stores.encoding_names import make_encoding
 from tests.kdcache.dump.conftest import MakeTeacher
 
 ENCODINGS = ["float32", "float16", "quantized", "topk:3"]

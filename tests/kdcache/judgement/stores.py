@@ -9,7 +9,7 @@ import numpy as np
 
 from kdcache.judgement import Case, judge
 from kdcache.objectives import ObjectiveConfig
-from kdcache_stores import FieldSpec, LogitStore, Plan, Samples, StoreWriter, Teacher, open_store
+from kdcache_stores import FieldSpec, Plan, Samples, Store, StoreWriter, Teacher, open_store
 
 CLASSES, ROWS, VIEWS = 10, 1000, 8
 
@@ -45,7 +45,7 @@ def write(
     augmentation: str = "pad-crop-flip",
     shard_rows: int | None = None,
     name: str = "toy",
-) -> LogitStore:
+) -> Store:
     """A sealed store of given logits, opened."""
     views, n, classes = logits.shape
     samples = Samples([f"train/{i}" for i in range(n)], labels)
@@ -54,15 +54,15 @@ def write(
     with StoreWriter(path, plan=plan, teacher=teacher, samples=samples, views=views,
                      fields={"logits": FieldSpec((classes,), encoding)}, config={},
                      shard_rows=shard_rows) as writer:  # fmt: skip
-        if (lesson := writer.lesson) is not None:
-            writer.prepare({"logits": logits[:2, lesson]})
+        for name, rows in writer.calibration_rows.items():
+            writer.fit({name: logits[:2, rows]})
         for shard in writer.pending():
             writer.write(shard, {"logits": logits[shard.view, shard.start : shard.stop]})
         writer.seal()
     return open_store(path)
 
 
-def store(path: Path, *, labels: np.ndarray | None = None, **options: Any) -> LogitStore:
+def store(path: Path, *, labels: np.ndarray | None = None, **options: Any) -> Store:
     """A store of `teacher_logits`; options of both."""
     labels = np.arange(ROWS) % CLASSES if labels is None else labels
     kept = {"encoding", "clean", "augmentation", "shard_rows", "name"}
@@ -76,7 +76,7 @@ def rules(case: Case) -> list[str]:
     return [finding.rule for finding in judge(case)]
 
 
-def taught(*stores: LogitStore, **options: Any) -> Case:
+def taught(*stores: Store, **options: Any) -> Case:
     """A student of plain KD for 240 epochs; options of `Case`, or of the objective."""
     own = {k: v for k, v in options.items() if k in Case.__dataclass_fields__}
     loss = {k: v for k, v in options.items() if k not in own}

@@ -22,7 +22,7 @@ from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import Batch, CachedViews
-from kdcache_stores import LogitStore, MismatchError, open_store
+from kdcache_stores import Store, MismatchError, open_store
 
 VIEWS = {False: 9, True: 10}  # of the stores, by whether their views come in pairs
 
@@ -42,7 +42,7 @@ def teacher() -> Teacher:
 @pytest.fixture(scope="module")
 def stores(
     digits: Dataset, teacher: Teacher, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[bool, LogitStore]]:
+) -> Iterator[dict[bool, Store]]:
     """A store of single views, and one of pairs."""
     folder, opened = tmp_path_factory.mktemp("stores"), {}
     for pairs, augment in ((False, "pad-crop-flip"), (True, "weak+strong")):
@@ -56,12 +56,12 @@ def stores(
 
 
 @cache
-def all_logits(store: LogitStore) -> np.ndarray:
+def all_logits(store: Store) -> np.ndarray:
     """float32 (V, N, K)."""
     return np.stack([store.read(view) for view in store.view_range])
 
 
-def check(batch: Batch, store: LogitStore, pairs: bool) -> None:
+def check(batch: Batch, store: Store, pairs: bool) -> None:
     """Every row of the batch has the logits that the store holds for its view."""
     first = batch.views.tolist()
     for row, view, logits in zip(batch.rows, first, batch.teachers[0]["logits"].numpy(), strict=True):
@@ -70,7 +70,7 @@ def check(batch: Batch, store: LogitStore, pairs: bool) -> None:
 
 
 def test_an_iterator_keeps_its_view_while_another_reads(
-    digits: Dataset, stores: dict[bool, LogitStore]
+    digits: Dataset, stores: dict[bool, Store]
 ) -> None:
     with CachedViews(digits, [stores[False]], 4) as views:
         first, second = views.epoch(0), views.epoch(4)
@@ -88,7 +88,7 @@ def test_an_iterator_keeps_its_view_while_another_reads(
 @given(script=st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 12)), max_size=24))
 def test_interleaved_epochs_carry_their_own_logits(
     digits: Dataset,
-    stores: dict[bool, LogitStore],
+    stores: dict[bool, Store],
     schedule: str,
     pairs: bool,
     script: list[tuple[int, int]],
@@ -108,7 +108,7 @@ def test_interleaved_epochs_carry_their_own_logits(
                 check(batch, stores[pairs], pairs)
 
 
-def test_threads_read_their_own_epochs(digits: Dataset, stores: dict[bool, LogitStore]) -> None:
+def test_threads_read_their_own_epochs(digits: Dataset, stores: dict[bool, Store]) -> None:
     with (
         CachedViews(digits, [stores[False]], 3, schedule="random", resident_views=2) as views,
         ThreadPoolExecutor(4) as threads,
@@ -120,7 +120,7 @@ def test_threads_read_their_own_epochs(digits: Dataset, stores: dict[bool, Logit
 
 
 def test_memory_is_that_of_the_live_iterators(
-    digits: Dataset, stores: dict[bool, LogitStore]
+    digits: Dataset, stores: dict[bool, Store]
 ) -> None:
     """A window and the next view; another such room for iterators that do not fit beside, no longer."""
     with CachedViews(digits, [stores[False]], 4, schedule="random", resident_views=3) as views:
@@ -146,16 +146,16 @@ def test_memory_is_that_of_the_live_iterators(
 
 
 def test_the_next_view_is_read_while_one_is_used(
-    digits: Dataset, stores: dict[bool, LogitStore], monkeypatch: pytest.MonkeyPatch
+    digits: Dataset, stores: dict[bool, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [Event() for _ in range(VIEWS[False])]
-    read = LogitStore.read
+    read = Store.read
 
-    def noted(self: LogitStore, view: int, *args: object) -> object:
+    def noted(self: Store, view: int, *args: object) -> object:
         asked[view].set()
         return read(self, view, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(LogitStore, "read", noted)
+    monkeypatch.setattr(Store, "read", noted)
     with CachedViews(digits, [stores[False]], 4) as views:
         for epoch in range(4):
             batches = views.epoch(epoch)
@@ -165,10 +165,10 @@ def test_the_next_view_is_read_while_one_is_used(
 
 
 def test_closing_leaves_an_open_store_to_its_owner(
-    digits: Dataset, stores: dict[bool, LogitStore], monkeypatch: pytest.MonkeyPatch
+    digits: Dataset, stores: dict[bool, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
-    monkeypatch.setattr(LogitStore, "close", lambda self: closed.append(self.where))
+    monkeypatch.setattr(Store, "close", lambda self: closed.append(self.where))
     CachedViews(digits, [stores[False]], 4).close()
     assert closed == []
     where = stores[False].where

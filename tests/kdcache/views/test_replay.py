@@ -17,13 +17,13 @@ from kdcache.augment import make_augmentation
 from kdcache.augment.crops import ResizedCropFlip
 from kdcache.datasets import Dataset, FolderDataset, load_dataset
 from kdcache.views import ViewPlan, replay
-from kdcache_stores import FieldSpec, LogitStore, StoreWriter, Teacher, open_store
+from kdcache_stores import FieldSpec, Store, StoreWriter, Teacher, open_store
 from kdcache_stores.errors import MismatchError, StoreError
 
 VIEWS = 3
 
 
-def dump(plan: ViewPlan, path: Path, probed: bool = True) -> LogitStore:
+def dump(plan: ViewPlan, path: Path, probed: bool = True) -> Store:
     """A sealed store of the plan: its probes are real, its logits are 0."""
     store_plan = plan.to_store()
     classes = store_plan.classes
@@ -96,7 +96,7 @@ def test_probes_are_spread(digits: Dataset) -> None:
     assert replay.probe_rows(few, 0).tolist() == [0, 1, 2]
 
 
-def refused(plan: ViewPlan, store: LogitStore) -> str:
+def refused(plan: ViewPlan, store: Store) -> str:
     with pytest.raises(MismatchError) as caught:
         replay.check(plan, store)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""Existing logits into a store: from arrays in memory, or from an .npz file."""
+"""Existing outputs into a store: from arrays in memory, or from an .npz file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
-from kdcache_stores.errors import DataError, UsageError
-from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
-from kdcache_stores.reader import LogitStore
+from kdcache_stores.errors import DataError, UnknownName, UsageError
+from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.reader import Store
 from kdcache_stores.writer import StoreWriter
 
 FIXED_VIEW: dict[str, Json] = {"name": "fixed"}
@@ -54,67 +54,80 @@ def write_arrays(
     samples: Samples,
     plan: Plan | None = None,
     teacher: Teacher | None = None,
-    encoding: str = "float16",
+    encoding: str | Mapping[str, str] = "float16",
     probes: Callable[[Shard], Sequence[Probe]] | None = None,
     **options: Any,
-) -> LogitStore:
+) -> Store:
     """Write arrays that are in memory as a sealed store.
 
     Args:
         path: folder of the store.
-        arrays: logits, float (N, K) for one view or (V, N, K); or such arrays by field name, each
-            (V, N, *shape), with "logits" among them.
+        arrays: any set of fields by name, each float (V, N, *shape); or, of one view, each
+            (N, *shape), where logits (N, K) are among them. An array alone is of logits.
         samples: keys and labels, in row order.
-        plan: the view plan; by default one fixed view of an unnamed dataset.
-        teacher: whose logits these are; by default unknown, told apart by the logits' own SHA-256.
-        encoding: of every field.
+        plan: the view plan; by default one fixed view of an unnamed dataset, with as many classes as
+            the logits.
+        teacher: whose outputs these are; by default unknown, told apart by the SHA-256 of the logits
+            (without logits, of all arrays).
+        encoding: of every field, or by field (float16 for one that is not named).
         probes: proofs of the pixels of some rows of a shard.
         options: further arguments of `StoreWriter`.
 
-    Raises what `StoreWriter` raises, `DataError` for arrays that do not fit the samples, and
-    `UsageError` for several views without a plan.
+    Raises what `StoreWriter` raises, `DataError` for arrays that do not fit the samples or each other,
+    and `UsageError` for several views, or no logits, without a plan.
     """
-    fields = dict(arrays) if isinstance(arrays, Mapping) else {"logits": np.asarray(arrays)}
-    if "logits" not in fields:
-        raise DataError(f"expected an array of logits, found {sorted(fields)}")
-    fields = {
-        name: values[None] if name == "logits" and values.ndim == 2 else values
-        for name, values in fields.items()
-    }
-    logits = fields["logits"]
+    fields = dict(arrays) if isinstance(arrays, Mapping) else {LOGITS: np.asarray(arrays)}
+    if LOGITS in fields and fields[LOGITS].ndim == 2:
+        fields = {name: values[None] for name, values in fields.items()}
+    if not fields:
+        raise UsageError("expected an array for each field, found none")
+    views = len(next(iter(fields.values())))
     for name, values in fields.items():
-        if values.ndim < 3 or values.shape[:2] != (logits.shape[0], len(samples)):
+        if values.ndim < 3 or values.shape[:2] != (views, len(samples)):
             raise DataError(
-                f"{name} must be (views, {len(samples)}, ...), as many views as the logits, "
+                f"{name} must be (views, {len(samples)}, ...), as many views as the other fields, "
                 f"found {values.shape}"
             )
-    views, _, classes = logits.shape
     if plan is None:
-        if views != 1:
-            raise UsageError(f"{views} views need a plan: without one there is one fixed view")
+        if views != 1 or LOGITS not in fields:
+            raise UsageError(
+                f"{views} views of {', '.join(sorted(fields))} need a plan: without one there is one "
+                "fixed view, and the logits say how many classes"
+            )
+        classes = fields[LOGITS].shape[2]
         plan = Plan("imported", "train", classes, samples.fingerprint, FIXED_VIEW, seed=0)
     if teacher is None:
-        content = np.ascontiguousarray(logits, dtype="<f4").tobytes()
-        identity = hashlib.sha256(b"kdcache unknown teacher\n" + content).hexdigest()
-        teacher = Teacher("unknown", identity, {}, "unknown", classes)
-    specs = {name: FieldSpec(values.shape[2:], encoding) for name, values in fields.items()}
+        teacher = Teacher("unknown", _identity(fields), {}, "unknown", plan.classes)
+    names = dict.fromkeys(fields, encoding) if isinstance(encoding, str) else dict(encoding)
+    if unknown := sorted(names.keys() - fields.keys()):
+        raise UnknownName("field", unknown[0], fields)
+    specs = {
+        name: FieldSpec(values.shape[2:], names.get(name, "float16"))
+        for name, values in fields.items()
+    }
     with StoreWriter(
         path, plan=plan, teacher=teacher, samples=samples, views=views, fields=specs, **options
     ) as writer:
-        if (lesson := writer.lesson) is not None:
-            writer.prepare({name: values[:2, lesson] for name, values in fields.items()})
+        calibration = writer.calibration_rows
+        writer.fit({name: fields[name][:2, rows] for name, rows in calibration.items()})
         for shard in writer.pending():
             rows = slice(shard.start, shard.stop)
             part = {name: values[shard.view, rows] for name, values in fields.items()}
             writer.write(shard, part, probes(shard) if probes else ())
         writer.seal()
-    return LogitStore(writer.files)
+    return Store(writer.files)
 
 
-def import_npz(
-    file: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any
-) -> LogitStore:
-    """Write the logits in an .npz file as a sealed store of one fixed view.
+def _identity(fields: Mapping[str, NDArray[Any]]) -> str:
+    """What stands for the weights of a teacher that nobody named: a digest of its outputs."""
+    content = hashlib.sha256(b"kdcache unknown teacher\n")
+    for name in [LOGITS] if LOGITS in fields else sorted(fields):
+        content.update(np.ascontiguousarray(fields[name], dtype="<f4").tobytes())
+    return content.hexdigest()
+
+
+def import_npz(file: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any) -> Store:
+    """Write the outputs in an .npz file as a sealed store of one fixed view.
 
     Args:
         file: see `read_npz`; without labels the samples are unlabelled.
@@ -123,19 +136,20 @@ def import_npz(
 
     Raises what `read_npz` and `write_arrays` raise.
     """
-    logits, keys, labels = read_npz(file)
+    arrays, keys, labels = read_npz(file)
     labels = np.full(len(keys), -1) if labels is None else labels
-    return write_arrays(path, logits, samples=Samples(keys, labels), **options)
+    return write_arrays(path, arrays, samples=Samples(keys, labels), **options)
 
 
 def read_npz(
     file: str | os.PathLike[str],
-) -> tuple[NDArray[Any], list[str], NDArray[Any] | None]:
-    """The logits, keys and labels in an .npz file.
+) -> tuple[dict[str, NDArray[Any]], list[str], NDArray[Any] | None]:
+    """The outputs by field, the keys and the labels in an .npz file.
 
     Args:
         file: with the arrays `logits`, float (N, K) or (V, N, K), and `keys`, text (N,); `labels`,
-            integer (N,), is optional.
+            integer (N,), is optional. Any other array is a field, float (N, *shape) or (V, N, *shape)
+            as the logits are.
 
     Raises `DataError` for a file that is not there, lacks these, holds pickled objects, or
     probabilities for logits.
@@ -145,18 +159,19 @@ def read_npz(
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{file} holds one array, not an archive of named ones")
-            if missing := sorted({"logits", "keys"} - set(archive.files)):
+            if missing := sorted({LOGITS, "keys"} - set(archive.files)):
                 raise DataError(f"{file} lacks {missing}: it must hold logits and keys")
-            logits, keys = archive["logits"], archive["keys"]
-            labels = archive["labels"] if "labels" in archive.files else None
+            arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         if isinstance(error, DataError):
             raise
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{file}: there is no such file") from None
         raise DataError(f"{file} is no .npz file of plain arrays: {error}") from None
+    keys, labels = arrays.pop("keys"), arrays.pop("labels", None)
     if keys.dtype.kind != "U" or keys.ndim != 1:
         raise DataError(f"{file}: keys must be text (N,), found {keys.dtype} {keys.shape}")
+    logits = arrays[LOGITS]
     if logits.ndim not in (2, 3) or logits.dtype.kind != "f" or logits.shape[-2] != len(keys):
         raise DataError(
             f"{file}: logits must be floats ({len(keys)}, classes) or (views, {len(keys)}, classes), a "
@@ -168,4 +183,15 @@ def read_npz(
             "uniform at any temperature. Save what comes before the softmax, or "
             "np.log(p.clip(1e-12)), which serves as logits"
         )
-    return logits, keys.tolist(), labels
+    for name, values in arrays.items():
+        lead = logits.shape[:-1]
+        if (
+            values.dtype.kind != "f"
+            or values.shape[: len(lead)] != lead
+            or values.ndim <= len(lead)
+        ):
+            raise DataError(
+                f"{file}: {name} must be floats {lead} and the shape of a row, as a field beside the "
+                f"logits, found {values.dtype} {values.shape}"
+            )
+    return arrays, keys.tolist(), labels

@@ -28,7 +28,8 @@ class ArraySpec:
         fill: what an unwritten region reads as: NaN, or a code that is never valid.
         compressed: by Blosc with zstd, after a byte shuffle.
         columns: a chunk lies column by column (shape (n,)), compressed after a bit shuffle.
-        per: "row": of each view; "sample": once for all views; "store": once, a single `shape`.
+        per: "row": of each view; "sample": shared by all views; "store": shared by all rows, a single
+            `shape`.
     """
 
     name: str
@@ -49,6 +50,10 @@ class Encoding(Protocol):
     """Members of an encoding; its dataclass fields are its parameters, kept with the field."""
 
     name: ClassVar[str]
+    since: ClassVar[int]
+    """Minor version of the format that brought it."""
+    plain: ClassVar[bool]
+    """Whether its `values` are the rows themselves, as floats."""
 
     @classmethod
     def parse(cls, parameter: str | None) -> Encoding:
@@ -58,11 +63,11 @@ class Encoding(Protocol):
         """The arrays written for rows of this shape; raises `UsageError` if it cannot hold them."""
 
     def encode(
-        self, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array] = NOTHING
+        self, rows: Floats, labels: NDArray[np.int64], shared: Mapping[str, Array] = NOTHING
     ) -> dict[str, Array]:
         """Arrays per row by name, for finite rows float32 (n, *shape) and labels int64 (n,).
 
-        `once` holds those per sample, of the same samples, and those per store.
+        `shared` holds those per sample, of the same samples, and those per store.
         """
 
     def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
@@ -70,17 +75,20 @@ class Encoding(Protocol):
 
 
 @runtime_checkable
-class LearnedEncoding(Encoding, Protocol):
-    """An encoding with arrays that are kept once: learned first, or taken from view 0."""
+class FittedEncoding(Encoding, Protocol):
+    """An encoding with shared arrays: fitted to calibration rows, or taken from view 0."""
 
-    def learn(self, rows: Floats) -> dict[str, Array]:
+    def calibration_samples(self, samples: int, shape: tuple[int, ...]) -> int:
+        """How many of `samples` samples `fit` needs, for rows of this shape."""
+
+    def fit(self, rows: Floats) -> dict[str, Array]:
         """Arrays per store, from the rows (v, n, *shape) of n samples in one or two views."""
 
-    def base(self, rows: Floats, once: Mapping[str, Array]) -> dict[str, Array]:
-        """Arrays per sample, from its row of view 0; `once` holds those per store."""
+    def base(self, rows: Floats, shared: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays per sample, from its row of view 0; `shared` holds those per store."""
 
-    def learned(self, once: Mapping[str, Array]) -> dict[str, float]:
-        """What the arrays per store say, in figures for people."""
+    def figures(self, shared: Mapping[str, Array]) -> dict[str, float]:
+        """What the arrays per store hold, in figures for people."""
 
 
 def to_float16(rows: Floats) -> NDArray[np.float16]:

@@ -1,4 +1,4 @@
-"""What an encoding learns from before a dump begins: some samples, spread over the dataset."""
+"""Fitting a store's encodings before a dump begins: to some samples, spread over the dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdcache.views import ViewPlan
 from kdcache_stores import StoreWriter
 
 
-def teach_writer(
+def fit_writer(
     plan: ViewPlan,
     teacher: Teacher,
     writer: StoreWriter,
@@ -19,19 +19,19 @@ def teach_writer(
     device: torch.device,
     workers: int,
 ) -> None:
-    """Forward two views of the writer's lesson (one, where the plan has no more), if it needs one.
+    """Forward two views of the calibration rows (one, where the plan has no more), if there are any.
 
     Raises:
         DataError: the logits are not finite or of another shape, or the encoding cannot reach what
             is asked of it.
     """
-    if (rows := writer.lesson) is None:
+    if (rows := writer.calibration_rows.get("logits")) is None:
         return
     views = range(min(2, plan.views or 2))
     starts = range(0, len(rows), batch_size)
     cuts = [(rows[i : i + batch_size], view) for view in views for i in starts]
-    said: list[list[NDArray[np.float32]]] = [[] for _ in views]
+    outputs: list[list[NDArray[np.float32]]] = [[] for _ in views]
     stream = plan.stream(cuts, device=device, workers=workers)
     for (_, view), batch in zip(cuts, stream, strict=True):
-        said[view].append(teacher(batch.images).float().cpu().numpy())
-    writer.prepare({"logits": np.stack([np.concatenate(parts) for parts in said])})
+        outputs[view].append(teacher(batch.images).float().cpu().numpy())
+    writer.fit({"logits": np.stack([np.concatenate(parts) for parts in outputs])})

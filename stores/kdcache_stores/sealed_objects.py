@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kdcache_stores.canonical import Json, parse_json
-from kdcache_stores.encoding import ArraySpec
 from kdcache_stores.errors import CorruptStore, FormatError, StoreNotFound, UnfinishedStore
 from kdcache_stores.files import Objects, Stamp
-from kdcache_stores.header import Field, Header, read_header
+from kdcache_stores.head import head_layouts
+from kdcache_stores.header import HEAD, Field, Header, read_header
 from kdcache_stores.layout import ArrayLayout, read_layout, shards_of
 from kdcache_stores.manifest import (
     ANNOUNCEMENT,
@@ -19,6 +19,7 @@ from kdcache_stores.manifest import (
     read_seal,
     sha256,
 )
+from kdcache_stores.protocol import ArraySpec
 from kdcache_stores.records import announced
 
 _READS = 8
@@ -150,12 +151,29 @@ class SealedObjects:
         """The root's header, after the fields' groups were found to agree with it."""
         header = read_header(self.document(ROOT), self.where)
         for field in header.fields.values():
-            document = self.document(field.metadata_key)
-            found = document.get("attributes", {})
-            found = found.get("kdcache") if isinstance(found, dict) else None
-            if not isinstance(found, dict) or not found.items() >= field.to_dict().items():
-                raise FormatError(f"{self.where}/{field.metadata_key} disagrees with {ROOT}")
+            self._agrees(field.metadata_key, field.to_dict())
+        if header.head is not None:
+            self._check_head(header.head)
         return header
+
+    def _check_head(self, shape: tuple[int, int]) -> None:
+        """The metadata of the head is what such a head has, and its objects are in the manifest."""
+        key = f"{HEAD}/zarr.json"
+        self._agrees(key, {"shape": list(shape)})
+        for layout in head_layouts(shape):
+            where = f"{self.where}/{layout.metadata_key}"
+            read_layout(self.document(layout.metadata_key), HEAD, layout.spec, 1, where)
+            if self.entry(layout.key(0, 0)).kind != "head":
+                raise FormatError(
+                    f"{self.where}: the manifest's kind of {layout.path} must be head"
+                )
+
+    def _agrees(self, key: str, expected: dict[str, Json]) -> None:
+        """A group's attributes say what the root says; raises `FormatError`."""
+        attributes = self.document(key).get("attributes", {})
+        stated = attributes.get("kdcache") if isinstance(attributes, dict) else None
+        if not isinstance(stated, dict) or not stated.items() >= expected.items():
+            raise FormatError(f"{self.where}/{key} disagrees with {ROOT}")
 
     def layouts(self, header: Header) -> dict[str, list[ArrayLayout]]:
         """The arrays of each field; every shard of them is in the manifest with its rows."""
@@ -195,9 +213,9 @@ class SealedObjects:
 
     def _check_shards(self, layouts: list[ArrayLayout]) -> None:
         first = layouts[0]
-        once = [layout for layout in layouts if layout.spec.per != "row"]
+        shared = [layout for layout in layouts if layout.spec.per != "row"]
         layouts = [layout for layout in layouts if layout.spec.per == "row"]
-        for layout in once:
+        for layout in shared:
             if layout.spec.per == "sample" and layout.shard_rows != first.shard_rows:
                 raise FormatError(f"{self.where}: {layout.path} has shards of other rows")
             for shard in shards_of(range(layout.views), layout.samples, layout.shard_rows):

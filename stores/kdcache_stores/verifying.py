@@ -1,25 +1,20 @@
-"""Verification: every object of a store against the manifest; and a description of a store."""
+"""Verification: every object of a store against the manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 from kdcache_stores.canonical import Json
 from kdcache_stores.decode import cores
-from kdcache_stores.encoding import LearnedEncoding
 from kdcache_stores.errors import CorruptStore, KDCacheError
-from kdcache_stores.fidelity import combine
 from kdcache_stores.files import LocalFiles, is_temporary
+from kdcache_stores.header import HEAD
 from kdcache_stores.manifest import CARD, CROISSANT, MANIFEST, SAMPLES, SEAL, Entry
 from kdcache_stores.nouns import Samples
-from kdcache_stores.sealed import SealedObjects
-from kdcache_stores.shards import ShardReader
-
-if TYPE_CHECKING:
-    from kdcache_stores.reader import LogitStore
+from kdcache_stores.reader import Store
+from kdcache_stores.sealed_objects import SealedObjects
 
 Progress = Callable[[int, int], None]
 """Called with (bytes checked, bytes in all)."""
@@ -67,8 +62,12 @@ class Report:
         return {**asdict(self), "ok": self.ok, "rewrite": [list(shard) for shard in self.rewrite]}
 
 
-def verify_store(store: LogitStore, progress: Progress | None = None) -> Report:
-    """Check size and SHA-256 of every object, the samples against the plan, and the probes.
+def verify(store: Store, progress: Progress | None = None) -> Report:
+    """Check size and SHA-256 of every object on all cores, the samples against the plan, probes, head.
+
+    Args:
+        store: an open store.
+        progress: called with (bytes checked, bytes in all).
 
     A store whose manifest or metadata is damaged raises already when it is opened.
     """
@@ -94,24 +93,25 @@ def verify_store(store: LogitStore, progress: Progress | None = None) -> Report:
             if progress is not None:
                 progress(done, total)
     damaged = {problem.key.split("/")[0] for problem in report.problems}
-    for key, check_content in ((SAMPLES, _check_samples), ("probes", _check_probes)):
+    contents = ((SAMPLES, _check_samples), ("probes", _check_probes), (HEAD, _check_head))
+    for key, check_content in contents:
         message = _message(lambda: check_content(store))  # noqa: B023
         if message is not None and key not in damaged:
             report.problems.append(Problem(key, message))
     report.rewrite.extend(_lost(source, {problem.key for problem in report.problems}))
     report.problems.sort(key=lambda problem: problem.key)
-    report.notes.extend(_strangers(source))
+    report.notes.extend(_extra_files(source))
     return report
 
 
 def _lost(source: SealedObjects, damaged: set[str]) -> list[tuple[int, int, int]]:
-    """The shards that are damaged, or hang on something kept once that is."""
+    """The shards that are damaged, or were encoded with a shared object that is."""
     entries = [source.entries[key] for key in damaged if key in source.entries]
-    once = {entry.index for entry in entries if entry.kind == "once"}
+    shared = {entry.index for entry in entries if entry.kind == "once"}
     lost = {
         (entry.view or 0, entry.start or 0, entry.stop or 0)
         for entry in source.entries.values()
-        if entry.kind == "shard" and (entry.key in damaged or once & {None, entry.index})
+        if entry.kind == "shard" and (entry.key in damaged or shared & {None, entry.index})
     }
     return sorted(lost)
 
@@ -124,7 +124,7 @@ def _message(check: Callable[[], object]) -> str | None:
     return None
 
 
-def _check_samples(store: LogitStore) -> None:
+def _check_samples(store: Store) -> None:
     fingerprint = Samples(store.keys, store.labels, store.keys_hashed).fingerprint
     if fingerprint != store.plan.fingerprint:
         raise CorruptStore(
@@ -133,74 +133,25 @@ def _check_samples(store: LogitStore) -> None:
         )
 
 
-def _check_probes(store: LogitStore) -> None:
+def _check_probes(store: Store) -> None:
     for probe in store.probes:
         if not (0 <= probe.row < len(store) and probe.view in store.view_range):
             raise CorruptStore(f"{store.where}: a probe of row {probe.row}, view {probe.view}")
 
 
-def _strangers(source: SealedObjects) -> list[str]:
+def _check_head(store: Store) -> None:
+    _ = store.head  # raises unless it is finite
+
+
+def _extra_files(source: SealedObjects) -> list[str]:
     """What lies in the folder beside the store's objects, one sentence each."""
     if not isinstance(source.objects, LocalFiles):
         return []
     known = {*source.entries, MANIFEST, SEAL, CARD, CROISSANT}
-    found = []
+    notes = []
     for key in source.objects.walk():
         if is_temporary(key):
-            found.append(f"{key} was left by an interrupted writer and may be deleted")
+            notes.append(f"{key} was left by an interrupted writer and may be deleted")
         elif key not in known:
-            found.append(f"{key} is not in the manifest and is never read")
-    return found
-
-
-def _learned(store: LogitStore, name: str) -> dict[str, Json] | None:
-    """What the encoding of a field learned, in figures, if it is one that does."""
-    encoding, source = store.fields[name].encoding, store.source
-    if not isinstance(encoding, LearnedEncoding):
-        return None
-    once = {}
-    for layout in store.layouts[name]:
-        if layout.spec.per == "store":
-            key = layout.key(0, 0)
-            where = f"{store.where}/{key}"
-            once[layout.spec.name] = ShardReader(layout, source.get(key), where).rows(range(1))[0]
-    return {**encoding.learned(once)}
-
-
-def describe(store: LogitStore) -> dict[str, Json]:
-    """What a store holds, plain JSON."""
-    entries = store.source.entries
-    stored = [entry for entry in entries.values() if entry.kind in ("shard", "once")]
-    fields = {}
-    for name, item in store.fields.items():
-        own = [entry for entry in stored if entry.key.startswith(f"{name}/")]
-        measured = [entry for entry in own if entry.fidelity is not None]
-        labelled = sum(entry.labelled or 0 for entry in measured)
-        nbytes = sum(entry.size for entry in own)
-        fields[name] = {
-            **item.to_dict(),
-            "nbytes": nbytes,
-            "bytes_per_row": nbytes / (store.n_views * len(store)),
-            "arrays": {
-                spec.name: sum(e.size for e in own if e.key.split("/")[1] == spec.name)
-                for spec in item.encoding.arrays(item.shape)
-            },
-            "learned": _learned(store, name),
-            "labelled": labelled,
-            "top1": sum(e.correct or 0 for e in measured) / labelled if labelled else None,
-            "fidelity": combine([e.fidelity for e in measured if e.fidelity]) or None,
-        }
-    return {
-        **store.header.to_dict(),
-        "where": store.where,
-        "digest": store.digest,
-        "views": store.n_views,
-        "first_view": store.first_view,
-        "part": vars(store.part) if store.part is not None else None,
-        "view_digests": store.view_digests,
-        "objects": len(entries),
-        "nbytes": store.nbytes,
-        "shard_rows": store.shard_rows,
-        "probes": len(store.probes),
-        "fields": fields,
-    }
+            notes.append(f"{key} is not in the manifest and is never read")
+    return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -33,10 +34,14 @@ class BreakEven(NamedTuple):
 
 
 def break_even(info: dict[str, Any]) -> BreakEven:
-    """The account of the store that `describe` gives.
+    """The account of the store that `describe` gives."""
+    return account(int(info["samples"]), int(info["views"]), info["plan"]["augmentation"])
+
+
+def account(samples: int, views: int, augmentation: Mapping[str, Any]) -> BreakEven:
+    """The account of a store of so many views, whose plan describes its augmentation so.
 
     An epoch online takes one forward per sample, and two where views come in weak and strong pairs.
     """
-    samples, views = int(info["samples"]), int(info["views"])
-    per_epoch = 2 if info["plan"]["augmentation"].get("name") == "weak+strong" else 1
+    per_epoch = 2 if augmentation.get("name") == "weak+strong" else 1
     return BreakEven(views * samples, per_epoch * samples, views / per_epoch)

@@ -16,8 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kdcache.datasets import load_dataset
-from kdcache.dumping import DumpObserver
-from kdcache.dumping import dump
+from kdcache.dumping import DumpObserver, dump
 from kdcache.objectives import Noise, ObjectiveConfig
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher

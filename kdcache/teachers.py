@@ -30,7 +30,7 @@ from kdcache.models.library import (
 )
 from kdcache.models.taps import head_of, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
-from kdcache.precision import PRECISIONS, autocast, require_precision
+from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model
 from kdcache_stores import Teacher as StoredTeacher
@@ -109,10 +109,15 @@ class Teacher:
         if linear is None:
             return None
         weight = linear.weight.detach().float()
-        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
-        return (weight, bias) if self._columns is None else (weight[self._columns], bias[self._columns])
+        bias = (
+            weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
+        )
+        return (
+            (weight, bias)
+            if self._columns is None
+            else (weight[self._columns], bias[self._columns])
+        )
 
-    @torch.no_grad()  # not inference mode: a student's loss may save these values for backward
     def __call__(self, views: Tensor) -> dict[str, Tensor]:
         """The fields, float32 (B, *shape) each, of views uint8 (B, C, H, W) on its device.
 
@@ -120,23 +125,27 @@ class Teacher:
             DataError: what the module gives is not a row per view for every field.
             MismatchError: rows of another shape than `shapes` says.
         """
-        if self.batch_size is None:
-            return self._outputs(views)
-        parts = [self._outputs(part) for part in torch.split(views, self.batch_size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.fields}
+        return self._read(views, self.fields)
 
     def logits(self, views: Tensor) -> Tensor:
-        """The logits alone, float32 (B, classes), of views uint8 (B, C, H, W) on its device."""
-        return self(views)["logits"]
+        """The logits, float32 (B, classes), whatever the fields; see `__call__`."""
+        return self._read(views, ("logits",))["logits"]
 
-    def _outputs(self, views: Tensor) -> dict[str, Tensor]:
+    @torch.no_grad()  # not inference mode: a student's loss may save these values for backward
+    def _read(self, views: Tensor, fields: Sequence[str]) -> dict[str, Tensor]:
+        if self.batch_size is None:
+            return self._outputs(views, fields)
+        parts = [self._outputs(part, fields) for part in torch.split(views, self.batch_size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in fields}
+
+    def _outputs(self, views: Tensor, fields: Sequence[str]) -> dict[str, Tensor]:
         images = self.preprocessing(views)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(views.device, self.precision):
             given = self._forward(images)
-        outputs = read_outputs(self.architecture, given, self.fields, len(views))
-        if self._columns is not None:
+        outputs = read_outputs(self.architecture, given, fields, len(views))
+        if self._columns is not None and "logits" in outputs:
             outputs["logits"] = outputs["logits"][:, self._columns]
         for name, values in outputs.items():
             shape = tuple(values.shape[1:])
@@ -209,7 +218,7 @@ def load_teacher(
         compile: through torch.compile.
         allow_untrained: fresh weights where there is nothing to load.
         allow_code: import the function that a run names, if its network is a user's own.
-        fields: what it shall give, `logits` among them (`kdcache.models.taps`).
+        fields: what it shall give (`kdcache.models.taps`).
 
     Raises:
         UnknownName: no such model, weights or precision.
@@ -221,8 +230,8 @@ def load_teacher(
     if at and weights is not None:
         raise UsageError(f"teacher {spec}: weights are given twice, {after} and {weights}")
     require_precision(precision)
-    if "logits" not in fields or len(set(fields)) < len(fields):
-        raise UsageError(f"fields {', '.join(fields)}: name each once, and logits among them")
+    if not fields or len(set(fields)) < len(fields):
+        raise UsageError(f"fields {', '.join(fields)}: name one at least, and each once")
     source = str(weights) if weights is not None else after or None
     prefix, _, rest = name.partition(":")
     if prefix in LIBRARIES and source is not None and not names_file(source):
@@ -368,7 +377,7 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int,
             f"teacher {teacher.architecture} does not take images of {shape}, which its "
             f"preprocessing makes of the views: {type(error).__name__}: {error}. {advice}."
         ) from error
-    outputs = read_outputs(teacher.architecture, given, teacher.fields, len(views))
+    outputs = read_outputs(teacher.architecture, given, ("logits", *teacher.fields), len(views))
     logits = outputs["logits"]
     if logits.ndim != 2:
         raise DataError(

@@ -42,14 +42,15 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], sil
         return
     saved = cost.online_forwards - cost.forwards
     gain = f"{saved:,} fewer" if saved >= 0 else f"{-saved:,} more"
+    encodings = ", ".join(f"{field} as {encoding}" for field, encoding in cost.encodings.items())
     say(
-        f"estimate: {cost.rows:,} rows as {cost.encoding}, {size(cost.nbytes)} "
+        f"estimate: {cost.rows:,} rows, {encodings}, {size(cost.nbytes)} "
         f"({cost.bytes_per_row:.1f} bytes a row), about {duration(cost.seconds)} at "
         f"{cost.rows_per_second:,.0f} rows/s; "
         f"{size(cost.free_bytes)} free\n"
         f"teacher forwards: {cost.forwards:,} once, {gain} than {given['students']} student(s) of "
         f"{given['epochs']} epochs with the teacher in the loop; paid back after "
-        f"{cost.break_even_epochs} student epoch(s)",
+        f"{cost.break_even_epochs:g} student epoch(s)",
         silent,
     )
 
@@ -135,6 +136,10 @@ def _words(given: dict[str, Any], paths: bool) -> list[str]:
         value = given.get(param.name or "")
         if param.name == "part" and value is not None:
             value = None if value == (0, 1) else f"{value[0]}/{value[1]}"
+        if param.name == "encodings" and value is not None:
+            value = tuple(name if f == "logits" else f"{f}={name}" for f, name in value.items())
+        if param.name == "fields" and value is not None:
+            value = None if value == ("logits",) else ",".join(value)
         values = value if isinstance(value, tuple) else (value,)
         flag = max(param.opts, key=len)
         for one in values:

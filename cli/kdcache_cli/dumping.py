@@ -79,8 +79,19 @@ class Bar:
     help="A store whose views to use once more, after the replay proof.",
 )
 @click.option(
+    "--fields",
+    default="logits",
+    show_default=True,
+    callback=lambda c, p, v: tuple(v.split(",")),
+    help="What to store of each view: logits, pooled, or a field that your own module gives.",
+)
+@click.option(
     "--encoding",
-    help="[default: a store's own; of a new one compact:2.5e-5 from 8 views on, else float16]",
+    "encodings",
+    multiple=True,
+    callback=lambda c, p, v: options.encodings(v),
+    help="Of the logits, or FIELD=ENCODING [default: a store's own; of new logits compact:2.5e-5 from "
+    "8 views on, else float16].",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--precision", default="float32", show_default=True, help="float32, bf16 or fp16.")
@@ -116,7 +127,7 @@ class Bar:
 def dump_teacher(
     device: str, threads: int | None, as_json: bool, quiet: bool, **given: Any
 ) -> None:
-    """Run teachers once over the views of a dataset and store their logits.
+    """Run teachers once over the views of a dataset and store their logits, or other fields.
 
     Run it again on an unfinished store and it completes what is missing; with more --views it adds
     them. Under torchrun the ranks share the work.
@@ -124,10 +135,10 @@ def dump_teacher(
     import numpy as np
     import torch
 
-    from kdcache.dumping import Target, dump
-    from kdcache.dumping.answers import ASKED, check_answers
-    from kdcache.dumping.estimate import estimate
     from kdcache.distributed import PATIENCE, join
+    from kdcache.dumping import Target, dump
+    from kdcache.dumping.estimate import estimate
+    from kdcache.dumping.outputs import CHECKED, check_outputs
     from kdcache.dumping.targets import (
         clean_top1,
         labelled_splits,
@@ -149,7 +160,7 @@ def dump_teacher(
         splits = labelled_splits(
             given["dataset"], data, given["data_root"], given["download"], given["skip_bad"]
         )
-        how = {name: given[name] for name in ("precision", "channels_last", "compile")}
+        how = {name: given[name] for name in ("precision", "channels_last", "compile", "fields")}
         pairs: list[tuple[Teacher, Path]] = []
         for request, out in zip(requests, given["outs"], strict=True):
             teacher, source = prepare_teacher(
@@ -159,13 +170,13 @@ def dump_teacher(
             say(dump_page.preprocessing_text(teacher, source), silent)
             count = given["mc_dropout"]
             pairs += posterior(teacher, out, count) if count else [(teacher, out)]
-        shared = {name: given[name] for name in ("encoding", "batch_size", "workers", "hash_keys")}
-        shared |= {"device": where, "part": given["part"]}
+        shared = {name: given[name] for name in ("batch_size", "workers", "hash_keys")}
+        shared |= {"device": where, "part": given["part"], "encoding": given["encodings"]}
         bare = [Target(*pair) for pair in pairs]
-        first = np.arange(min(len(plan), ASKED))
+        first = np.arange(min(len(plan), CHECKED))
         remarks = ranks.on_first(lambda: [
             text for teacher, _ in pairs
-            for text in check_answers(teacher, plan.images(first, 0, where), given["allow_untrained"])
+            for text in check_outputs(teacher, plan.images(first, 0, where), given["allow_untrained"])
         ])  # fmt: skip
         for remark in remarks:
             say(remark, silent)

@@ -310,6 +310,18 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r}: expected numbers such as 0.5,0.5,0.5") from None
 
 
+def encodings(given: tuple[str, ...]) -> dict[str, str]:
+    """("float32", "pooled=float16") -> {"logits": "float32", "pooled": "float16"}."""
+    chosen: dict[str, str] = {}
+    for text in given:
+        field, equals, name = text.rpartition("=")
+        field = field if equals else "logits"
+        if field in chosen:
+            raise click.BadParameter(f"the encoding of {field} is given twice")
+        chosen[field] = name
+    return chosen
+
+
 def part(text: str | None) -> tuple[int, int]:
     """ "2/8" -> (2, 8).
 

@@ -28,8 +28,8 @@ def inspect(store: str, as_json: bool, quiet: bool) -> None:
 
 
 def page(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `Store.info` says, for people."""
-    plan, teacher, logits = info["plan"], info["teacher"], info["fields"]["logits"]
+    """What `describe` says, for people."""
+    plan, teacher = info["plan"], info["teacher"]
     options = dict(plan["augmentation"])
     name = options.pop("name", "")
     details = ", ".join(f"{key}={value}" for key, value in options.items())
@@ -40,29 +40,12 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
                   + f", seed {plan['seed']}"),
         ("teacher", f"{teacher['architecture']}, {teacher['precision']}, weights "
                     f"{teacher['weights_sha256'][:12]}"),
-        ("teacher top-1 on the views",
-         "no labels" if logits["top1"] is None else percent(logits["top1"])),
-        ("encoding", encoding_text(logits["encoding"])),
-        ("size", f"{size(info['nbytes'])}, {logits['bytes_per_row']:.1f} bytes a row"),
+        ("size", size(info["nbytes"])),
     ]  # fmt: skip
-    if len(logits["arrays"]) > 1:
-        count = info["views"] * info["samples"]
-        each = (f"{name} {nbytes / count:.1f}" for name, nbytes in logits["arrays"].items())
-        rows.append(("of which, bytes a row", ", ".join(each)))
-    if fitted := logits["fitted"]:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.items())
-        rows.append(("fitted", figures))
-    if found := logits["fidelity"]:
-        rows += [
-            (
-                f"KL(live || stored), {name}",
-                f"{found[key + '_mean']:.1e}, worst {found[key + '_worst']:.1e}",
-            )
-            for key, name in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
-        ]
-        if "kl" in logits["encoding"]:
-            rows.append(("asked for, Z-scored, tau=2", f"{logits['encoding']['kl']:.1e}"))
-        rows.append(("same top-1, live and stored", percent(found["top1_agreement"])))
+    for field, stored in info["fields"].items():
+        rows += _field_rows(field, stored, info["views"] * info["samples"])
+    if info["head"]:
+        rows.append(("head", "weight {} x {} and bias, of the last layer".format(*info["head"])))
     account = break_even(info)
     return [
         *rows,
@@ -77,6 +60,36 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("teacher digest", teacher["digest"]),
         ("content digest", info["digest"]),
     ]  # fmt: skip
+
+
+def _field_rows(name: str, stored: dict[str, Any], count: int) -> list[tuple[str, str]]:
+    """What there is to say of one field, of which so many rows are stored."""
+    shape = " x ".join(map(str, stored["shape"]))
+    per_row = f"{size(stored['nbytes'])}, {stored['bytes_per_row']:.1f} bytes a row"
+    rows = [(name, f"{shape} as {encoding_text(stored['encoding'])}: {per_row}")]
+    if len(stored["arrays"]) > 1:
+        each = (f"{array} {nbytes / count:.1f}" for array, nbytes in stored["arrays"].items())
+        rows.append(("of which, bytes a row", ", ".join(each)))
+    if fitted := stored["fitted"]:
+        figures = ", ".join(f"{figure} {value:.4g}" for figure, value in fitted.items())
+        rows.append(("fitted", figures))
+    if name == "logits":
+        top1 = "no labels" if stored["top1"] is None else percent(stored["top1"])
+        rows.append(("teacher top-1 on the views", top1))
+    if stored["error"] is not None:
+        rows.append(("squared error, of the squared norm", f"{stored['error']:.1e}"))
+    if fidelity := stored["fidelity"]:
+        rows += [
+            (
+                f"KL(live || stored), {words}",
+                f"{fidelity[key + '_mean']:.1e}, worst {fidelity[key + '_worst']:.1e}",
+            )
+            for key, words in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
+        ]
+        if "kl" in stored["encoding"]:
+            rows.append(("asked for, Z-scored, tau=2", f"{stored['encoding']['kl']:.1e}"))
+        rows.append(("same top-1, live and stored", percent(fidelity["top1_agreement"])))
+    return rows
 
 
 def encoding_text(encoding: dict[str, Any]) -> str:
@@ -165,9 +178,16 @@ def recomputed(
 def say_recomputed(found: dict[str, Any], quiet: bool, as_json: bool) -> int:
     """The outcome for people, and the exit code."""
     for problem in found["problems"]:
-        say(f"not this teacher's logits: {problem}", as_json)
+        say(f"not this teacher's outputs: {problem}", as_json)
     if found["ok"]:
-        kl = found["measured"]["kl_t1_mean"]
-        say(f"{found['rows']} rows, computed again, are as stored: KL {kl:.2g} on average, the dump "
-            f"measured {found['recorded']['kl_t1_mean']:.2g}", quiet or as_json)  # fmt: skip
+        names = {"logits": ("kl_t1_mean", "KL")}
+        texts = []
+        for field, measured in found["measured"].items():
+            key, words = names.get(field, ("error", "squared error"))
+            texts.append(
+                f"{field}: {words} {measured[key]:.2g} on average, the dump measured "
+                f"{found['recorded'][field][key]:.2g}"
+            )
+        say(f"{found['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
+            quiet or as_json)  # fmt: skip
     return 0 if found["ok"] else 1

@@ -64,9 +64,7 @@ def first_step(
         student = build_model(model, views.dataset.classes, preprocessing.channels, size)
         results.append(_loss(student, preprocessing(images), batch, logits, config))
     (loss, gradient), (live_loss, live_gradient) = results
-    target = max(
-        [(a - b).abs().max().item() for a, b in zip(cached, live, strict=True)] + [0.0]
-    )
+    target = max([(a - b).abs().max().item() for a, b in zip(cached, live, strict=True)] + [0.0])
     return {
         "target": target,
         "target_scale": max([one.abs().max().item() for one in live] + [0.0]),

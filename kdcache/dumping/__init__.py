@@ -1,4 +1,4 @@
-"""Stage 1: run teachers once over the views of a dataset and write what they say to stores.
+"""Stage 1: run teachers once over the views of a dataset and write their outputs to stores.
 
 Images are decoded and augmented once for all teachers, in a thread of its own; this one runs the
 teachers; a third encodes, hashes and writes. What a store already holds is skipped before an image
@@ -8,29 +8,29 @@ is decoded.
 from __future__ import annotations
 
 import os
-import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache._version import __version__
-from kdcache.dumping.calibration import fit_writer
-from kdcache.dumping.encoding import default_encoding
 from kdcache.distributed import Ranks
+from kdcache.dumping.calibration import fit_writer
+from kdcache.dumping.opening import Target, Targets, open_writer, target_encodings
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, replay
 from kdcache.views.batches import ImageBatch
-from kdcache_stores import DataError, FieldSpec, MismatchError, Shard, StoreWriter, UsageError
+from kdcache_stores import DataError, Shard, StoreWriter, UsageError
 from kdcache_stores.prefetch import prefetched
+
+__all__ = ["DumpObserver", "Dumped", "Target", "Targets", "dump"]
 
 AHEAD = 4
 """Batches that wait augmented for the teachers."""
@@ -38,18 +38,7 @@ DESCRIBED = 1024
 """Batches that are described to the plan at a time, so that memory does not grow with the views."""
 
 
-class Target(NamedTuple):
-    """A teacher, the path of its store, and its top-1 on clean splits, if known."""
-
-    teacher: Teacher
-    path: str | os.PathLike[str]
-    clean_top1: dict[str, float] | None = None
-
-
-Targets = Sequence[Target | tuple[Teacher, str | os.PathLike[str]]]
-
-
-class Observer(Protocol):
+class DumpObserver(Protocol):
     """What a caller may watch of a dump."""
 
     def start(self, done: int, total: int) -> None:
@@ -101,53 +90,12 @@ class _Probed(NamedTuple):
     images: Tensor
 
 
-def provenance(device: torch.device, command: str) -> dict[str, Any]:
-    """Where and with what a store was made: versions, device and command, never a path."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    versions = {"kdcache": __version__, "python": platform.python_version()} | replay.versions()
-    return {"versions": versions, "device": f"{device.type} ({name})", "command": command}
-
-
-def open_writer(
-    plan: ViewPlan,
-    target: Target,
-    views: int,
-    *,
-    encoding: str,
-    batch_size: int,
-    device: torch.device | str,
-    hash_keys: bool = False,
-    repair: bool = False,
-    command: str = "",
-) -> StoreWriter:
-    """The writer of one target's store, new or resumed; arguments as for `dump`."""
-    if plan.views is not None and views > plan.views:
-        raise UsageError(f"{plan.augmentation.name} has {plan.views} views, {views} were asked for")
-    teacher = target.teacher
-    return StoreWriter(
-        target.path,
-        plan=plan.to_store(),
-        teacher=teacher.to_store(target.clean_top1),
-        samples=plan.samples,
-        views=views,
-        fields={"logits": FieldSpec(shape=(plan.dataset.classes,), encoding=encoding)},
-        config={
-            "batch_size": batch_size,
-            "channels_last": teacher.channels_last,
-            "compile": teacher.compile,
-        },
-        provenance=provenance(torch.device(device), command),
-        hash_keys=hash_keys,
-        repair=repair,
-    )
-
-
 def dump(
     plan: ViewPlan,
     targets: Targets,
     views: int,
     *,
-    encoding: str | None = None,
+    encoding: str | Mapping[str, str] | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
@@ -156,18 +104,19 @@ def dump(
     hash_keys: bool = False,
     repair: bool = False,
     command: str = "",
-    watch: Observer | None = None,
+    watch: DumpObserver | None = None,
 ) -> Dumped:
-    """Write the logits of every teacher for ``views`` views of every sample, a store per teacher.
+    """Write the fields of every teacher for ``views`` views of every sample, a store per teacher.
 
     Batches never cross a shard, so a row is forwarded in the same batch however often the dump was
     interrupted and however many ranks and parts share it.
 
     Args:
         plan: dataset, augmentation and seed of the views.
-        targets: each teacher with the path of its store.
+        targets: each teacher, which gives the fields to be stored, with the path of its store.
         views: number of views to store; a finished store with fewer grows.
-        encoding: of the logits, a name of `kdcache_stores.ENCODINGS`; see `default_encoding`.
+        encoding: of the logits, a name of `kdcache_stores.ENCODINGS`, or by field; see
+            `choose_encodings`.
         batch_size: images per forward pass.
         device: where the teachers are.
         workers: processes that decode image files.
@@ -179,20 +128,21 @@ def dump(
         command: the command line to record in the stores' provenance.
 
     Raises:
-        MismatchError: a store at one of the paths was made with another plan, teacher, encoding,
-            batch size or precision; or a teacher of another class count.
-        DataError: a logit that is not finite; sample and view are named.
+        MismatchError: a store at one of the paths was made with another plan, teacher, fields,
+            encoding, batch size or precision; or a teacher of another class count; or a field whose
+            rows change their shape from batch to batch.
+        DataError: a value that is not finite; field, sample and view are named.
     """
     begun, where, ranks = time.perf_counter(), torch.device(device), ranks or Ranks()
     wanted = [Target(*target) for target in targets]
     _require_distinct(wanted)
-    encoding = encoding or default_encoding([target.path for target in wanted], views)
+    encodings = target_encodings(wanted, views, encoding)
     with ExitStack() as opened:
         jobs: list[_Job] = []
 
         def open_all(repair: bool) -> None:
             for target in wanted:
-                writer = open_writer(plan, target, views, encoding=encoding, batch_size=batch_size,
+                writer = open_writer(plan, target, views, encodings=encodings, batch_size=batch_size,
                                      device=where, hash_keys=hash_keys, repair=repair,
                                      command=command)  # fmt: skip
                 jobs.append(_Job(target.teacher, opened.enter_context(writer)))
@@ -272,7 +222,7 @@ def _forward(
     device: torch.device,
     workers: int,
     pool: ThreadPoolExecutor,
-    watch: Observer | None,
+    watch: DumpObserver | None,
 ) -> None:
     """Run the teachers over every shard; the pool finishes shards while the next is under way."""
     views = _batches(plan, todo, batch_size, device, workers)
@@ -280,7 +230,7 @@ def _forward(
     with closing(prefetched(lambda batch: batch, views, AHEAD)) as stream:
         for shard in todo:
             wanted = [job for job in jobs if shard in job.pending]
-            outputs: list[list[Tensor]] = [[] for _ in wanted]
+            outputs: list[list[dict[str, Tensor]]] = [[] for _ in wanted]
             probe_rows, probed = replay.probe_rows(plan, shard.view), []
             for _ in _cuts(shard, batch_size):
                 batch = next(stream)
@@ -289,16 +239,14 @@ def _forward(
                     # Copied on the device; the writing thread brings them to the host.
                     index = torch.from_numpy(chosen).to(device)
                     probed.append(_Probed(batch.rows[chosen], batch.images.index_select(0, index)))
-                for job, said in zip(wanted, outputs, strict=True):
-                    logits = job.teacher(batch.images)
-                    _require_classes(job.teacher, logits, plan)
-                    said.append(logits)
+                for job, parts in zip(wanted, outputs, strict=True):
+                    parts.append(job.teacher(batch.images))
                 if writing and writing[0].done():
                     writing.pop(0).result()
                 if watch:
                     watch.batch(len(batch.rows), jobs[0].top1)
-            for job, said in zip(wanted, outputs, strict=True):
-                writing.append(pool.submit(_finish, job, shard, said, probed, plan, watch))
+            for job, parts in zip(wanted, outputs, strict=True):
+                writing.append(pool.submit(_finish, job, shard, parts, probed, plan, watch))
             while len(writing) > len(jobs):
                 writing.pop(0).result()
     for future in writing:
@@ -308,37 +256,32 @@ def _forward(
 def _finish(
     job: _Job,
     shard: Shard,
-    outputs: list[Tensor],
+    outputs: list[dict[str, Tensor]],
     probed: list[_Probed],
     plan: ViewPlan,
-    watch: Observer | None,
+    watch: DumpObserver | None,
 ) -> None:
-    """Bring a shard's logits to the host, check them and commit them."""
-    values = torch.cat(outputs).cpu().numpy()
+    """Bring a shard's fields to the host, check them and commit them."""
+    values = {
+        name: torch.cat([part[name] for part in outputs]).cpu().numpy()
+        for name in job.teacher.fields
+    }
     outputs.clear()
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(bad):
-        row = shard.start + int(bad[0])
-        raise DataError(
-            f"the teacher {job.teacher.architecture} gave a logit that is not finite for sample "
-            f"{plan.samples.keys[row]!r} (row {row}), view {shard.view}, and for {len(bad) - 1} more "
-            "rows of that shard. Nothing of the shard was stored. Try --precision float32, and check "
-            "the teacher's weights."
-        )
+    for name, rows in values.items():
+        bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1))
+        if len(bad):
+            row = shard.start + int(bad[0])
+            raise DataError(
+                f"the teacher {job.teacher.architecture} gave {name} that are not finite for sample "
+                f"{plan.samples.keys[row]!r} (row {row}), view {shard.view}, and for {len(bad) - 1} "
+                "more rows of that shard. Nothing of the shard was stored. Try --precision float32, "
+                "and check the teacher's weights."
+            )
     probes = [p for one in probed for p in replay.measure(plan, one.rows, shard.view, one.images)]
-    nbytes = job.writer.write(shard, {"logits": values}, probes=probes)
-    labels = plan.samples.labels[shard.start : shard.stop]
-    job.right += int((values.argmax(1) == labels).sum())
-    job.labelled += int((labels >= 0).sum())
+    nbytes = job.writer.write(shard, values, probes=probes)
+    if "logits" in values:
+        labels = plan.samples.labels[shard.start : shard.stop]
+        job.right += int((values["logits"].argmax(1) == labels).sum())
+        job.labelled += int((labels >= 0).sum())
     if watch:
         watch.written(nbytes)
-
-
-def _require_classes(teacher: Teacher, logits: Tensor, plan: ViewPlan) -> None:
-    if logits.ndim != 2 or logits.shape[1] != plan.dataset.classes:
-        raise MismatchError(
-            f"the teacher {teacher.architecture} gives outputs of shape {tuple(logits.shape)}; "
-            f"{plan.dataset.name} has {plan.dataset.classes} classes, so (batch, "
-            f"{plan.dataset.classes}) was expected. Use a teacher trained for {plan.dataset.name}, or "
-            "--class-map where its classes are ordered otherwise."
-        )

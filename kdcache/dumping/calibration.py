@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan
@@ -22,16 +21,26 @@ def fit_writer(
     """Forward two views of the calibration rows (one, where the plan has no more), if there are any.
 
     Raises:
-        DataError: the logits are not finite or of another shape, or the encoding cannot reach what
-            is asked of it.
+        DataError: outputs that are not finite or of another shape, or an encoding that cannot reach
+            what is asked of it.
     """
-    if (rows := writer.calibration_rows.get("logits")) is None:
+    if not (calibration := writer.calibration_rows):
         return
+    rows = np.unique(np.concatenate(list(calibration.values())))
     views = range(min(2, plan.views or 2))
     starts = range(0, len(rows), batch_size)
     cuts = [(rows[i : i + batch_size], view) for view in views for i in starts]
-    outputs: list[list[NDArray[np.float32]]] = [[] for _ in views]
+    outputs: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in views] for name in calibration}
     stream = plan.stream(cuts, device=device, workers=workers)
     for (_, view), batch in zip(cuts, stream, strict=True):
-        outputs[view].append(teacher(batch.images).float().cpu().numpy())
-    writer.fit({"logits": np.stack([np.concatenate(parts) for parts in outputs])})
+        given = teacher(batch.images)
+        for name, parts in outputs.items():
+            parts[view].append(given[name].cpu().numpy())
+    writer.fit(
+        {
+            name: np.stack([np.concatenate(parts) for parts in outputs[name]])[
+                :, np.searchsorted(rows, wanted)
+            ]
+            for name, wanted in calibration.items()
+        }
+    )

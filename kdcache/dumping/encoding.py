@@ -1,29 +1,53 @@
-"""How a dump is encoded where nobody says."""
+"""How the fields of a dump are encoded where nobody says."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from kdcache_stores import UsageError, begun_encoding
+from kdcache_stores import UsageError, begun_encodings
 
 #: From so many views on, codes of a sample's views share enough to be worth a basis and a base.
 MANY_VIEWS = 8
 
 
-def default_encoding(paths: Iterable[str | os.PathLike[str]], views: int) -> str:
-    """The encoding of a dump of so many views into these stores.
+def choose_encodings(
+    paths: Iterable[str | os.PathLike[str]],
+    fields: Sequence[str],
+    views: int,
+    asked: str | Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The encoding of each field of a dump of so many views into these stores.
 
-    A store that is there keeps its own, however many views it grows to. A new one is `compact:2.5e-5`
-    from `MANY_VIEWS` views on (a sixth of the bytes of `float16` at 16 views of 100 classes), else
-    `float16`.
+    A store that is there keeps its own, however many views it grows to. New logits are
+    `compact:2.5e-5` from `MANY_VIEWS` views on (a sixth of the bytes of `float16` at 16 views of 100
+    classes), else `float16`; every other new field is `float16`.
+
+    Args:
+        paths: of the stores.
+        fields: their fields.
+        asked: by field; a name alone is that of the logits.
 
     Raises:
-        UsageError: the stores differ in their encodings.
+        UsageError: the stores differ in their encodings, or one is asked for a field that there is not.
     """
-    there = {begun for path in paths if (begun := begun_encoding(path)) is not None}
+    asked = {"logits": asked} if isinstance(asked, str) else dict(asked or {})
+    if unknown := sorted(asked.keys() - set(fields)):
+        raise UsageError(
+            f"an encoding is given for {', '.join(unknown)}, and the fields of this dump are "
+            f"{', '.join(fields)}: give it as FIELD=ENCODING for one of them"
+        )
+    begun = [begun_encodings(path) for path in paths]
+    return {name: asked.get(name) or _default(name, begun, views) for name in fields}
+
+
+def _default(field: str, begun: Sequence[Mapping[str, str]], views: int) -> str:
+    there = {encodings[field] for encodings in begun if field in encodings}
     if len(there) > 1:
         raise UsageError(
-            f"the stores are encoded as {', '.join(sorted(there))}: dump into one of them at a time"
+            f"{field} of the stores is encoded as {', '.join(sorted(there))}: dump into one of them "
+            "at a time"
         )
-    return there.pop() if there else "compact:2.5e-5" if views >= MANY_VIEWS else "float16"
+    if there:
+        return there.pop()
+    return "compact:2.5e-5" if field == "logits" and views >= MANY_VIEWS else "float16"

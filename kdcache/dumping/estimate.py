@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kdcache.dumping import Target, open_writer
-from kdcache.dumping.encoding import default_encoding
+from kdcache.break_even import account
+from kdcache.dumping.opening import Target, open_writer, target_encodings
 from kdcache.views import ViewPlan
 from kdcache_stores import Plan, Samples, StoreError, write_arrays
 
 #: The warm-up ends after so many batches of a view, or seconds; the first batch is not timed.
 WARM_UP_BATCHES, WARM_UP_SECONDS = 8, 2.0
+#: And where the outputs kept for measuring take so much memory.
+WARM_UP_BYTES = 2**28
 #: Room asked for beyond the estimate.
 MARGIN = 1.05
 
@@ -32,7 +34,7 @@ class Estimate:
     Attributes:
         rows: rows to forward; with several teachers, each by every teacher.
         stored: rows that the stores hold already.
-        encoding: that all stores have.
+        encodings: of every field.
         bytes_per_row: of what is to be written, by encoding two views of the first rows.
         nbytes: that all stores will grow by.
         free_bytes: on the fullest of their disks.
@@ -45,7 +47,7 @@ class Estimate:
 
     rows: int
     stored: int
-    encoding: str
+    encodings: dict[str, str]
     bytes_per_row: float
     nbytes: int
     free_bytes: int
@@ -53,7 +55,7 @@ class Estimate:
     seconds: float
     forwards: int
     online_forwards: int
-    break_even_epochs: int
+    break_even_epochs: float
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -65,7 +67,7 @@ def estimate(
     targets: Sequence[Target],
     views: int,
     *,
-    encoding: str | None = None,
+    encoding: str | Mapping[str, str] | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
@@ -84,34 +86,35 @@ def estimate(
 
     The other arguments are those of `dump`. Raises what `dump` would raise on opening a store.
     """
-    encoding = encoding or default_encoding([target.path for target in targets], views)
+    encodings = target_encodings(targets, views, encoding)
     todo = [
-        _missing(plan, target, views, part, encoding=encoding, batch_size=batch_size,
+        _missing(plan, target, views, part, encodings=encodings, batch_size=batch_size,
                  device=device, hash_keys=hash_keys)
         for target in targets
     ]  # fmt: skip
     rows = max(missing.rows for missing in todo)
-    everything = views * len(plan) * len(targets)
+    online = account(len(plan), views, plan.augmentation.describe())
     done = Estimate(
         rows=0,
         stored=views * len(plan) - rows if part == (0, 1) else 0,
-        encoding=encoding,
+        encodings=encodings,
         bytes_per_row=0.0,
         nbytes=0,
         free_bytes=_require_room([target.path for target in targets], [0] * len(targets)),
         rows_per_second=0.0,
         seconds=0.0,
-        forwards=everything,
-        online_forwards=epochs * students * len(plan) * len(targets),
-        break_even_epochs=views,
+        forwards=online.spent * len(targets),
+        online_forwards=epochs * students * online.saved_per_epoch * len(targets),
+        break_even_epochs=online.epochs,
     )
     if not rows:
         return done
-    logits, speed = _warm_up(plan, targets, batch_size, torch.device(device), workers)
-    labels = plan.samples.labels[: logits[0].shape[1]]
+    outputs, speed = _warm_up(plan, targets, batch_size, torch.device(device), workers)
     nbytes = [
-        round(encoded_bytes(said, labels, encoding).of(missing))
-        for said, missing in zip(logits, todo, strict=True)
+        round(
+            encoded_bytes(fields, plan.samples.labels, plan.dataset.classes, encodings).of(missing)
+        )
+        for fields, missing in zip(outputs, todo, strict=True)
     ]
     return replace(
         done,
@@ -163,8 +166,8 @@ def _warm_up(
     batch_size: int,
     device: torch.device,
     workers: int,
-) -> tuple[list[np.ndarray], float]:
-    """Logits float32 (views, n, K) of the first rows per teacher, and rows per second of all together.
+) -> tuple[list[dict[str, np.ndarray]], float]:
+    """Of each teacher its fields float32 (views, n, *shape) of the first rows; rows per second of all.
 
     Two views of the rows where the plan has two: what later views cost beside the first differs.
     """
@@ -174,44 +177,62 @@ def _warm_up(
     batches = [(rows, view) for rows in cuts for view in views]
     if len(batches) == 1:
         batches *= 2  # timed the second time
-    said: list[list[list[np.ndarray]]] = [[[] for _ in views] for _ in targets]
-    begun, timed = time.perf_counter(), 0
+    outputs: list[dict[str, list[list[np.ndarray]]]] = [
+        {name: [[] for _ in views] for name in target.teacher.fields} for target in targets
+    ]
+    begun, timed, kept = time.perf_counter(), 0, 0
     stream = plan.stream(batches, device=device, workers=workers)
     for number, ((_, view), batch) in enumerate(zip(batches, stream, strict=True)):
-        for target, logits in zip(targets, said, strict=True):
-            logits[view].append(target.teacher(batch.images).cpu().numpy())
+        for target, parts in zip(targets, outputs, strict=True):
+            for name, values in target.teacher(batch.images).items():
+                parts[name][view].append(values.cpu().numpy())
+                kept += parts[name][view][-1].nbytes
         if number == 0:
             begun = time.perf_counter()
             continue
         timed += len(batch.rows)
-        if view == views[-1] and time.perf_counter() - begun > WARM_UP_SECONDS:
+        enough = time.perf_counter() - begun > WARM_UP_SECONDS or kept > WARM_UP_BYTES
+        if view == views[-1] and enough:
             break
     seconds = time.perf_counter() - begun
-    joined = [np.stack([np.concatenate(rows)[: len(plan)] for rows in logits]) for logits in said]
+    joined = [
+        {
+            name: np.stack([np.concatenate(rows)[: len(plan)] for rows in of_views])
+            for name, of_views in parts.items()
+        }
+        for parts in outputs
+    ]
     return joined, timed / seconds
 
 
-def encoded_bytes(logits: np.ndarray, labels: np.ndarray, encoding: str) -> EncodedBytes:
-    """Bytes that an encoding takes on the disk, by writing a store of these rows.
+def encoded_bytes(
+    fields: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    classes: int,
+    encodings: Mapping[str, str],
+) -> EncodedBytes:
+    """Bytes that encodings take on the disk, by writing a store of these rows.
 
     Args:
-        logits: float32 (views, n, K), one view or two.
-        labels: int64 (n,).
-        encoding: as `FieldSpec` takes it.
+        fields: by name, each float32 (views, n, *shape), one view or two.
+        labels: int64, of n rows at least.
+        classes: that labels count.
+        encodings: by field, as `FieldSpec` takes them.
     """
-    views, n = logits.shape[:2]
-    samples = Samples([str(row) for row in range(n)], labels)
-    plan = Plan("rows", "train", logits.shape[2], samples.fingerprint, {"name": "none"}, seed=0)
+    views, n = next(iter(fields.values())).shape[:2]
+    samples = Samples([str(row) for row in range(n)], labels[:n])
+    plan = Plan("rows", "train", classes, samples.fingerprint, {"name": "none"}, seed=0)
+    chosen = {name: encodings[name] for name in fields}
     with tempfile.TemporaryDirectory(prefix="kdcache-") as folder:
-        store = write_arrays(folder, logits, samples=samples, plan=plan, encoding=encoding)
+        store = write_arrays(folder, fields, samples=samples, plan=plan, encoding=chosen)
         entries = store.source.entries.values()
         first, last = (
             sum(e.size for e in entries if e.kind == "shard" and e.view == view)
             for view in (0, views - 1)
         )
-        once = [entry for entry in entries if entry.kind == "once"]
-        base = sum(entry.size for entry in once if entry.start is not None)
-        basis = sum(entry.size for entry in once if entry.start is None)
+        shared = [entry for entry in entries if entry.kind == "once"]
+        base = sum(entry.size for entry in shared if entry.start is not None)
+        basis = sum(entry.size for entry in shared if entry.start is None)
     return EncodedBytes(basis, (base + first - last) / n, last / n)
 
 
@@ -231,6 +252,6 @@ def _require_room(paths: Sequence[str | os.PathLike[str]], nbytes: Sequence[int]
             raise StoreError(
                 f"{folders[disk]}: the stores need about {size / 1e9:.3g} GB more, and the disk has "
                 f"{free[disk] / 1e9:.3g} GB free. Make room, choose another disk, fewer --views, or "
-                "a smaller --encoding (topk:10, quantized)."
+                "a smaller --encoding."
             )
     return min(free.values())

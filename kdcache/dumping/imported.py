@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdcache.datasets import Dataset
-from kdcache.dumping import provenance
+from kdcache.dumping.opening import provenance
 from kdcache.dumping.sanity import Check
 from kdcache.views import ViewPlan, make_augmentation, replay
 from kdcache_stores import DataError, MismatchError, Probe, Shard, Store
@@ -56,33 +56,33 @@ def import_for(
     if len(row) < len(keys):
         raise DataError(f"{file}: keys must be unique, {len(keys) - len(row)} are given again")
     known = set(dataset.keys)
-    strangers = [key for key in keys if key not in known]
-    if strangers:
+    unknown = [key for key in keys if key not in known]
+    if unknown:
         raise DataError(
-            f"{len(strangers)} of {len(keys)} keys in {file} are not of {dataset.name} "
-            f"({dataset.split}), the first: {strangers[:3]}; its keys are like {dataset.keys[:3]}"
+            f"{len(unknown)} of {len(keys)} keys in {file} are not of {dataset.name} "
+            f"({dataset.split}), the first: {unknown[:3]}; its keys are like {dataset.keys[:3]}"
         )
     chosen = [index for index, key in enumerate(dataset.keys) if key in row]
-    there = dataset if len(chosen) == len(dataset) else dataset.subset(chosen)
-    order = np.array([row[key] for key in there.keys])
-    if labels is not None and (np.asarray(labels)[order] != there.labels).any():
-        first = int(np.flatnonzero(np.asarray(labels)[order] != there.labels)[0])
+    data = dataset if len(chosen) == len(dataset) else dataset.subset(chosen)
+    order = np.array([row[key] for key in data.keys])
+    if labels is not None and (np.asarray(labels)[order] != data.labels).any():
+        first = int(np.flatnonzero(np.asarray(labels)[order] != data.labels)[0])
         raise MismatchError(
-            f"labels in {file} are not those of {dataset.name}, the first: {there.keys[first]!r} has "
-            f"{np.asarray(labels)[order][first]} there and {there.labels[first]} in the dataset"
+            f"labels in {file} are not those of {dataset.name}, the first: {data.keys[first]!r} has "
+            f"{np.asarray(labels)[order][first]} there and {data.labels[first]} in the dataset"
         )
     arrays = {
         name: (values if logits.ndim == 3 else values[None])[:, order]
         for name, values in arrays.items()
     }
-    predicted, truth = arrays["logits"][0].argmax(1), there.labels
+    predicted, truth = arrays["logits"][0].argmax(1), data.labels
     check = Check(truth[truth >= 0], predicted[truth >= 0], dataset.classes)
     if len(check.labels) and check.near_chance():
         raise MismatchError(
             f"the logits in {file} have top-1 {check.top1:.1%} on {dataset.name}, what guessing gives "
             f"({check.chance:.1%}): are rows and keys in one order, and classes numbered alike?"
         )
-    plan = ViewPlan(there, make_augmentation(augment, there), seed)
+    plan = ViewPlan(data, make_augmentation(augment, data), seed)
 
     def probes(shard: Shard) -> Sequence[Probe]:
         rows = replay.probe_rows(plan, shard.view)

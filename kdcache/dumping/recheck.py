@@ -1,8 +1,8 @@
-"""Are a store's logits this teacher's? Some of its rows are computed again and compared."""
+"""Are a store's fields this teacher's? Some of its rows are computed again and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher, load_teacher, mc_dropout
 from kdcache.views import ViewPlan, replay
-from kdcache_stores import Store, describe
-from kdcache_stores.fidelity import measure
+from kdcache_stores import Store, UsageError, describe
+from kdcache_stores.fidelity import measure, relative_error
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
 TOLERANCE = {"float32": (1e-3, 1e-4), "fp16": (1e-2, 1e-3), "bf16": (3e-2, 3e-3)}
+
+#: The same of fields other than logits: mean of the squared error over the squared norm of a row.
+ERROR_TOLERANCE = {"float32": 1e-5, "fp16": 1e-3, "bf16": 1e-2}
 
 #: How far the spread of stored rows may be from that of live ones; encodings keep it.
 SPREAD = 0.03
@@ -28,22 +31,23 @@ class Recheck:
 
     Attributes:
         rows: rows computed again.
-        problems: why these are not that teacher's logits; empty if they are.
-        measured: KL(live || stored) and top-1 agreement, as `kdcache_stores.fidelity.measure`, and
-            `spread`, the mean standard deviation of stored rows over that of live ones.
+        problems: why these are not that teacher's outputs; empty if they are.
+        measured: by field. Of logits KL(live || stored) and top-1 agreement, as
+            `kdcache_stores.fidelity.measure`, and `spread`, the mean standard deviation of stored rows
+            over that of live ones; of other fields `error`, as `kdcache_stores.fidelity.relative_error`.
         recorded: the same measures as the dump recorded them for the encoding.
-        worst: key, row and view of the row that differs most.
+        worst: key, row, view and field of the row that differs most from its live one.
     """
 
     rows: int
     problems: list[str]
-    measured: dict[str, float]
-    recorded: dict[str, float]
+    measured: dict[str, dict[str, float]]
+    recorded: dict[str, dict[str, float]]
     worst: dict[str, Any]
 
     @property
     def ok(self) -> bool:
-        """Whether the logits are the teacher's."""
+        """Whether the fields are the teacher's."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +61,7 @@ def load_stored_teacher(
     device: torch.device | str,
     shape: tuple[int, int, int] | None,
     allow_code: bool = False,
+    fields: Sequence[str] | None = None,
 ) -> Teacher:
     """A teacher with the preprocessing, precision, class map and dropout masks that a store names.
 
@@ -64,21 +69,23 @@ def load_stored_teacher(
         spec: as `load_teacher` takes it.
         shape: (C, H, W) of the views.
         allow_code: see `load_teacher`.
+        fields: what it shall give; None: the fields of the store.
     """
-    fields = dict(store.teacher.preprocessing)
-    class_map, seed = fields.pop("class_map", None), fields.pop("dropout_seed", None)
+    settings = dict(store.teacher.preprocessing)
+    class_map, seed = settings.pop("class_map", None), settings.pop("dropout_seed", None)
     channels, size = (shape[0], shape[-1]) if shape else (3, 224)
     teacher = load_teacher(
         spec,
         classes=store.classes,
         channels=channels,
         size=size,
-        preprocessing=Preprocessing.from_dict(fields),
+        preprocessing=Preprocessing.from_dict(settings),
         class_map=class_map,
         precision=store.teacher.precision,
         device=device,
         channels_last=bool(store.config.get("channels_last", False)),
         allow_code=allow_code,
+        fields=tuple(store.fields) if fields is None else fields,
     )
     return teacher if seed is None else mc_dropout(teacher, seed)
 
@@ -93,8 +100,8 @@ def recheck(
 ) -> Recheck:
     """Run the teacher on a sample of (row, view) pairs, spread over the store, and compare.
 
-    The stored logits may be as far from the live ones as the dump measured for their encoding,
-    twice over, and a little further for rounding in batches of another size.
+    Every field of the store is compared. Its rows may be as far from the live ones as the dump measured
+    for their encoding, twice over, and a little further for rounding in batches of another size.
 
     Args:
         store: a sealed store.
@@ -106,7 +113,13 @@ def recheck(
 
     Raises:
         MismatchError: the views here are not those of the dump (`replay.check`).
+        UsageError: the teacher does not give a field of the store.
     """
+    if missing := sorted(store.fields.keys() - set(teacher.fields)):
+        raise UsageError(
+            f"{store.where} holds {', '.join(missing)}, and the teacher gives {', '.join(teacher.fields)}: "
+            "load it with the fields of the store"
+        )
     replay.check(plan, store, device)
     pairs = len(plan) * store.n_views
     count = min(rows, pairs)
@@ -118,46 +131,98 @@ def recheck(
         (where[i : i + batch_size], views[i : i + batch_size]) for i in range(0, count, batch_size)
     ]
     stream = plan.stream(batches, device)
-    live = torch.cat([teacher(batch.images) for batch in stream]).cpu().numpy()
-    stored = np.concatenate([store.read(int(v), where[views == v]) for v in np.unique(views)])
-    measured = measure(live, stored)
-    recorded = describe(store)["fields"]["logits"]["fidelity"]
-    measured["spread"] = float(stored.std(axis=1).mean() / live.std(axis=1).mean())
-    problems = _problems(store, teacher, measured, recorded)
-    row = int(np.abs(live - stored).max(axis=1).argmax())
+    outputs = [teacher(batch.images) for batch in stream]
+    recorded = describe(store)["fields"]
+    comparisons = {}
+    for name in store.fields:
+        live = torch.cat([fields[name] for fields in outputs]).cpu().numpy()
+        stored = np.concatenate(
+            [store.read(int(v), where[views == v], field=name) for v in np.unique(views)]
+        )
+        comparisons[name] = _compare(name, live, stored, recorded[name])
+    problems = _weights(store, teacher)
+    for name, found in comparisons.items():
+        problems += found.problems(name, store.teacher.precision)
+    name, found = max(comparisons.items(), key=lambda item: item[1].furthest.max())
+    row = int(found.furthest.argmax())
     worst = {
         "key": plan.samples.keys[int(where[row])],
         "row": int(where[row]),
         "view": int(views[row]),
-        "difference": float(np.abs(live[row] - stored[row]).max()),
+        "field": name,
+        "difference": float(found.furthest[row]),
     }
-    return Recheck(count, problems, measured, dict(recorded), worst)
+    return Recheck(
+        count,
+        problems,
+        {name: found.measured for name, found in comparisons.items()},
+        {name: found.recorded for name, found in comparisons.items()},
+        worst,
+    )
 
 
-def _problems(
-    store: Store,
-    teacher: Teacher,
-    measured: Mapping[str, float],
-    recorded: Mapping[str, float],
-) -> list[str]:
-    problems = []
-    if teacher.weights_sha256 != store.teacher.weights_sha256:
-        problems.append(
-            f"the store is of weights {store.teacher.weights_sha256[:16]} "
-            f"({store.teacher.architecture}), this teacher has {teacher.weights_sha256[:16]} "
-            f"({teacher.architecture})"
-        )
-    tolerance = TOLERANCE.get(store.teacher.precision, TOLERANCE["float32"])
-    for name, extra in zip(("kl_t1_mean", "kl_z_mean"), tolerance, strict=True):
-        most = 2 * recorded[name] + extra
-        if not measured[name] <= most:
+@dataclass(frozen=True)
+class _Comparison:
+    """Live and stored rows of one field, compared.
+
+    Attributes:
+        measured: see `Recheck`.
+        recorded: see `Recheck`.
+        furthest: largest difference within each row.
+    """
+
+    measured: dict[str, float]
+    recorded: dict[str, float]
+    furthest: np.ndarray
+
+    def problems(self, field: str, precision: str) -> list[str]:
+        """Why the stored rows are not the live ones, as far as rounding may tell."""
+        if field != "logits":
+            extra = ERROR_TOLERANCE.get(precision, ERROR_TOLERANCE["float32"])
+            return self._beyond(field, "error", extra)
+        tolerance = TOLERANCE.get(precision, TOLERANCE["float32"])
+        problems = [
+            text
+            for name, extra in zip(("kl_t1_mean", "kl_z_mean"), tolerance, strict=True)
+            for text in self._beyond(field, name, extra)
+        ]
+        if abs(self.measured["spread"] - 1) > SPREAD:
             problems.append(
-                f"{name} between live and stored logits is {measured[name]:.3g}; the dump measured "
-                f"{recorded[name]:.3g} for the encoding, and {most:.3g} is the most that is accepted"
+                f"the stored logits spread {self.measured['spread']:.3f} times as far as the live ones: "
+                "they were scaled, or are another teacher's"
             )
-    if abs(measured["spread"] - 1) > SPREAD:
-        problems.append(
-            f"the stored rows spread {measured['spread']:.3f} times as far as the live ones: they "
-            "were scaled, or are another teacher's"
-        )
-    return problems
+        return problems
+
+    def _beyond(self, field: str, name: str, extra: float) -> list[str]:
+        measured, recorded = self.measured[name], self.recorded[name]
+        most = 2 * recorded + extra
+        if measured <= most:
+            return []
+        return [
+            f"{name} between live and stored {field} is {measured:.3g}; the dump measured {recorded:.3g} "
+            f"for the encoding, and {most:.3g} is the most that is accepted"
+        ]
+
+
+def _compare(
+    field: str, live: np.ndarray, stored: np.ndarray, recorded: Mapping[str, Any]
+) -> _Comparison:
+    """Compare rows (n, *shape) of a field, of which `describe` gives what the dump recorded."""
+    furthest = np.abs(live - stored).reshape(len(live), -1).max(axis=1)
+    if field != "logits":
+        # Nothing is recorded of floats: what they lose is known.
+        error = {"error": relative_error(live, stored)}
+        return _Comparison(error, {"error": recorded["error"] or 0.0}, furthest)
+    measured = measure(live, stored)
+    measured["spread"] = float(stored.std(axis=1).mean() / live.std(axis=1).mean())
+    return _Comparison(measured, dict(recorded["fidelity"]), furthest)
+
+
+def _weights(store: Store, teacher: Teacher) -> list[str]:
+    if teacher.weights_sha256 == store.teacher.weights_sha256:
+        return []
+    return [
+        f"the store is of weights {store.teacher.weights_sha256[:16]} "
+        f"({store.teacher.architecture}), this teacher has {teacher.weights_sha256[:16]} "
+        f"({teacher.architecture})"
+    ]

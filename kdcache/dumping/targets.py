@@ -52,6 +52,7 @@ def prepare_teacher(
     compile: bool = False,
     allow_untrained: bool = False,
     allow_code: bool = False,
+    fields: Sequence[str] = ("logits",),
 ) -> tuple[Teacher, str]:
     """Load a teacher for the views of a dataset.
 
@@ -59,6 +60,7 @@ def prepare_teacher(
         request: which one.
         trainset: the dataset's training split; its normalisation is the last resort.
         allow_code: import the function that a run names, if its network is a user's own.
+        fields: what it shall give.
 
     Returns:
         The teacher, and in words where its preprocessing comes from.
@@ -92,6 +94,7 @@ def prepare_teacher(
         compile=compile,
         allow_untrained=allow_untrained,
         allow_code=allow_code,
+        fields=fields,
     )
     if given is not None:
         return teacher, "as given"
@@ -238,12 +241,12 @@ def clean_top1(
             continue
         checks[dataset.split] = clean_check(teacher, images, labels)
     if checks and not allow_untrained:
-        labels, said = (np.concatenate(parts) for parts in zip(*(
+        labels, predictions = (np.concatenate(parts) for parts in zip(*(
             (check.labels, check.predictions) for check in checks.values()
         ), strict=True))  # fmt: skip
         counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
         where = f"clean images of {splits[0].name} ({counts})"
-        require_trained(teacher, Check(labels, said, teacher.classes), where)
+        require_trained(teacher, Check(labels, predictions, teacher.classes), where)
     return {split: check.top1 for split, check in checks.items()}
 
 

@@ -79,9 +79,9 @@ def try_out(
 
     def right(changed: Teacher, some: Tensor) -> Right:
         batches = torch.split(some, FEW)
-        said = torch.cat([changed(b.to(teacher.device)).argmax(1).cpu() for b in batches])
-        found: Right = said.numpy() == labels[: len(some)]
-        return found
+        logits = torch.cat([changed.logits(b.to(teacher.device)).cpu() for b in batches])
+        result: Right = logits.argmax(1).numpy() == labels[: len(some)]
+        return result
 
     now = teacher.preprocessing.size or images.shape[-1]
     others = {}

@@ -8,6 +8,7 @@ module gives a mapping {field: tensor} itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -23,6 +24,8 @@ FIELDS = ("logits", "pooled")
 class ZooTaps(nn.Module):
     """A network of the zoo that gives its fields."""
 
+    network: Network
+
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
@@ -35,6 +38,8 @@ class ZooTaps(nn.Module):
 
 class TimmTaps(nn.Module):
     """A network of timm that gives its fields; its head must be `head_of` it."""
+
+    network: Any
 
     def __init__(self, network: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -81,12 +86,13 @@ def tapped(network: nn.Module, fields: Sequence[str]) -> nn.Module:
     _, names = get_graph_node_names(network, dict(kept), suppress_diff_warning=True)
     if dict(network.named_modules()).get(names[-1]) is not head:
         raise UsageError(_no_pooled(network, f"its last step is {names[-1]}"))
-    return create_feature_extractor(
+    extractor: nn.Module = create_feature_extractor(
         network,
         {names[-1]: "logits", names[-2]: "pooled"},
         tracer_kwargs=dict(kept),
         suppress_diff_warning=True,
-    ).eval()
+    )
+    return extractor.eval()
 
 
 def head_of(network: nn.Module) -> nn.Linear | None:
@@ -95,7 +101,7 @@ def head_of(network: nn.Module) -> nn.Linear | None:
     A user's own module may have it as its attribute `head`.
     """
     if _is_timm(network):
-        head = network.get_classifier()
+        head: Any = cast(Any, network).get_classifier()
     elif _is_torchvision(network):
         layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
         head = layers[-1] if layers else None

@@ -50,16 +50,20 @@ def run_logits(run: RunRecord, label: str, dataset: Dataset, device: str) -> Tes
     module = model.module.to(device)
     trained = model.config["model"]
     size = trained.get("height", trained["size"]), trained["size"]
-    return _said(label, lambda images: module(model.preprocessing(images)), dataset, device, size)
+    return _test_logits(
+        label, lambda images: module(model.preprocessing(images)), dataset, device, size
+    )
 
 
 def teacher_logits(teacher: Teacher, dataset: Dataset, device: str) -> TestLogits:
     """Of a teacher; images that differ in size are cropped to the usual 224 pixels."""
     size = None if dataset.image_shape else 224
-    return _said(f"teacher {Path(teacher.architecture).name}", teacher, dataset, device, size)
+    return _test_logits(
+        f"teacher {Path(teacher.architecture).name}", teacher.logits, dataset, device, size
+    )
 
 
-def _said(
+def _test_logits(
     label: str,
     network: Callable[[Tensor], Tensor],
     dataset: Dataset,

@@ -277,9 +277,14 @@ def _online_teachers(
     given = tuple(dict.fromkeys(("logits", *fields)))
     channels, size = view_shape(plan)
     specs = training.online
+    # Several stores of one teacher hold its fields together; the first of them names it.
+    firsts: dict[str, Store] = {}
+    for store in stores:
+        firsts.setdefault(store.teacher.digest, store)
+    stores = list(firsts.values())
     if stores and specs and len(stores) != len(specs):
         raise UsageError(
-            f"{len(specs)} --online teachers and {len(stores)} --store: give a store for each "
+            f"{len(specs)} --online teachers and --store of {len(stores)}: give a store for each "
             "teacher, in the same order, or none."
         )
     teachers = [

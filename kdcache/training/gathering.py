@@ -33,7 +33,7 @@ def gather_batch(
     if ranks.world == 1:
         return dict(student), batch
     for values in student.values():
-        values.register_hook(lambda gradient: gradient * ranks.world)
+        values.register_hook(lambda gradient: gradient * ranks.world)  # type: ignore[no-untyped-call]
     mix = batch.mix or ()
     taught = [values for teacher in batch.teachers for values in teacher.values()]
     gathered = iter(

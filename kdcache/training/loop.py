@@ -237,7 +237,9 @@ class Loop:
             keys=batch.keys,
             views=batch.views,
         )
-        loss, parts = self.objective(student["logits"], [t["logits"] for t in batch.teachers], batch.labels, step, batch.mix)
+        loss, parts = self.objective(
+            student["logits"], [t["logits"] for t in batch.teachers], batch.labels, step, batch.mix
+        )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if training.optimization.clip is not None:
@@ -319,4 +321,6 @@ class Loop:
 
 def _paired(outputs: Mapping[str, Tensor], pairs: bool) -> dict[str, Tensor]:
     """Fields (2 B, ...) of weak and strong views in turn as (B, 2, ...); others as they are."""
-    return {name: t.unflatten(0, (-1, 2)) if pairs else t for name, t in outputs.items()}
+    if not pairs:
+        return dict(outputs)
+    return {name: values.view(-1, 2, *values.shape[1:]) for name, values in outputs.items()}

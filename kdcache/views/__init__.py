@@ -287,7 +287,9 @@ class ViewPlan:
         theirs = sizes_of(self._locate(partner))
         return _Drawn(own, mix, self.augmentation.draw(self._draws(partner, views), theirs))
 
-    def _batch(self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source) -> ImageBatch:
+    def _batch(
+        self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source
+    ) -> ImageBatch:
         images = source.apply(self.augmentation, self._locate(rows), drawn.own)
         labels = torch.from_numpy(self.samples.labels[rows])
         if not isinstance(self.augmentation, Mix):

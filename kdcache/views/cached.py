@@ -26,9 +26,9 @@ from kdcache.philox import key_words
 from kdcache.views import ViewPlan, replay
 from kdcache.views.resident import ResidentFields, views_that_fit
 from kdcache_stores import (
-    Store,
     MismatchError,
     Samples,
+    Store,
     UnknownName,
     UsageError,
     join_fields,
@@ -165,7 +165,13 @@ class CachedViews:
         if self.teachers:
             assert self.views is not None
             self.resident = ResidentFields(
-                self.teachers, self.rows, self.views, self.window, self.device, self.group, self.first
+                self.teachers,
+                self.rows,
+                self.views,
+                self.window,
+                self.device,
+                self.group,
+                self.first,
             )
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)

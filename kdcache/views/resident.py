@@ -23,9 +23,7 @@ Teachers = Sequence[Mapping[str, Store]]
 SHARE_OF_FREE = 0.5
 
 
-def views_that_fit(
-    teachers: Teachers, rows: int, device: torch.device, sharers: int = 1
-) -> int:
+def views_that_fit(teachers: Teachers, rows: int, device: torch.device, sharers: int = 1) -> int:
     """How many views of ``rows`` samples fit into half of the device's free memory; at least 1.
 
     Args:

@@ -21,7 +21,7 @@ from kdcache_stores.importing import import_npz, write_arrays
 from kdcache_stores.join import common_views, join_fields
 from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
 from kdcache_stores.reader import Store, open_store
-from kdcache_stores.reopen import begun_encoding, reopen
+from kdcache_stores.reopen import begun_encodings, reopen
 from kdcache_stores.verifying import Problem, Report, verify
 from kdcache_stores.writer import StoreWriter
 
@@ -51,7 +51,7 @@ __all__ = [
     "UnfinishedStore",
     "UnknownName",
     "UsageError",
-    "begun_encoding",
+    "begun_encodings",
     "common_views",
     "describe",
     "import_npz",

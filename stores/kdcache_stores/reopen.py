@@ -18,13 +18,13 @@ from kdcache_stores.samples import read_samples
 from kdcache_stores.writer import StoreWriter
 
 
-def begun_encoding(path: str | os.PathLike[str], field: str = "logits") -> str | None:
-    """The encoding of a field of the store that is there, finished or not; None if there is none."""
+def begun_encodings(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The encoding of each field of the store that is there, finished or not; none if there is none."""
     files = LocalFiles(path)
     if files.size(ROOT) is None:
-        return None
+        return {}
     fields = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where).fields
-    return _text(fields[field].encoding) if field in fields else None
+    return {name: _text(field.encoding) for name, field in fields.items()}
 
 
 def reopen(path: str | os.PathLike[str], views: int | None = None) -> StoreWriter:

@@ -77,7 +77,9 @@ def test_a_store_of_another_plan_is_refused_by_the_estimate(
 
 def test_encoded_bytes_of_float32_are_four_each() -> None:
     rows = np.random.default_rng(0).standard_normal((1000, 10)).astype(np.float32)
-    size = encoded_bytes(rows[None], np.zeros(1000, np.int64), "float32")
+    size = encoded_bytes(
+        {"logits": rows[None]}, np.zeros(1000, np.int64), 10, {"logits": "float32"}
+    )
     assert (size.store, size.sample) == (0, 0)
     assert 40 <= size.row < 41
 

@@ -136,7 +136,9 @@ def test_alone_the_first_rank_just_does_it() -> None:
     Ranks().wait()
 
 
-def test_a_world_that_torchrun_did_not_start_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_that_torchrun_did_not_start_is_one_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As cluster schedulers set it: neither a dump nor a training waits for others."""
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")

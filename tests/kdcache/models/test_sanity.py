@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kdcache.dumping.answers import check_answers
+from kdcache.dumping.outputs import check_outputs
 from kdcache.dumping.sanity import Check, clean_accuracy, clean_check, require_trained
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
@@ -160,16 +160,16 @@ def answering(change: Callable[[Tensor], Tensor]) -> Teacher:
 def test_answers_that_cannot_be_cached(change: Callable[[Tensor], Tensor], message: str) -> None:
     images, _ = data(32, 0.7)
     with pytest.raises(MismatchError, match=f"{message}.*--allow-untrained"):
-        check_answers(answering(change), images)
-    assert message in check_answers(answering(change), images, allow=True)[0]
+        check_outputs(answering(change), images)
+    assert message in check_outputs(answering(change), images, allow=True)[0]
 
 
 def test_answers_that_are_told_or_nothing_to_tell() -> None:
     images, _ = data(32, 0.7)
-    assert check_answers(answering(lambda z: z), images) == []
-    assert check_answers(answering(lambda z: z * 0), images) == []
-    assert check_answers(answering(lambda z: z), images[:1]) == []
-    assert "log-probabilities" in check_answers(answering(lambda z: z.log_softmax(1)), images)[0]
-    assert "between 0 and 1" in check_answers(answering(torch.sigmoid), images)[0]
+    assert check_outputs(answering(lambda z: z), images) == []
+    assert check_outputs(answering(lambda z: z * 0), images) == []
+    assert check_outputs(answering(lambda z: z), images[:1]) == []
+    assert "log-probabilities" in check_outputs(answering(lambda z: z.log_softmax(1)), images)[0]
+    assert "between 0 and 1" in check_outputs(answering(torch.sigmoid), images)[0]
     with pytest.raises(DataError, match="not finite for 32 of 32 views"):
-        check_answers(answering(lambda z: z / 0), images, allow=True)
+        check_outputs(answering(lambda z: z / 0), images, allow=True)

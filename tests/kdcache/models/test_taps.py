@@ -42,7 +42,13 @@ def test_the_zoo(name: str) -> None:
 
 def small_vit() -> nn.Module:
     return VisionTransformer(
-        image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=7
+        image_size=32,
+        patch_size=16,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+        num_classes=7,
     )
 
 
@@ -86,9 +92,7 @@ def test_networks_without_a_linear_head_say_what_they_have() -> None:
 # -- teachers ------------------------------------------------------------------------------------
 def views(count: int = 4, channels: int = 3, size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(
-        256, (count, channels, size, size), dtype=torch.uint8, generator=generator
-    )
+    return torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
 def load(spec: str, **changes: object) -> Teacher:
@@ -157,7 +161,9 @@ def test_compiled_teachers_give_the_same_fields(spec: str) -> None:
 class Tokens(nn.Module):
     """A user's module: logits from the mean of (T, D) token states."""
 
-    def __init__(self, spoil: Callable[[dict[str, object]], object] = lambda outputs: outputs) -> None:
+    def __init__(
+        self, spoil: Callable[[dict[str, object]], object] = lambda outputs: outputs
+    ) -> None:
         super().__init__()
         self.states = nn.Linear(4 * 4 * 3, 8)
         self.head = nn.Linear(8, 7)
@@ -190,7 +196,9 @@ def test_a_user_s_mapping(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     outputs = teacher(views())
     torch.testing.assert_close(outputs["tokens"].mean(1), outputs["pooled"])
     torch.testing.assert_close(logits_of(teacher, outputs), outputs["logits"])
-    small = Teacher("own", teacher.module, teacher.preprocessing, 7, tensor_digest({}), batch_size=3)
+    small = Teacher(
+        "own", teacher.module, teacher.preprocessing, 7, tensor_digest({}), batch_size=3
+    )
     assert set(small(views())) == {"logits"}
     torch.testing.assert_close(small.logits(views()), outputs["logits"])
 
@@ -226,9 +234,13 @@ def test_a_shape_that_changes_with_the_batch_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Padded to the longest row of its batch: two batches need not agree."""
-    teacher = user(lambda o: o | {"tokens": o["tokens"][:, : len(o["tokens"])]}, monkeypatch, tmp_path)
+    teacher = user(
+        lambda o: o | {"tokens": o["tokens"][:, : len(o["tokens"])]}, monkeypatch, tmp_path
+    )
     assert teacher(views(3))["tokens"].shape == (3, 3, 8)
-    with pytest.raises(MismatchError, match=r"rows of tokens of shape \(4, 8\) here and of \(3, 8\)"):
+    with pytest.raises(
+        MismatchError, match=r"rows of tokens of shape \(4, 8\) here and of \(3, 8\)"
+    ):
         teacher(views(4))
 
 
@@ -242,7 +254,14 @@ def test_pooled_is_what_the_head_sees_or_has_another_name(
         user(shifted, monkeypatch, tmp_path, BOTH)
 
 
-def test_fields_are_named_once_and_with_logits() -> None:
-    for fields in (("pooled",), ("logits", "logits")):
-        with pytest.raises(UsageError, match="logits among them"):
+def test_pooled_alone() -> None:
+    torch.manual_seed(0)
+    teacher = load("resnet8", fields=("pooled",))
+    assert set(teacher(views())) == {"pooled"}
+    torch.testing.assert_close(logits_of(teacher, teacher(views())), teacher.logits(views()))
+
+
+def test_fields_are_named_once() -> None:
+    for fields in ((), ("logits", "logits")):
+        with pytest.raises(UsageError, match="each once"):
             load("resnet8", fields=fields)

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from kdcache import train
-from kdcache.runs import read_metrics
 from kdcache.distributed import Ranks
+from kdcache.runs import read_metrics
 from kdcache_stores import UsageError
 from tests.conftest import Trained
 from tests.kdcache.train.job import training

@@ -22,7 +22,7 @@ from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import Batch, CachedViews
-from kdcache_stores import Store, MismatchError, open_store
+from kdcache_stores import MismatchError, Store, open_store
 
 VIEWS = {False: 9, True: 10}  # of the stores, by whether their views come in pairs
 
@@ -64,7 +64,9 @@ def all_logits(store: Store) -> np.ndarray:
 def check(batch: Batch, store: Store, pairs: bool) -> None:
     """Every row of the batch has the logits that the store holds for its view."""
     first = batch.views.tolist()
-    for row, view, logits in zip(batch.rows, first, batch.teachers[0]["logits"].numpy(), strict=True):
+    for row, view, logits in zip(
+        batch.rows, first, batch.teachers[0]["logits"].numpy(), strict=True
+    ):
         stored = [all_logits(store)[view + i, row] for i in range(1 + pairs)]
         assert np.array_equal(logits, np.stack(stored) if pairs else stored[0])
 
@@ -119,9 +121,7 @@ def test_threads_read_their_own_epochs(digits: Dataset, stores: dict[bool, Store
                 check(batch, stores[False], pairs=False)
 
 
-def test_memory_is_that_of_the_live_iterators(
-    digits: Dataset, stores: dict[bool, Store]
-) -> None:
+def test_memory_is_that_of_the_live_iterators(digits: Dataset, stores: dict[bool, Store]) -> None:
     """A window and the next view; another such room for iterators that do not fit beside, no longer."""
     with CachedViews(digits, [stores[False]], 4, schedule="random", resident_views=3) as views:
         assert views.resident is not None

@@ -1,0 +1,108 @@
+"""The stores that a dump fills: opened for writing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from kdcache._version import __version__
+from kdcache.dumping.encoding import choose_encodings
+from kdcache.teachers import Teacher
+from kdcache.views import ViewPlan, replay
+from kdcache_stores import FieldSpec, MismatchError, StoreWriter, UsageError, begun_encodings
+
+
+class Target(NamedTuple):
+    """A teacher, the path of its store, and its top-1 on clean splits, if known."""
+
+    teacher: Teacher
+    path: str | os.PathLike[str]
+    clean_top1: dict[str, float] | None = None
+
+
+Targets = Sequence[Target | tuple[Teacher, str | os.PathLike[str]]]
+
+
+def target_encodings(
+    targets: Sequence[Target], views: int, asked: str | Mapping[str, str] | None
+) -> dict[str, str]:
+    """The encoding of every field that some target has."""
+    fields = dict.fromkeys(name for target in targets for name in target.teacher.fields)
+    return choose_encodings([target.path for target in targets], list(fields), views, asked)
+
+
+def provenance(device: torch.device, command: str) -> dict[str, Any]:
+    """Where and with what a store was made: versions, device and command, never a path."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = {"kdcache": __version__, "python": platform.python_version()} | replay.versions()
+    return {"versions": versions, "device": f"{device.type} ({name})", "command": command}
+
+
+def open_writer(
+    plan: ViewPlan,
+    target: Target,
+    views: int,
+    *,
+    encodings: Mapping[str, str],
+    batch_size: int,
+    device: torch.device | str,
+    hash_keys: bool = False,
+    repair: bool = False,
+    command: str = "",
+) -> StoreWriter:
+    """The writer of one target's store, new or resumed; `encodings` by field, others as for `dump`.
+
+    Raises:
+        MismatchError: the store that is there is of other fields, or of other settings.
+    """
+    if plan.views is not None and views > plan.views:
+        raise UsageError(f"{plan.augmentation.name} has {plan.views} views, {views} were asked for")
+    teacher = target.teacher
+    _require_same_fields(target)
+    head = teacher.head
+    return StoreWriter(
+        target.path,
+        plan=plan.to_store(),
+        teacher=teacher.to_store(target.clean_top1),
+        samples=plan.samples,
+        views=views,
+        fields={name: FieldSpec(_shape(teacher, name), encodings[name]) for name in teacher.fields},
+        config={
+            "batch_size": batch_size,
+            "channels_last": teacher.channels_last,
+            "compile": teacher.compile,
+        },
+        provenance=provenance(torch.device(device), command),
+        hash_keys=hash_keys,
+        repair=repair,
+        head=None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),
+    )
+
+
+def _shape(teacher: Teacher, field: str) -> tuple[int, ...]:
+    if field not in teacher.shapes:
+        raise UsageError(
+            f"teacher {teacher.architecture}: the shape of {field} is not known: load_teacher finds it, "
+            "or Teacher(shapes=...) says it"
+        )
+    return teacher.shapes[field]
+
+
+def _require_same_fields(target: Target) -> None:
+    there, asked = begun_encodings(target.path), target.teacher.fields
+    if there and there.keys() != set(asked):
+        lacking = [name for name in asked if name not in there]
+        advice = (
+            f"Dump --fields {','.join(lacking)} to another --out: a training that is given both stores "
+            "joins their fields"
+            if lacking
+            else f"Go on with --fields {','.join(there)}, or choose another --out"
+        )
+        raise MismatchError(
+            f"{target.path} holds the fields {', '.join(there)} of each view, this dump gives "
+            f"{', '.join(asked)}: the fields of a store are fixed. {advice}"
+        )

@@ -257,7 +257,7 @@ def test_a_user_s_factory_needs_no_file(factory: str) -> None:
 
 
 def test_outputs_that_are_no_logits_are_refused(factory: str) -> None:
-    with pytest.raises(DataError, match=r"expected logits \(B, K\), found tuple"):
+    with pytest.raises(DataError, match=r"expected logits \(B, K\) or a mapping.*, found tuple"):
         load_teacher(f"{factory}:pair", classes=64, channels=1, size=8, preprocessing=GREY)
 
 

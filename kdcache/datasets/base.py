@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError
+from kdcache_stores.probing import item_digest
 
 Rows = NDArray[np.int64]
 
@@ -119,15 +120,8 @@ class Dataset(ABC):
         """
         total = hashlib.sha256(b"kdcache pixels\n")
         for row in range(len(self)) if rows is None else rows.tolist():
-            total.update(pixel_digest(self.decode(row)).encode())
+            total.update(item_digest(self.decode(row).cpu().numpy()).encode())
         return total.hexdigest()
-
-
-def pixel_digest(image: torch.Tensor) -> str:
-    """SHA-256 (hex) of an image's shape and bytes, uint8 (C, H, W) in C order."""
-    array = np.ascontiguousarray(image.cpu().numpy())
-    shape = ",".join(str(side) for side in array.shape)
-    return hashlib.sha256(f"uint8 {shape}\n".encode() + array.tobytes()).hexdigest()
 
 
 class ResidentDataset(Dataset):

@@ -22,15 +22,15 @@ import PIL.features
 import torch
 import torchvision
 
-from kdcache.datasets.base import Rows, pixel_digest
+from kdcache.datasets.base import Rows
 from kdcache.philox import derive_seed
 from kdcache.views import ViewPlan
 from kdcache_stores import Plan, Probe
 from kdcache_stores.errors import MismatchError, StoreError
+from kdcache_stores.probing import make_probe
 
 PROBES_PER_VIEW = 8
 PROBES_CHECKED = 32
-LATTICE = 8
 MEAN_TOLERANCE = 0.5
 MAX_TOLERANCE = 4
 
@@ -100,17 +100,9 @@ def measure(
     """
     pixels = images.cpu()
     return [
-        Probe(int(row), int(view), pixel_digest(image), _lattice(image))
+        make_probe(int(row), int(view), image.numpy())
         for row, image in zip(rows, pixels, strict=True)
     ]
-
-
-def _lattice(image: torch.Tensor) -> bytes:
-    """The pixels at the centres of a LATTICE x LATTICE grid, all channels: C * LATTICE^2 bytes."""
-    _, height, width = image.shape
-    y = (2 * np.arange(LATTICE) + 1) * height // (2 * LATTICE)
-    x = (2 * np.arange(LATTICE) + 1) * width // (2 * LATTICE)
-    return np.ascontiguousarray(image.numpy()[:, y[:, None], x]).tobytes()
 
 
 def check(plan: ViewPlan, store: Store, device: str | torch.device = "cpu") -> Replayed:

@@ -20,6 +20,7 @@ from kdcache_stores.errors import (
 from kdcache_stores.importing import import_npz, write_arrays
 from kdcache_stores.join import common_views, join_fields
 from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.probing import item_digest, make_probe
 from kdcache_stores.reader import Store, open_store
 from kdcache_stores.reopen import begun_encodings, reopen
 from kdcache_stores.verifying import Problem, Report, verify
@@ -55,7 +56,9 @@ __all__ = [
     "common_views",
     "describe",
     "import_npz",
+    "item_digest",
     "join_fields",
+    "make_probe",
     "open_store",
     "reopen",
     "verify",

@@ -17,9 +17,12 @@ _MOST = 2**15 - 1
 """The largest code."""
 _SAMPLES = 256
 """Calibration rows at most: a channel's spread needs no more."""
-_OF_SIZE, _OF_ALL = 1 / 64, 1 / 8
-"""A spread is at least these fractions of the channel's root mean square and of the typical spread. So
-a channel that hardly moves about a large value, or hardly at all, stays within the range of codes."""
+_OF_SIZE = 1 / 64
+"""A spread is at least this fraction of the channel's root mean square: one that hardly moves about a
+large value stays within the range of codes."""
+_RANGE = 64
+"""Every channel holds values up to this many typical spreads, also one that hardly moved where the
+encoding was fitted."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Channels:
     A code c stands for spread * step * c, and zero for zero, so that what a ReLU cut off costs next
     to nothing. The channel of a value is its place on the only axis of (D,), the last of (T, D) and
     the first of (C, H, W). Its spread is the standard deviation over the calibration rows, or a little
-    more (`_OF_SIZE`, `_OF_ALL`).
+    more, so that the codes have room (`_OF_SIZE`, `_RANGE`).
 
     Args:
         step: size of a step in spreads, 0.005 to 1. On a CIFAR teacher 0.05 costs a relative squared
@@ -80,7 +83,8 @@ class Channels:
         spread = exact.std(axis=others)
         size = np.sqrt(np.square(exact).mean(axis=others))
         typical = np.sqrt(np.square(spread).mean())
-        spread = np.maximum(np.maximum(spread, _OF_SIZE * size), _OF_ALL * typical)
+        least = _RANGE * typical / (_MOST * self.step)
+        spread = np.maximum(np.maximum(spread, _OF_SIZE * size), least)
         spread[spread == 0] = 1.0  # of a field that is zero wherever it was looked at
         bounds = np.finfo(np.float32)
         if not bounds.tiny <= spread.min() <= spread.max() <= bounds.max:

@@ -47,7 +47,7 @@ class Comparison:
         same_head: the same weight and bias, or none in both.
         differences: of plan, teacher and fields, the first difference each: (name, a, b).
         equal_views: numbers of the views whose bytes are equal.
-        differing_views: the views whose bytes differ.
+        differing_views: of stores of one plan, the views whose bytes differ.
         field_differences: of each of them, each field that both hold in one shape.
         only_a, only_b: views that one store holds.
         not_compared: per field why it was not compared, if it was not; `*` stands for all.
@@ -91,7 +91,7 @@ def compare_stores(a: Store, b: Store) -> Comparison:
         _head(a) == _head(b),
         [difference for difference in differences if difference is not None],
         equal,
-        [view for view in common if view not in equal],
+        [view for view in common if view not in equal] if a.plan.digest == b.plan.digest else [],
         [view for view in a.view_range if view not in b.view_range],
         [view for view in b.view_range if view not in a.view_range],
     )

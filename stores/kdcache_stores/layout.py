@@ -213,8 +213,8 @@ def read_layout(
         spec,
         integer(views, "shape[0]") if spec.per == "row" else 1,
         1 if spec.per == "store" else samples,
-        integer(shard_rows, "rows per shard"),
-        integer(chunk_rows, "rows per chunk"),
+        1 if spec.per == "store" else integer(shard_rows, "rows per shard"),
+        1 if spec.per == "store" else integer(chunk_rows, "rows per chunk"),
     )
     expected = layout.metadata()
     if difference := first_difference({**document, "attributes": {}}, expected, "zarr.json"):

@@ -242,7 +242,7 @@ class FieldSpec:
 
 @dataclass(frozen=True)
 class Probe:
-    """A digest of the augmented pixels of one (row, view), and a coarse fingerprint of them."""
+    """A digest of the augmented item of one (row, view), and a few of its values: see `make_probe`."""
 
     row: int
     view: int

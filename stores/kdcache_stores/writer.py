@@ -201,17 +201,16 @@ class StoreWriter:
         """Fit encodings to their calibration rows; every writer goes on with the first one's fit.
 
         Args:
-            arrays: per field of `calibration_rows`, float (v, rows, *shape): views 0 and 1 of the
-                rows named there, or view 0 alone where the plan has just one.
+            arrays: per field, of those in `calibration_rows` one or all, float (v, rows, *shape):
+                views 0 and 1 of the rows named there, or view 0 alone where the plan has just one.
 
         Raises `DataError` for rows that are not these, and if an encoding cannot reach what is asked
         of it on them.
         """
         for name, rows in self.calibration_rows.items():
-            if name not in arrays:
-                raise DataError(f"{name} must be fitted, found rows of {sorted(arrays)} alone")
-            field = self.header.fields[name]
-            fit_and_publish(self.files, field, self._of(field), rows, np.asarray(arrays[name]))
+            if name in arrays:
+                field = self.header.fields[name]
+                fit_and_publish(self.files, field, self._of(field), rows, np.asarray(arrays[name]))
 
     # ---- writing ---------------------------------------------------------------------------------
 

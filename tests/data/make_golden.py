@@ -1,4 +1,4 @@
-"""Make the golden stores of format 1 in this folder: one for each thing that the format must hold.
+"""Make the golden stores of formats 1.0 and 1.1 in this folder: one for each thing that the format must hold.
 
     PYTHONPATH=stores python tests/data/make_golden.py [FOLDER]
 
@@ -70,6 +70,19 @@ STORES: dict[str, dict[str, Any]] = {
         "views": 3,
         "fields": {"logits": ((7,), "compact:0.003")},
     },
+    "features": {  # format 1.1: a head, `channels` of one and two axes, an error in the manifest
+        "keys": [f"train/{row:03d}" for row in range(12)],
+        "labels": [row % 7 for row in range(12)],
+        "augmentation": {"name": "pad-crop-flip", "padding": 4},
+        "views": 2,
+        "fields": {
+            "logits": ((7,), "quantized:0.05"),
+            "pooled": ((5,), "channels:0.02"),
+            "maps": ((3, 2, 2), "channels:0.05"),
+            "tokens": ((4, 3), "channels:0.05"),
+        },
+        "head": True,
+    },
 }
 
 
@@ -78,6 +91,11 @@ def values(view: int, rows: int, shape: tuple[int, ...]) -> np.ndarray:
     count = int(np.prod(shape))
     numbers = np.arange(rows * count, dtype=np.int64).reshape(rows, *shape)
     return (((numbers * 7919 + view * 104729) * 31 % 1021 - 510) / 64).astype(np.float32)
+
+
+def head() -> tuple[np.ndarray, np.ndarray]:
+    """Weight (7, 5) and bias (7,)."""
+    return values(8, 7, (5,)), values(9, 1, (7,))[0]
 
 
 def samples(name: str) -> Samples:
@@ -105,6 +123,7 @@ def make(name: str, path: Path) -> None:
         provenance={"command": "make_golden.py"},
         shard_rows=5,
         hash_keys=about.get("hash_keys", False),
+        head=head() if about.get("head") else None,
     ) as writer:
         for field, rows in writer.calibration_rows.items():
             shape, both = fields[field][0], (0, 1)

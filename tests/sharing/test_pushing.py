@@ -427,8 +427,8 @@ def test_diff(store: Path, tmp_path: Path) -> None:
     )
     coarse = compare_stores(one, open_store(OTHERS["encoding"](tmp_path / "float32")))
     assert (coarse.same_plan, coarse.same_teacher, coarse.same_encoding) == (True, True, False)
-    assert [v.view for v in coarse.differing_views] == [0, 1, 2, 3]
-    assert all(0 < v.kl_mean <= v.kl_worst < 1e-4 for v in coarse.differing_views)
+    assert coarse.differing_views == [0, 1, 2, 3]
+    assert all(0 < v.kl_mean <= v.kl_worst < 1e-4 for v in coarse.field_differences)
     plan = compare_stores(one, open_store(OTHERS["plan"](tmp_path / "plan")))
     assert plan.not_compared
     assert ("plan.seed", 7, 8) in plan.differences
@@ -447,7 +447,7 @@ def test_diff_measures_the_kl_divergence(tmp_path: Path) -> None:
         for shard in w.pending():
             w.write(shard, {"logits": rng.normal(0, 3, (shard.rows, 10)).astype(np.float32)})
         w.seal()
-    found = compare_stores(open_store(a), open_store(b)).differing_views[0]
+    found = compare_stores(open_store(a), open_store(b)).field_differences[0]
     p, q = (softmax(open_store(x).read(0).astype(np.float64), axis=1) for x in (a, b))
     expected = rel_entr(p, q).sum(axis=1)
     assert found.kl_mean == pytest.approx(expected.mean())

@@ -1,4 +1,4 @@
-"""The golden stores of format 1 read as they were written, by kdcache and by other Zarr readers."""
+"""The golden stores read as they were written, by kdcache and by other Zarr readers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import zarr
 from kdcache_stores import Store, open_store, verify
 from kdcache_stores.encoding_names import make_encoding
 from kdcache_stores.protocol import FittedEncoding
-from tests.data.make_golden import STORES, make, samples, values
+from tests.data.make_golden import STORES, head, make, samples, values
+
+from .format_reader import FormatReader
 
 DATA = Path(__file__).parents[1] / "data"
 DIGESTS = {
@@ -24,6 +26,7 @@ DIGESTS = {
     "weak-strong": "5094b3e43a436bdd4a9418f62ecb2149cbd389ed89af9d5504661908839a60ed",
     "feature-map": "5a510d29309d2ba548702318d43e03e1e8c7cb47d4fed2f9f2e6c6fec363e459",
     "compact": "0246a1c9e95f1fb71c78dcfa7c8687f3b43279dbf1ddb975a7a11fb63937b113",
+    "features": "31732fd8c624da0415f010d945414728559cf88900f73aeb2c722f7b8d339d7e",
     "sequences": "21403a2d7eea013a70e5cb4f924f7bb6c57601d5b2980f557891afe6847ec1fd",
 }
 
@@ -96,24 +99,38 @@ def test_other_readers_see_equal_numbers(name: str) -> None:
                     assert np.array_equal(ours[0, :, :width], store.read(0)[:, :width])
 
 
-def test_a_reader_needs_nothing_but_the_description() -> None:
-    """The float32 store, read with hashlib, json-free arithmetic and pyarrow alone."""
-    import pyarrow.parquet as pq
+@pytest.mark.parametrize("name", STORES)
+def test_a_reader_needs_nothing_but_the_description(name: str) -> None:
+    """An independent reader decodes every encoding to the same rows and agrees on every digest."""
+    theirs, store = FormatReader(DATA / f"golden-{name}"), golden(name)
+    for field in STORES[name]["fields"]:
+        rows = theirs.rows(field)
+        for view in range(store.n_views):
+            np.testing.assert_allclose(store.read(view, field=field), rows[view], rtol=0, atol=2e-5)
+    assert theirs.digests() == (
+        store.plan.fingerprint, store.plan.digest, store.teacher.digest,
+        store.view_digests, store.digest,
+    )  # fmt: skip
+    if "head" in STORES[name]:
+        weight, bias = theirs.array("head/weight")[0, 0], theirs.array("head/bias")[0, 0, 0]
+        assert store.head is not None
+        assert np.array_equal(store.head[0], weight)
+        assert np.array_equal(store.head[1], bias)
 
-    path = DATA / "golden-test"
-    manifest = (path / "manifest.parquet").read_bytes()
-    assert (path / "manifest.sha256").read_text() == (
-        hashlib.sha256(manifest).hexdigest() + "  manifest.parquet\n"
-    )
-    table = pq.read_table(path / "manifest.parquet").to_pylist()
-    for row in table:
-        data = (path / row["key"]).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (row["bytes"], row["sha256"])
-    shard = next(row for row in table if row["kind"] == "shard" and row["start"] == 0)
-    data = (path / shard["key"]).read_bytes()
-    offset, size = (int(n) for n in np.frombuffer(data[-20:-4], "<u8"))
-    rows = np.frombuffer(data[offset : offset + size - 4], "<f4").reshape(-1, 7)
-    assert np.array_equal(rows[: shard["stop"]], values(0, 9, (7,))[: shard["stop"]])
+
+def test_formats_are_as_old_as_they_can_be() -> None:
+    minor = {name: golden(name).header.minor for name in STORES}
+    assert minor == {name: int(name == "features") for name in STORES}
+
+
+def test_a_head_is_kept_beside_the_fields() -> None:
+    store = golden("features")
+    assert store.head is not None
+    for kept, live in zip(store.head, head(), strict=True):
+        assert kept.dtype == np.float32
+        assert np.array_equal(kept, live)
+    assert "head" not in store.fields
+    assert golden("compact").head is None
 
 
 def test_sha256sum_checks_the_seal() -> None:

@@ -88,7 +88,7 @@ def test_digests_depend_on_what_they_must(tmp_path: Path) -> None:
 def test_write_arrays(tmp_path: Path) -> None:
     logits = np.stack([make_logits(view) for view in range(2)])
     samples = make_samples()
-    with pytest.raises(UsageError, match="2 views need a plan"):
+    with pytest.raises(UsageError, match="2 views of logits need a plan"):
         write_arrays(tmp_path / "x", logits, samples=samples)
     plan = make_plan(samples)
     store = write_arrays(tmp_path / "a", logits, samples=samples, plan=plan, teacher=make_teacher())

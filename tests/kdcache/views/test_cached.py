@@ -151,9 +151,9 @@ def test_the_next_view_is_read_while_one_is_used(
     asked = [Event() for _ in range(VIEWS[False])]
     read = Store.read
 
-    def noted(self: Store, view: int, *args: object) -> object:
+    def noted(self: Store, view: int, *args: object, **options: object) -> object:
         asked[view].set()
-        return read(self, view, *args)  # type: ignore[arg-type]
+        return read(self, view, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Store, "read", noted)
     with CachedViews(digits, [stores[False]], 4) as views:

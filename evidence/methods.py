@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from study import Arm, Study
 
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 
 
 def objectives(epochs: int) -> dict[str, ObjectiveConfig]:

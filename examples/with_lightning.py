@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdcache import CachedViews, Preprocessing, build_model, load_dataset
-from kdcache.objectives import Objective, Step
+from kdcache.methods import Objective, Step
 from kdcache.views.cached import Batch
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from kdcache.datasets import load_dataset
 from kdcache.dumping import Observer as DumpObserver
 from kdcache.dumping import dump
-from kdcache.objectives import Noise, ObjectiveConfig
+from kdcache.methods import Noise, ObjectiveConfig
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher
 from kdcache.training import Training, train

@@ -87,7 +87,7 @@ def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any
     from dataclasses import fields
 
     from kdcache.judgement.check import Check
-    from kdcache.objectives import ObjectiveConfig
+    from kdcache.methods import ObjectiveConfig
 
     if recipe:
         settings |= from_recipe(recipe, settings)

@@ -28,7 +28,7 @@ def _datasets() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    from kdcache.objectives import METHODS
+    from kdcache.methods import METHODS
 
     return {name: first_line(method) for name, method in METHODS.items()}
 

@@ -233,7 +233,7 @@ def objective_config(settings: dict[str, Any]) -> Any:
     """Take what `ObjectiveConfig` holds out of a command's arguments."""
     from dataclasses import fields
 
-    from kdcache.objectives import Noise, ObjectiveConfig
+    from kdcache.methods import Noise, ObjectiveConfig
 
     unbiased, biased = settings.pop("standardize"), settings.pop("biased_std")
     settings["standardize"] = "biased" if biased else "unbiased" if unbiased else False

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcache.models import build_model
-from kdcache.objectives import Objective, ObjectiveConfig, Step
+from kdcache.methods import Objective, ObjectiveConfig, Step
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher

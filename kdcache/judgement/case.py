@@ -14,7 +14,7 @@ from torch import Tensor
 from kdcache.judgement.records import Baseline, Fit
 from kdcache.judgement.sample import Rows, Sample, draw
 from kdcache.judgement.trials import Trials
-from kdcache.objectives import Objective, ObjectiveConfig, Step
+from kdcache.methods import Objective, ObjectiveConfig, Step
 from kdcache_stores import LogitStore
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kdcache import recipes
 from kdcache.judgement.finding import Finding, percent
-from kdcache.objectives import METHODS, ObjectiveConfig
+from kdcache.methods import METHODS, ObjectiveConfig
 
 #: T, and tau of standardized logits, at which KD is published to work: Hinton et al. 2015 and the CIFAR
 #: benchmarks after it use 2 to 5 (4 mostly), logit standardization (CVPR 2024) 2 to 4.

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding, percent
 from kdcache.judgement.settings import loss_settings, setting
-from kdcache.objectives import scaled
+from kdcache.methods import scaled
 
 #: Least share of plain KD in the loss of a student that says nothing yet. On the logits of a resnet20 for
 #: CIFAR-100 published settings have 43% (0.5 CE + 0.5 KL at T = 1) to 94% (0.1 CE + 0.9 KL at T = 4). As the

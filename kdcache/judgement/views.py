@@ -17,7 +17,7 @@ import torch
 
 from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding, percent
-from kdcache.objectives import scaled
+from kdcache.methods import scaled
 
 #: The most of it that is silent. Measured: a resnet8 taught by a resnet20 on 300 digits (KD, 30 epochs, 5
 #: seeds) reaches 94.6 +- 0.7% from one view (0.04), 95.7 +- 0.8% from two (0.02), 97.4 +- 0.7% from four

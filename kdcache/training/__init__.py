@@ -15,7 +15,7 @@ from kdcache.datasets import Dataset, load_dataset
 from kdcache.datasets.choice import choose
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.judgement.preflight import Judged
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config
 from kdcache.teachers import Teacher, load_teacher

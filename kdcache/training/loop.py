@@ -18,7 +18,7 @@ from kdcache.datasets import Dataset
 from kdcache.evaluation import calibration, clean_logits, scores
 from kdcache.models import build_model
 from kdcache.models.weights import load_weights
-from kdcache.objectives import Objective, Step
+from kdcache.methods import Objective, Step
 from kdcache.philox import derive_seed
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run

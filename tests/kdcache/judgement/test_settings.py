@@ -8,7 +8,7 @@ import pytest
 
 from kdcache import recipes
 from kdcache.judgement import Case, judge
-from kdcache.objectives import METHODS, ObjectiveConfig
+from kdcache.methods import METHODS, ObjectiveConfig
 
 from .stores import rules
 

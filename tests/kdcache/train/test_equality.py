@@ -12,7 +12,7 @@ import torch
 from kdcache import CachedViews, Training, dump, load_dataset, load_teacher
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
 from kdcache.bench.train import bench_train
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.runs import read_metrics
 from kdcache.teachers import Teacher
 from kdcache.training import train

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.objectives import Ensemble, Noise, Objective, Step, ce, mlkd
+from kdcache.methods import Ensemble, Noise, Objective, Step, ce, mlkd
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 

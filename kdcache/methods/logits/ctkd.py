@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcache.objectives.losses import kd
-from kdcache.objectives.scaling import Softened
+from kdcache.methods.losses import kd
+from kdcache.methods.scaling import Softened
 
 
 def reversal(epoch: int, ramp: int = 10) -> float:

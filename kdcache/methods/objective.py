@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdcache.objectives.ablations import permutation
-from kdcache.objectives.config import ObjectiveConfig
-from kdcache.objectives.curriculum import learned_temperature, reversal
-from kdcache.objectives.ensembles import (
+from kdcache.methods.ablations import permutation
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.curriculum import learned_temperature, reversal
+from kdcache.methods.ensembles import (
     Ensemble,
     choose,
     confidence_weights,
     entropy_weights,
     shares,
 )
-from kdcache.objectives.losses import Mix, ce, dkd_warmup, kd, tckd_nckd
-from kdcache.objectives.multilevel import mlkd
-from kdcache.objectives.scaling import Softened, full_precision
-from kdcache.objectives.step import Step
+from kdcache.methods.losses import Mix, ce, dkd_warmup, kd, tckd_nckd
+from kdcache.methods.multilevel import mlkd
+from kdcache.methods.scaling import Softened, full_precision
+from kdcache.methods.step import Step
 from kdcache_stores.errors import DataError, UsageError
 
 Terms = dict[str, Tensor]

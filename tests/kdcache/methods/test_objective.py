@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcache.objectives import METHODS, Noise, Objective, ObjectiveConfig, Step, ce, kd
+from kdcache.methods import METHODS, Noise, Objective, ObjectiveConfig, Step, ce, kd
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 B, K = 8, 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcache.objectives.losses import kd
-from kdcache.objectives.scaling import (
+from kdcache.methods.losses import kd
+from kdcache.methods.scaling import (
     Softened,
     Standardize,
     check_shapes,

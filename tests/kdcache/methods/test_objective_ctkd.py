@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kdcache.objectives import Objective, Step, ce, ctkd, kd, learned_temperature, reversal
+from kdcache.methods import Objective, Step, ce, ctkd, kd, learned_temperature, reversal
 from kdcache_stores.errors import UsageError
 
 B, K = 8, 10

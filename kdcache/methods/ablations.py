@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from kdcache.objectives.step import Step
-from kdcache.objectives.target import check_labels, others, target_or_not, with_others
+from kdcache.methods.step import Step
+from kdcache.methods.target import check_labels, others, target_or_not, with_others
 from kdcache_stores.errors import UnknownName, UsageError
 
 ABLATIONS = ("full", "target-only", "target-removed", "non-target-permuted", "non-target-uniform")

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kdcache.objectives.ablations import ABLATIONS
-from kdcache.objectives.ensembles import MEANS
-from kdcache.objectives.multilevel import VARIANTS
-from kdcache.objectives.noise import Noise
-from kdcache.objectives.scaling import Standardize
+from kdcache.methods.ablations import ABLATIONS
+from kdcache.methods.ensembles import MEANS
+from kdcache.methods.multilevel import VARIANTS
+from kdcache.methods.noise import Noise
+from kdcache.methods.scaling import Standardize
 from kdcache_stores.errors import UnknownName, UsageError
 
 METHODS = ("ce", "kd", "dkd", "mlkd", "ctkd")

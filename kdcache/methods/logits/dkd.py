@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcache.objectives.ablations import ablate
-from kdcache.objectives.scaling import (
+from kdcache.methods.ablations import ablate
+from kdcache.methods.scaling import (
     Reduction,
     Softened,
     Standardize,
@@ -18,7 +18,7 @@ from kdcache.objectives.scaling import (
     reduced,
     scaled,
 )
-from kdcache.objectives.target import check_labels, others, target_or_not
+from kdcache.methods.target import check_labels, others, target_or_not
 
 Mix = tuple[Tensor, Tensor]
 """(partner labels (B,) int64, lam (B,) float32): lam of the image, 1 - lam of its partner."""

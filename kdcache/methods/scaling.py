@@ -47,7 +47,7 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
     scaled copy of the teacher has no loss at all.
 
     >>> import torch
-    >>> from kdcache.objectives import kd, standardize
+    >>> from kdcache.methods import kd, standardize
     >>> teacher = torch.tensor([[1.0, 4.0, 3.0, 2.0]])  # cat, dog, bird, frog: a dog
     >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # says bird
     >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # says dog

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kdcache.objectives
-from kdcache.objectives import ce, kd, scaled, standardize
+import kdcache.methods
+from kdcache.methods import ce, kd, scaled, standardize
 from kdcache_stores.errors import DataError, UsageError
 
 
@@ -31,12 +31,12 @@ def tensor(array: np.ndarray, **options: object) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "module", [m.name for m in pkgutil.iter_modules(kdcache.objectives.__path__)]
+    "module", [m.name for m in pkgutil.iter_modules(kdcache.methods.__path__)]
 )
 def test_doctests(module: str) -> None:
-    namespace = {name: getattr(kdcache.objectives, name) for name in kdcache.objectives.__all__}
+    namespace = {name: getattr(kdcache.methods, name) for name in kdcache.methods.__all__}
     result = doctest.testmod(
-        importlib.import_module(f"kdcache.objectives.{module}"),
+        importlib.import_module(f"kdcache.methods.{module}"),
         extraglobs=namespace,
         optionflags=doctest.ELLIPSIS,
     )

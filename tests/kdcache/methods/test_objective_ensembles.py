@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.objectives import (
+from kdcache.methods import (
     Ensemble,
     Noise,
     Objective,

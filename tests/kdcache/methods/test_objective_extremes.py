@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcache.objectives import Noise, Objective, Step, kd
+from kdcache.methods import Noise, Objective, Step, kd
 
 B = 6
 OBJECTIVES: list[dict[str, Any]] = [
@@ -90,7 +90,7 @@ def test_half_precision_and_autocast_change_nothing(options: dict[str, Any]) -> 
 
 def test_autocast_is_off_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    module = importlib.import_module("kdcache.objectives.objective")
+    module = importlib.import_module("kdcache.methods.objective")
 
     def watched(*args: Any, **options: Any) -> torch.Tensor:
         seen.append(torch.is_autocast_enabled("cpu"))

@@ -5,29 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kdcache.methods.ablations import ABLATIONS
 from kdcache.methods.ensembles import MEANS
-from kdcache.methods.multilevel import VARIANTS
 from kdcache.methods.noise import Noise
+from kdcache.methods.record import Method, Option
 from kdcache.methods.scaling import Standardize
+from kdcache.methods.table import METHODS, names_of
 from kdcache_stores.errors import UnknownName, UsageError
 
-METHODS = ("ce", "kd", "dkd", "mlkd", "ctkd")
 COMBINATIONS = (*MEANS, "mean-losses", "random")
 WEIGHTINGS = ("entropy", "confidence")
-
-# As published: weight of CE, weight of the distillation term, T. Then the standardized form.
-_PLAIN = {
-    "ce": (1.0, 0.0, None),
-    "kd": (0.1, 0.9, 4.0),
-    "dkd": (1.0, 1.0, 4.0),
-    "mlkd": (0.1, 0.9, 4.0),
-    "ctkd": (0.1, 0.9, None),
-}
-_STANDARDIZED_WEIGHT, _STANDARDIZED_TEMPERATURE = 9.0, 2.0
+CHOSEN = ("temperature", "teacher_temperature", "student_temperature", "ablation", "reverse")
+"""Options that a method takes only if its record says so."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +30,25 @@ class ObjectiveConfig:
     ce_weight·CE + kd_weight·D, with D the method's distillation term, T² included.
 
     Args:
-        method: "ce", "kd", "dkd", "mlkd" or "ctkd".
-        ce_weight: of CE with the labels: .1, DKD 1, ce 1.
-        kd_weight: of the distillation term: .9, DKD 1; 9 when standardized. For DKD it multiplies
-            both dkd_alpha and dkd_beta.
+        method: a name of `METHODS`.
+        options: of this method alone, by name, such as {"beta": 2.0} for dkd; what is left out has
+            the published value.
+        ce_weight: of CE with the labels.
+        kd_weight: of the distillation term; for DKD it multiplies both alpha and beta.
         alpha: shorthand for ce_weight = alpha and kd_weight = 1 - alpha.
-        temperature: T: 4, and 2 when standardized (τ); MLKD's first temperature; not for CTKD.
-        teacher_temperature, student_temperature: instead of T on one side (kd and dkd); the factor
-            T² is then the product of both.
+        temperature: T, or τ when standardized; MLKD's first temperature.
+        teacher_temperature, student_temperature: instead of T on one side; the factor T² is then
+            the product of both.
         standardize: False, or "unbiased" (the published code) or "biased" (the paper).
         noise: on the teachers' logits, or None.
         combine: how several teachers become one target, see `Ensemble`.
         weights: of the teachers, "entropy", "confidence", or None for equal ones.
-        ablation: what of the teacher's answer is kept, see `ablate`; kd and ctkd.
-        reverse: KL(student ‖ teacher) instead of the forward KL; kd and ctkd.
+        ablation: what of the teacher's targets is kept, see `ablate`.
+        reverse: KL(student ‖ teacher) instead of the forward KL.
         label_smoothing: of CE.
-        dkd_alpha, dkd_beta: weights of the target and of the non-target part: 1 and 8.
-        dkd_warmup: epochs over which DKD's term grows linearly to its weight: 20; 0 for none.
-        mlkd_variant: "as-coded" (the published code) or "as-described" (the paper).
-        ctkd_start, ctkd_end: T = start + end·σ(θ): 1 (2 when standardized) and 20.
-        ctkd_ramp: epochs over which the reversed gradient of θ grows to its full size: 10.
 
     Raises:
-        UnknownName: for an unknown method, combination or the like.
+        UnknownName: for an unknown method, option of it, combination or the like.
         UsageError: for values or combinations of options that make no sense, and for options of
             another method.
     """
@@ -79,20 +67,13 @@ class ObjectiveConfig:
     ablation: str = "full"
     reverse: bool = False
     label_smoothing: float = 0.0
-    dkd_alpha: float = 1.0
-    dkd_beta: float = 8.0
-    dkd_warmup: int = 20
-    mlkd_variant: str = "as-coded"
-    ctkd_start: float | None = None
-    ctkd_end: float = 20.0
-    ctkd_ramp: int = 10
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for kind, name, known in (
             ("method", self.method, METHODS),
             ("combination", self.combine, COMBINATIONS),
             ("ablation", self.ablation, ABLATIONS),
-            ("MLKD variant", self.mlkd_variant, VARIANTS),
         ):
             if name not in known:
                 raise UnknownName(kind, name, known)
@@ -105,18 +86,22 @@ class ObjectiveConfig:
                 raise UnknownName("weighting of teachers", self.weights, WEIGHTINGS)
         elif self.weights is not None:
             object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
+        object.__setattr__(self, "options", _checked(self.record, self.options))
         self._check_numbers()
+        self._check_method()
         self._check_combinations()
 
+    @property
+    def record(self) -> Method:
+        """The record of the method."""
+        return METHODS[self.method]
+
     def _check_numbers(self) -> None:
-        for name in ("ce_weight", "kd_weight", "dkd_alpha", "dkd_beta", "dkd_warmup", "ctkd_ramp"):
+        for name in ("ce_weight", "kd_weight"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise UsageError(f"expected {name} of at least 0, found {value}")
-        for name in (
-            *("temperature", "teacher_temperature", "student_temperature"),
-            *("ctkd_start", "ctkd_end"),
-        ):
+        for name in ("temperature", "teacher_temperature", "student_temperature"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UsageError(f"expected {name} above 0, found {value}")
@@ -131,24 +116,38 @@ class ObjectiveConfig:
                     f"expected teacher weights of at least 0 and not all 0, found {self.weights}"
                 )
 
+    def _check_method(self) -> None:
+        """Refuse what the method's record does not have."""
+        method = self.record
+        if not method.needs_teacher:
+            for name in ("kd_weight", "alpha", "temperature", "standardize", "noise", "weights"):
+                if getattr(self, name):
+                    raise UsageError(
+                        f"{method.name} has no teacher: leave out {name}, or name another method"
+                    )
+        for name in CHOSEN:
+            if name not in method.takes and getattr(self, name) != _default(name):
+                takers = names_of(m for m in METHODS.values() if name in m.takes)
+                own = ", ".join(option.name for option in method.options)
+                raise UsageError(
+                    f"{name} is an option of {takers}, found method {method.name}"
+                    + (f", whose own options are {own}" if own else "")
+                )
+        if self.standardize and method.standardized is None:
+            raise UsageError(
+                f"{method.name} has no standardized form: leave out standardize, or take "
+                f"{names_of(m for m in METHODS.values() if m.standardized is not None)}"
+            )
+        if isinstance(self.weights, str) and self.combine == "mean-losses" and method.whole_batch:
+            raise UsageError(
+                f"{method.name} compares whole batches, so its losses have no weights per sample: "
+                "give numbers, or combine 'mean-logits', 'mean-zscores' or 'mean-probs'"
+            )
+
     def _check_combinations(self) -> None:
         if self.alpha is not None and (self.ce_weight is not None or self.kd_weight is not None):
             raise UsageError(
                 f"alpha = {self.alpha} is shorthand for ce_weight and kd_weight: give it or them"
-            )
-        sides = self.teacher_temperature is not None or self.student_temperature is not None
-        if sides and self.method not in ("kd", "dkd"):
-            raise UsageError(
-                f"{self.method} has no separate temperatures of teacher and student: kd and dkd do"
-            )
-        if self.method == "ctkd" and self.temperature is not None:
-            raise UsageError(
-                "ctkd learns its temperature: set ctkd_start and ctkd_end instead of temperature"
-            )
-        if self.method not in ("kd", "ctkd") and (self.reverse or self.ablation != "full"):
-            raise UsageError(
-                f"ablations and the reverse KL are of kd and ctkd, found method {self.method}"
-                + ("; dkd_alpha = 0 or dkd_beta = 0 ablates DKD" if self.method == "dkd" else "")
             )
         if self.combine == "mean-probs" and self.standardize:
             raise UsageError(
@@ -159,53 +158,28 @@ class ObjectiveConfig:
             raise UsageError(
                 "a mean of Z-scores is compared with the student's Z-scores: add standardize"
             )
-        coded = self.method == "mlkd" and self.mlkd_variant == "as-coded"
-        if self.combine == "mean-zscores" and coded:
+        if isinstance(self.weights, str) and self.combine == "random":
             raise UsageError(
-                "MLKD as coded compares raw logits of batches and classes, which a mean of "
-                "Z-scores has not: combine 'mean-logits' or 'mean-losses', or mlkd_variant "
-                "'as-described'"
+                f"one teacher at random for the whole batch has no weights per sample, found "
+                f"{self.weights!r}: give numbers, or another combination"
             )
-        if isinstance(self.weights, str):
-            if self.combine == "random":
-                raise UsageError(
-                    f"one teacher at random for the whole batch has no weights per sample, found "
-                    f"{self.weights!r}: give numbers, or another combination"
-                )
-            if self.combine == "mean-losses" and self.method == "mlkd":
-                raise UsageError(
-                    "MLKD compares whole batches, so its losses have no weights per sample: give "
-                    "numbers, or combine 'mean-logits', 'mean-zscores' or 'mean-probs'"
-                )
-        if self.method == "ce":
-            for name in ("kd_weight", "alpha", "temperature", "standardize", "noise", "weights"):
-                if getattr(self, name):
-                    raise UsageError(f"ce has no teacher: leave out {name}, or name another method")
-        for name, default in self._of_other_methods():
-            if getattr(self, name) != default:
-                raise UsageError(
-                    f"{name} is an option of {name.partition('_')[0]}, found method {self.method}"
-                )
-
-    def _of_other_methods(self) -> list[tuple[str, Any]]:
-        """The options, with their defaults, that only another method reads."""
-        own = f"{self.method}_"
-        return [
-            (option.name, option.default)
-            for option in dataclasses.fields(self)
-            if option.name.startswith(("dkd_", "mlkd_", "ctkd_"))
-            and not option.name.startswith(own)
-        ]
 
     def resolved(self) -> ObjectiveConfig:
-        """The same with every None of a weight or temperature replaced by the published value."""
-        ce_weight, kd_weight, temperature = _PLAIN[self.method]
-        start = 1.0
+        """The same with everything that was left out replaced by the published value."""
+        method = self.record
+        published = method.plain
         if self.standardize:
-            kd_weight, start = _STANDARDIZED_WEIGHT, 2.0
-            temperature = None if temperature is None else _STANDARDIZED_TEMPERATURE
+            assert method.standardized is not None
+            published = method.standardized
+        ce_weight, kd_weight = published.ce_weight, published.kd_weight
         if self.alpha is not None:
             ce_weight, kd_weight = self.alpha, 1 - self.alpha
+        defaults = {
+            option.name: option.standardized
+            if self.standardize and option.standardized is not None
+            else option.default
+            for option in method.options
+        }
 
         def given(value: float | None, default: float | None) -> float | None:
             return default if value is None else value
@@ -215,19 +189,19 @@ class ObjectiveConfig:
             alpha=None,
             ce_weight=given(self.ce_weight, ce_weight),
             kd_weight=given(self.kd_weight, kd_weight),
-            temperature=given(self.temperature, temperature),
-            ctkd_start=given(self.ctkd_start, start if self.method == "ctkd" else None),
+            temperature=given(self.temperature, published.temperature),
+            options=defaults | dict(self.options),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for TOML or JSON, without None and without other methods' options."""
+        """Plain values for TOML or JSON, without None and without what the method does not take."""
         values: dict[str, Any] = {}
-        others = dict(self._of_other_methods())
-        for name in (field.name for field in dataclasses.fields(self)):
+        left_out = {name for name in CHOSEN if name not in self.record.takes}
+        for name in (item.name for item in dataclasses.fields(self)):
             value = getattr(self, name)
             if isinstance(value, Noise):
                 values[name] = str(value)
-            elif value is not None and name not in others:
+            elif value is not None and value != {} and name not in left_out:
                 values[name] = list(value) if isinstance(value, tuple) else value
         return values
 
@@ -238,7 +212,7 @@ class ObjectiveConfig:
         Raises:
             UnknownName: for a name that is no option.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [item.name for item in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
                 raise UnknownName("option of the objective", name, known)
@@ -248,3 +222,75 @@ class ObjectiveConfig:
         if isinstance(options.get("weights"), list):
             options["weights"] = tuple(options["weights"])
         return cls(**options)
+
+    @classmethod
+    def flags(cls) -> list[str]:
+        """The names that `from_flags` takes."""
+        shared = [item.name for item in dataclasses.fields(cls) if item.name != "options"]
+        own = [method.flag(o) for method in METHODS.values() for o in method.options]
+        return shared + own
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> ObjectiveConfig:
+        """The objective that a command line or a recipe asks for.
+
+        Args:
+            flags: by the names of `from_dict`, but that the options of a method are named with it
+                ("dkd_beta"), and that standardize may be True; None where nothing was given.
+
+        Raises:
+            UnknownName: for a name that is no option.
+            UsageError: for an option of another method.
+        """
+        values = {name: value for name, value in flags.items() if value is not None}
+        name = values.get("method", cls.method)
+        if name not in METHODS:
+            raise UnknownName("method", name, METHODS)
+        own: dict[str, Any] = {}
+        for method in METHODS.values():
+            for option in method.options:
+                flag = method.flag(option)
+                if flag not in values:
+                    continue
+                if method.name != name:
+                    raise UsageError(f"{flag} is an option of {method.name}, found method {name}")
+                own[option.name] = values.pop(flag)
+        if values.get("standardize") is True:
+            values["standardize"] = "unbiased"
+        return cls.from_dict(values | {"options": own})
+
+
+def _default(name: str) -> Any:
+    return ObjectiveConfig.__dataclass_fields__[name].default
+
+
+def _checked(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a method, each of its own type and within its bounds."""
+    known = {option.name: option for option in method.options}
+    for name in options:
+        if name in known:
+            continue
+        owners = [other for other in METHODS.values() if name in {o.name for o in other.options}]
+        if owners:
+            raise UsageError(
+                f"{name} is an option of {names_of(owners)}, found method {method.name}"
+            )
+        raise UnknownName(f"option of {method.name}", name, known)
+    return {name: _value(method, known[name], value) for name, value in options.items()}
+
+
+def _value(method: Method, option: Option, value: Any) -> float | int | str:
+    kind, flag = type(option.default), method.flag(option)
+    if kind is str:
+        if value not in option.choices:
+            raise UnknownName(flag, value, option.choices)
+        return str(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or kind(value) != value:
+        what = "a whole number" if kind is int else "a finite number"
+        raise UsageError(f"expected {what} as {flag}, found {value!r}")
+    if option.least is not None and not value >= option.least:
+        raise UsageError(f"expected {flag} of at least {option.least}, found {value}")
+    if option.above is not None and not value > option.above:
+        raise UsageError(f"expected {flag} above {option.above}, found {value}")
+    return kind(value)

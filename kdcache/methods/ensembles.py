@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcache.methods.losses import Mix, ce
+from kdcache.methods.logits.ce import Mix, ce
 from kdcache.methods.scaling import (
     Standardize,
     Temperature,

@@ -22,7 +22,7 @@ EPSILON = 1e-7
 """Added to the standard deviation, as in the published code of logit standardization."""
 
 
-class Softened(Protocol):
+class Target(Protocol):
     """Teachers combined in a way that depends on the temperature (see `Ensemble`)."""
 
     def scaled(self, temperature: Temperature, convention: Standardize) -> Tensor:
@@ -86,7 +86,7 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
 
 
 def scaled(
-    logits: Tensor | Softened, temperature: Temperature, convention: Standardize = False
+    logits: Tensor | Target, temperature: Temperature, convention: Standardize = False
 ) -> Tensor:
     """`logits` (..., K), standardized if a convention is given, divided by `temperature`."""
     if not isinstance(logits, Tensor):
@@ -113,7 +113,7 @@ def reduced(per_sample: Tensor, reduction: Reduction) -> Tensor:
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
-def check_shapes(student: Tensor, teacher: Tensor | Softened) -> None:
+def check_shapes(student: Tensor, teacher: Tensor | Target) -> None:
     """Refuse a student and a teacher whose logits cannot be compared row by row."""
     if isinstance(teacher, Tensor) and teacher.shape != student.shape:
         raise DataError(

@@ -16,9 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.datasets import Dataset
 from kdcache.evaluation import calibration, clean_logits, scores
+from kdcache.methods import Objective, Step
 from kdcache.models import build_model
 from kdcache.models.weights import load_weights
-from kdcache.methods import Objective, Step
 from kdcache.philox import derive_seed
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
@@ -241,7 +241,8 @@ class Loop:
             keys=batch.keys,
             views=batch.views,
         )
-        loss, parts = self.objective(student, batch.logits, batch.labels, step, batch.mix)
+        teachers = [{"logits": logits} for logits in batch.logits]
+        loss, parts = self.objective({"logits": student}, teachers, batch.labels, step, batch.mix)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if training.optimization.clip is not None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kdcache.models import MODELS
 from kdcache.methods import ObjectiveConfig
+from kdcache.models import MODELS
 from kdcache.recipes import datasets, load, names, resolve
 from kdcache.runs import read_metrics
 from kdcache.training.optim import Optimization

@@ -30,9 +30,7 @@ def tensor(array: np.ndarray, **options: object) -> torch.Tensor:
     return torch.tensor(array, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "module", [m.name for m in pkgutil.iter_modules(kdcache.methods.__path__)]
-)
+@pytest.mark.parametrize("module", [m.name for m in pkgutil.iter_modules(kdcache.methods.__path__)])
 def test_doctests(module: str) -> None:
     namespace = {name: getattr(kdcache.methods, name) for name in kdcache.methods.__all__}
     result = doctest.testmod(

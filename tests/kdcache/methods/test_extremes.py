@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fields import on_logits
 
 from kdcache.methods import Noise, Objective, Step, kd
 
@@ -19,7 +20,7 @@ OBJECTIVES: list[dict[str, Any]] = [
         for method in ("kd", "dkd", "mlkd", "ctkd")
         for standardize in (False, "unbiased", "biased")
     ),
-    {"method": "mlkd", "mlkd_variant": "as-described", "standardize": "unbiased"},
+    {"method": "mlkd", "options": {"variant": "as-described"}, "standardize": "unbiased"},
     {"method": "kd", "combine": "mean-probs", "weights": "entropy"},
     {"method": "kd", "combine": "mean-losses", "weights": "confidence"},
     {"method": "kd", "noise": Noise("laplace", relative=True, copies=2)},
@@ -54,8 +55,12 @@ def value_and_gradient(
     objective = Objective(**options)
     student = student.detach().clone().requires_grad_()
     teachers = [teacher, teacher.flip(0)] if objective.config.method != "ce" else []
-    loss, parts = objective(
-        student, teachers, torch.arange(B) % student.shape[-1], Step(keys=torch.arange(B), epoch=15)
+    loss, parts = on_logits(
+        objective,
+        student,
+        teachers,
+        torch.arange(B) % student.shape[-1],
+        Step(keys=torch.arange(B), epoch=15),
     )
     loss.backward()
     assert loss.dtype == torch.float32
@@ -99,7 +104,7 @@ def test_autocast_is_off_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "kd", watched)
     logits = torch.randn(B, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        Objective()(logits, [logits.flip(0)], torch.arange(B))
+        on_logits(Objective(), logits, [logits.flip(0)], torch.arange(B))
         assert torch.is_autocast_enabled("cpu")
     assert seen == [False]
 
@@ -109,7 +114,8 @@ def test_float64_agrees_with_float32(options: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = paired(options, *(rows("plain", generator, 10) for _ in range(2)))
     single, _ = value_and_gradient(options, student, teacher)
-    double, _ = Objective(**options)(
+    double, _ = on_logits(
+        Objective(**options),
         student.double(),
         [teacher.double(), teacher.flip(0).double()],
         torch.arange(B) % 10,
@@ -127,6 +133,6 @@ def test_no_value_is_waited_for(options: dict[str, Any], monkeypatch: pytest.Mon
     words = torch.zeros(B, 2, dtype=torch.int64, device="meta")
     objective = Objective(**options).to("meta")
     teachers = [teacher, teacher] if objective.needs_teacher else []
-    loss, parts = objective(student, teachers, words[:, 0], Step(keys=words))
+    loss, parts = on_logits(objective, student, teachers, words[:, 0], Step(keys=words))
     loss.backward()
     assert {loss.device.type, *(part.device.type for part in parts.values())} == {"meta"}

@@ -28,8 +28,8 @@ UNCOVERED = 0.01
 
 #: Share of the distillation term of a uniform output (equal logits for all classes) that is left at the end.
 #: Measured on the training views: 0.03 to 0.04 for the digits above with nine views; 0.23 for a resnet8, too
-#: small for it, taught by a resnet20 on 5,000 images of CIFAR-100, 40 epochs, one view. Beyond a half the student
-#: has missed more of its teacher than it took.
+#: small for it, taught by a resnet20 on 5,000 images of CIFAR-100, 40 epochs, one view. Beyond a half the
+#: student has missed more of its teacher than it took.
 UNFIT, PERFECT = 0.5, 0.05
 
 #: A loss that fell by this much over the last tenth of the epochs is still falling.

@@ -50,7 +50,7 @@ def kd(
         student_temperature: instead of `temperature` on the student's side.
         standardize: Z-score both sides first, "unbiased" or "biased".
         reverse: KL(student ‖ teacher) instead.
-        ablation: what of the teacher's answer is kept, see `ablate`.
+        ablation: what of the teacher's targets is kept, see `ablate`.
         labels: (B,) int64, for ablations only.
         order: (B, K - 1) int64, for the permuted ablation only.
         reduction: "mean", or "none" for one value per sample.

@@ -13,7 +13,6 @@ from kdcache.methods import METHODS, Noise, Objective, Step
 
 B = 6
 OBJECTIVES: list[dict[str, Any]] = [
-    {"method": "ce"},
     *(
         {"method": name, "standardize": standardize}
         for name, method in METHODS.items()

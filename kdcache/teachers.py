@@ -28,7 +28,7 @@ from kdcache.models.library import (
     pretrained_torchvision,
     torchvision_class_names,
 )
-from kdcache.models.taps import head_of, tapped
+from kdcache.models.taps import as_fields, head_of, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
@@ -314,14 +314,13 @@ def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict
     Raises:
         DataError: another type, a mapping without a field, or values that are not a row per view.
     """
-    if isinstance(given, Tensor):
-        given = {"logits": given}
-    if not isinstance(given, Mapping):
+    if not isinstance(given, (Tensor, Mapping)):
         raise DataError(
             f"teacher {who}: expected logits (B, K) or a mapping {{field: tensor}}, found "
             f"{type(given).__name__}. Wrap it in a module of your own whose forward gives either, and "
             "name that: MODULE:FUNCTION"
         )
+    given = as_fields(given)
     if missing := [name for name in ("logits", *fields) if name not in given]:
         raise DataError(
             f"teacher {who} gives {', '.join(map(str, given)) or 'nothing'}, not {missing[0]}: a "

@@ -87,14 +87,13 @@ def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any
     from dataclasses import fields
 
     from kdcache.judgement.check import Check
-    from kdcache.objectives import ObjectiveConfig
+    from kdcache.methods import ObjectiveConfig
 
     if recipe:
         settings |= from_recipe(recipe, settings)
     named = settings["method"] is not None
     objective = options.objective_config(settings | {"method": settings["method"] or "kd"})
-    loss = {field.name for field in fields(ObjectiveConfig)}
-    loss |= {"standardize", "biased_std", "reverse_kl", "teacher_weights"}
+    loss = {*ObjectiveConfig.flags(), "biased_std", "reverse_kl", "teacher_weights"}
     if not named and (alone := sorted(given & loss)):
         raise click.UsageError(f"{', '.join(alone)}: of which --method (or --recipe)?")
     known = {field.name for field in fields(Check)}

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from kdcache.methods.table import METHODS
+
 #: What torch and NumPy both take.
 SEED = click.IntRange(0, 2**63 - 1)
 
@@ -202,6 +204,28 @@ def optimization(settings: dict[str, Any]) -> Any:
     return Optimization(**values)
 
 
+def method_options() -> list[Decorator]:
+    """The options of single methods, --METHOD-OPTION, from their records."""
+    found: list[Decorator] = []
+    for method in METHODS.values():
+        for option in method.options:
+            default = _text(option.default)
+            if option.standardized is not None:
+                default += f"; {_text(option.standardized)} with --standardize"
+            found.append(
+                click.option(
+                    f"--{method.flag(option).replace('_', '-')}",
+                    type=type(option.default),
+                    help=f"{method.name}: {option.help} [default: {default}].",
+                )
+            )
+    return found
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 objective = together(
     click.option(
         "--ce-weight", type=float, help="Weight of cross-entropy [default: the method's]."
@@ -213,31 +237,24 @@ objective = together(
     click.option("--student-temperature", type=float, help="Another T for the student."),
     click.option("--standardize", is_flag=True, help="Z-score the logits of teacher and student."),
     click.option("--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."),
-    click.option("--noise", help="On the teacher's logits, such as gaussian:0.1; see METHODS."),
+    click.option("--noise", help="On the teacher's logits, such as gaussian:0.1; see the README."),
     click.option(
         "--combine", default="mean-logits", help="How several teachers become one target."
     ),
     click.option("--teacher-weights", help="Of the teachers: 2,1,1, or entropy, or confidence."),
-    click.option("--ablation", default="full", help="What of the teacher's answer is kept."),
+    click.option("--ablation", default="full", help="What of the teacher's targets is kept."),
     click.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),
     click.option("--label-smoothing", type=float, default=0.0, help="Of the cross-entropy."),
-    click.option("--dkd-alpha", type=float, default=1.0, help="Weight of DKD's target part."),
-    click.option("--dkd-beta", type=float, default=8.0, help="Weight of DKD's other part."),
-    click.option("--dkd-warmup", type=int, default=20, help="Epochs over which DKD's part grows."),
-    click.option("--mlkd-variant", default="as-coded", help="as-coded or as-described."),
-    click.option("--ctkd-ramp", type=int, default=10, help="Epochs until T is learned in full."),
+    *method_options(),
 )
 
 
 def objective_config(settings: dict[str, Any]) -> Any:
     """Take what `ObjectiveConfig` holds out of a command's arguments."""
-    from dataclasses import fields
-
-    from kdcache.objectives import Noise, ObjectiveConfig
+    from kdcache.methods import ObjectiveConfig
 
     unbiased, biased = settings.pop("standardize"), settings.pop("biased_std")
     settings["standardize"] = "biased" if biased else "unbiased" if unbiased else False
-    settings["noise"] = Noise.parse(settings["noise"]) if settings["noise"] else None
     settings["reverse"] = settings.pop("reverse_kl")
     weights = settings.pop("teacher_weights")
     if weights and weights[0].isdigit():
@@ -248,8 +265,8 @@ def objective_config(settings: dict[str, Any]) -> Any:
                 f"--teacher-weights {weights!r}: expected numbers such as 2,1,1, entropy or confidence"
             ) from error
     settings["weights"] = weights
-    names = [field.name for field in fields(ObjectiveConfig) if field.name in settings]
-    return ObjectiveConfig(**{name: settings.pop(name) for name in names})
+    names = [name for name in ObjectiveConfig.flags() if name in settings]
+    return ObjectiveConfig.from_flags({name: settings.pop(name) for name in names})
 
 
 foreign = together(

@@ -105,7 +105,7 @@ def train_teacher(
     out: Path, as_json: bool, quiet: bool, tensorboard: bool, **settings: Any
 ) -> None:
     """Train a network from labels."""
-    from kdcache.objectives import ObjectiveConfig
+    from kdcache.methods import ObjectiveConfig
     from kdcache.training import Training
 
     training = Training(**_settings(settings), objective=ObjectiveConfig(method="ce"))

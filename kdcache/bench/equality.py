@@ -7,6 +7,7 @@ of a control: two online runs whose teacher is forwarded in batches of different
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from kdcache.methods import METHODS, Objective, ObjectiveConfig, Step
 from kdcache.models import build_model
-from kdcache.objectives import Objective, ObjectiveConfig, Step
+from kdcache.models.taps import as_fields, tapped
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher
@@ -25,16 +27,11 @@ from kdcache.training import Training, prepared, train
 from kdcache.training.outcome import view_shape
 from kdcache.views.cached import Batch, CachedViews
 
-#: Every objective, with its logits as they are and standardized.
-OBJECTIVES = {
-    "ce": ObjectiveConfig(method="ce"),
-    **{
-        method + ("+std" if standardize else ""): ObjectiveConfig(
-            method=method, standardize="unbiased" if standardize else False
-        )
-        for method in ("kd", "dkd", "mlkd", "ctkd")
-        for standardize in (False, True)
-    },
+#: Every method with its published defaults, on logits as they are and, where it has that form, standardized.
+OBJECTIVES = {name: ObjectiveConfig(method=name) for name in METHODS} | {
+    f"{name}+std": ObjectiveConfig(method=name, standardize="unbiased")
+    for name, method in METHODS.items()
+    if method.standardized
 }
 
 
@@ -44,30 +41,33 @@ def first_step(
     """Largest differences between cached and live in the first step of a training.
 
     Args:
-        views: of one store, with logits.
-        teacher: the store's.
+        views: of one teacher, with the fields that the method reads.
+        teacher: the store's, giving them.
         model: the student.
 
     Returns:
-        target (largest difference of a logit), target_scale (largest logit), loss (relative
+        target (largest difference of a value), target_scale (largest value), loss (relative
         difference) and gradient (norm of the difference over the norm).
     """
     batch = next(views.epoch(0))
     images = batch.images.flatten(0, 1) if batch.images.ndim == 5 else batch.images
-    cached = tuple(fields["logits"] for fields in batch.teachers)
-    live = (teacher.logits(images).view(cached[0].shape),) if cached else ()
+    cached = batch.teachers
+    live: tuple[Mapping[str, Tensor], ...] = ()
+    if cached:
+        outputs = teacher(images)
+        live = ({name: outputs[name].view(rows.shape) for name, rows in cached[0].items()},)
     results = []
-    for logits in (cached, live):
+    for teachers in (cached, live):
         torch.manual_seed(seed)
         preprocessing = normalisation(views.dataset)
         size = view_shape(views.plan)[1]
         student = build_model(model, views.dataset.classes, preprocessing.channels, size)
-        results.append(_loss(student, preprocessing(images), batch, logits, config))
+        results.append(_loss(student, preprocessing(images), batch, teachers, config))
     (loss, gradient), (live_loss, live_gradient) = results
-    target = max([(a - b).abs().max().item() for a, b in zip(cached, live, strict=True)] + [0.0])
+    pairs = [(rows, live[0][name]) for fields in cached for name, rows in fields.items()]
     return {
-        "target": target,
-        "target_scale": max([one.abs().max().item() for one in live] + [0.0]),
+        "target": max([(a - b).abs().max().item() for a, b in pairs] + [0.0]),
+        "target_scale": max([rows.abs().max().item() for _, rows in pairs] + [0.0]),
         "loss": abs(loss - live_loss) / abs(live_loss),
         "gradient": ((gradient - live_gradient).norm() / live_gradient.norm()).item(),
     }
@@ -77,14 +77,14 @@ def _loss(
     student: torch.nn.Module,
     inputs: Tensor,
     batch: Batch,
-    logits: tuple[Tensor, ...],
+    teachers: Sequence[Mapping[str, Tensor]],
     config: ObjectiveConfig,
 ) -> tuple[float, Tensor]:
-    said = student(inputs)
+    outputs = as_fields(tapped(student, config.record.student_fields)(inputs))
     if batch.images.ndim == 5:
-        said = said.view(len(batch.rows), 2, -1)
+        outputs = {name: rows.view(-1, 2, *rows.shape[1:]) for name, rows in outputs.items()}
     step = Step(epochs=2, keys=batch.keys, views=batch.views)
-    loss, _ = Objective(config)(said, logits, batch.labels, step, batch.mix)
+    loss, _ = Objective(config)(outputs, teachers, batch.labels, step, batch.mix)
     gradients = torch.autograd.grad(loss, list(student.parameters()))
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
@@ -102,7 +102,7 @@ def drift(training: Training, teacher: str, folder: Path, control: int = 1) -> d
         cached and control: relative distance of the final weights from those of the online run;
         cached_loss and control_loss: the largest difference of an epoch's mean loss.
     """
-    online = replace(training, online=() if training.objective.method == "ce" else (teacher,))
+    online = replace(training, online=(teacher,) if training.objective.record.needs_teacher else ())
     runs = {"cached": train(training, folder / "cached").path}
     runs["online"] = train(online, folder / "online").path
     with prepared(online, folder / "control") as loop:

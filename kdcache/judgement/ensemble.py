@@ -9,7 +9,7 @@ import numpy as np
 
 from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding
-from kdcache.objectives.ensembles import shares
+from kdcache.methods.ensembles import shares
 
 #: Ratio of the weighted spreads of two teachers' logits from which the mean is the larger one's: it then
 #: has 80% of the variance. The teachers published for CIFAR-100 differ by 1.8 at most (resnet110 3.88,

@@ -7,7 +7,7 @@ module gives a mapping {field: tensor} itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -93,6 +93,11 @@ def tapped(network: nn.Module, fields: Sequence[str]) -> nn.Module:
         suppress_diff_warning=True,
     )
     return extractor.eval()
+
+
+def as_fields(given: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What a network gave, by field: a tensor is the logits."""
+    return {"logits": given} if isinstance(given, Tensor) else given
 
 
 def head_of(network: nn.Module) -> nn.Linear | None:

@@ -18,9 +18,10 @@ from kdcache.datasets import Dataset
 from kdcache.datasets.base import Rows
 from kdcache.distributed import Ranks
 from kdcache.evaluation import calibration, clean_logits, scores
+from kdcache.methods import Objective, Step
 from kdcache.models import build_model
+from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
-from kdcache.objectives import Objective, Step
 from kdcache.philox import derive_seed
 from kdcache.precision import autocast
 from kdcache.preprocessing import normalisation
@@ -98,7 +99,8 @@ class Loop:
             self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
         self._require_last_batch()
-        self.forward = ranks.wrap(self.model, self.device)
+        taps = tapped(self.model, training.objective.record.student_fields)
+        self.forward = ranks.wrap(taps, self.device)
         if training.compile:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
         self.average = None
@@ -227,8 +229,8 @@ class Loop:
         if training.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast(self.device, training.precision):
-            logits = self.forward(inputs)
-        student, batch = gather_batch(self.ranks, _paired({"logits": logits}, pairs), batch)
+            given = self.forward(inputs)
+        student, batch = gather_batch(self.ranks, _paired(as_fields(given), pairs), batch)
         step = Step(
             epoch=epoch,
             index=index,
@@ -237,9 +239,7 @@ class Loop:
             keys=batch.keys,
             views=batch.views,
         )
-        loss, parts = self.objective(
-            student["logits"], [t["logits"] for t in batch.teachers], batch.labels, step, batch.mix
-        )
+        loss, parts = self.objective(student, batch.teachers, batch.labels, step, batch.mix)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if training.optimization.clip is not None:
@@ -264,8 +264,7 @@ class Loop:
         rows = np.arange(len(dataset)) if rows is None else rows
 
         def network(images: Tensor) -> Tensor:
-            logits: Tensor = module(self.preprocessing(images))
-            return logits
+            return as_fields(module(self.preprocessing(images)))["logits"]
 
         mine = rows[self.ranks.part(len(rows))]
         size = self.height, self.size

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kdcache.objectives.losses import kd
-from kdcache.objectives.scaling import (
-    Softened,
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.logits.ce import Mix
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.scaling import (
     Standardize,
+    Target,
     check_shapes,
     full_precision,
     reduced,
     scaled,
 )
-from kdcache_stores.errors import DataError, UnknownName
+from kdcache.methods.step import Step
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 VARIANTS = ("as-coded", "as-described")
 
 
 def mlkd(
     student: Tensor,
-    teacher: Tensor | Softened,
+    teacher: Tensor | Target,
     *,
     temperature: float = 4.0,
     standardize: Standardize = False,
@@ -82,7 +88,7 @@ def mlkd(
 
 
 def kd_per_view(
-    student: Tensor, teacher: Tensor | Softened, temperature: float, standardize: Standardize
+    student: Tensor, teacher: Tensor | Target, temperature: float, standardize: Standardize
 ) -> Tensor:
     """(2,) KD of the weak and of the strong view, each a mean over the batch."""
     loss = kd(student, teacher, temperature=temperature, standardize=standardize, reduction="none")
@@ -91,7 +97,7 @@ def kd_per_view(
 
 def level_terms(
     student: Tensor,
-    teacher: Tensor | Softened,
+    teacher: Tensor | Target,
     temperature: float,
     standardize: Standardize,
     views: int = 2,
@@ -113,3 +119,37 @@ def mask_means(teacher: Tensor) -> tuple[Tensor, Tensor]:
     surest, mass = p.amax(-1), p.sum(0)
     m, c = ((values <= values.median()).to(p.dtype) for values in (surest, mass))
     return reduced(m, "mean"), reduced(c, "mean")
+
+
+class MLKD(Loss):
+    """`mlkd` in the variant of the objective."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__(config)
+        self.variant = config.options["variant"]
+        if config.combine == "mean-zscores" and self.variant == "as-coded":
+            raise UsageError(
+                "MLKD as coded compares raw logits of batches and classes, which a mean of Z-scores "
+                "has not: combine 'mean-logits' or 'mean-losses', or take the variant 'as-described'"
+            )
+
+    def forward(
+        self,
+        student: Fields,
+        target: Targets,
+        labels: Tensor,
+        step: Step,
+        mix: Mix | None,
+        **shared: Any,
+    ) -> Terms:
+        """ "kd", 0-d."""
+        config = self.config
+        assert config.temperature is not None
+        term = mlkd(
+            student["logits"],
+            target["logits"],
+            temperature=config.temperature,
+            standardize=config.standardize,
+            variant=self.variant,
+        )
+        return {"kd": term}

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcache.objectives.losses import Mix, ce
-from kdcache.objectives.scaling import (
+from kdcache.methods.logits.ce import Mix, ce
+from kdcache.methods.scaling import (
     Standardize,
     Temperature,
     full_precision,
     scaled,
     standardize,
 )
-from kdcache.objectives.step import Step
+from kdcache.methods.step import Step
 from kdcache_stores.errors import UnknownName, UsageError
 
 MEANS = ("mean-logits", "mean-zscores", "mean-probs")

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kdcache.objectives.scaling import full_precision
-from kdcache.objectives.step import Step
+from kdcache.methods.scaling import full_precision
+from kdcache.methods.step import Step
 from kdcache.philox import DISTRIBUTIONS
 from kdcache_stores.errors import UnknownName, UsageError
 

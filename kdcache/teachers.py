@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from kdcache.models.library import (
     pretrained_torchvision,
     torchvision_class_names,
 )
-from kdcache.models.taps import as_fields, head_of, tapped
+from kdcache.models.taps import head_of, read_outputs, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
@@ -300,53 +299,6 @@ def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pr
         file.apply(run.module)
     trained = Pretrained(run.module, run.preprocessing, file_sha256=file.file_sha256)
     return run.config["model"]["name"], trained
-
-
-def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict[str, Tensor]:
-    """What a network gave for some views, as float32 (rows, *shape) by field.
-
-    Args:
-        who: the network's name, for messages.
-        given: logits, or a mapping that holds them.
-        fields: those wanted of the mapping.
-        rows: how many views it was given.
-
-    Raises:
-        DataError: another type, a mapping without a field, or values that are not a row per view.
-    """
-    if not isinstance(given, (Tensor, Mapping)):
-        raise DataError(
-            f"teacher {who}: expected logits (B, K) or a mapping {{field: tensor}}, found "
-            f"{type(given).__name__}. Wrap it in a module of your own whose forward gives either, and "
-            "name that: MODULE:FUNCTION"
-        )
-    given = as_fields(given)
-    if missing := [name for name in ("logits", *fields) if name not in given]:
-        raise DataError(
-            f"teacher {who} gives {', '.join(map(str, given)) or 'nothing'}, not {missing[0]}: a "
-            "module may return a mapping {field: tensor}, with logits and every field asked for"
-        )
-    outputs = {}
-    for name in fields:
-        values = given[name]
-        if isinstance(values, (list, tuple)) or (isinstance(values, Tensor) and values.is_nested):
-            raise DataError(
-                f"teacher {who}: {name} comes as rows of differing length ({type(values).__name__}), "
-                "and a field has one shape for every view: pad or pool them in the module"
-            )
-        if not isinstance(values, Tensor) or values.ndim < 2 or len(values) != rows:
-            found = (
-                f"shape {tuple(values.shape)}"
-                if isinstance(values, Tensor)
-                else type(values).__name__
-            )
-            expected = "(B, K)" if name == "logits" else "(B, ...)"
-            raise DataError(
-                f"teacher {who}: expected {name} {expected}, a row for each of B = {rows} views, found "
-                f"{found}"
-            )
-        outputs[name] = values.float()
-    return outputs
 
 
 def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from kdcache.models.dropout import FixedDropout
 from kdcache.models.network import Network
-from kdcache_stores.errors import UsageError
+from kdcache_stores.errors import DataError, UsageError
 
 #: The fields that networks of the zoo, of torchvision and of timm have.
 FIELDS = ("logits", "pooled")
@@ -98,6 +98,53 @@ def tapped(network: nn.Module, fields: Sequence[str]) -> nn.Module:
 def as_fields(given: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """What a network gave, by field: a tensor is the logits."""
     return {"logits": given} if isinstance(given, Tensor) else given
+
+
+def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict[str, Tensor]:
+    """What a network gave for some views, as float32 (rows, *shape) by field.
+
+    Args:
+        who: the network's name, for messages.
+        given: logits, or a mapping that holds them.
+        fields: those wanted of the mapping.
+        rows: how many views it was given.
+
+    Raises:
+        DataError: another type, a mapping without a field, or values that are not a row per view.
+    """
+    if not isinstance(given, (Tensor, Mapping)):
+        raise DataError(
+            f"teacher {who}: expected logits (B, K) or a mapping {{field: tensor}}, found "
+            f"{type(given).__name__}. Wrap it in a module of your own whose forward gives either, and "
+            "name that: MODULE:FUNCTION"
+        )
+    given = as_fields(given)
+    if missing := [name for name in ("logits", *fields) if name not in given]:
+        raise DataError(
+            f"teacher {who} gives {', '.join(map(str, given)) or 'nothing'}, not {missing[0]}: a "
+            "module may return a mapping {field: tensor}, with logits and every field asked for"
+        )
+    outputs = {}
+    for name in fields:
+        values = given[name]
+        if isinstance(values, (list, tuple)) or (isinstance(values, Tensor) and values.is_nested):
+            raise DataError(
+                f"teacher {who}: {name} comes as rows of differing length ({type(values).__name__}), "
+                "and a field has one shape for every view: pad or pool them in the module"
+            )
+        if not isinstance(values, Tensor) or values.ndim < 2 or len(values) != rows:
+            found = (
+                f"shape {tuple(values.shape)}"
+                if isinstance(values, Tensor)
+                else type(values).__name__
+            )
+            expected = "(B, K)" if name == "logits" else "(B, ...)"
+            raise DataError(
+                f"teacher {who}: expected {name} {expected}, a row for each of B = {rows} views, found "
+                f"{found}"
+            )
+        outputs[name] = values.float()
+    return outputs
 
 
 def head_of(network: nn.Module) -> nn.Linear | None:

@@ -96,10 +96,10 @@ def test_cached_views_bring_what_the_teacher_says(trained: Trained) -> None:
     rows = np.arange(100, 300)
     with CachedViews(dataset, [trained.store], batch_size=64, rows=rows, seed=3) as views:
         seen = []
-        for images, labels, logits, which in views.epoch(2):
+        for images, labels, teachers, which in views.epoch(2):
             with torch.inference_mode():
                 live = teacher.module(teacher.preprocessing(images))
-            torch.testing.assert_close(logits[0], live, rtol=0, atol=1e-4)
+            torch.testing.assert_close(teachers[0]["logits"], live, rtol=0, atol=1e-4)
             assert labels.tolist() == dataset.labels[which].tolist()
             seen += which.tolist()
     assert sorted(seen) == rows.tolist()

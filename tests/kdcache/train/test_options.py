@@ -176,9 +176,11 @@ def test_the_random_schedule_says_when_views_do_not_fit(
 def test_ranks_agree_on_the_window(trained: Trained, tmp_path: Path) -> None:
     """Ranks on one machine share its memory; where a run began is what counts at its resume."""
     with open_store(trained.store) as store:
-        alone = views_that_fit([store], 1000, torch.device("cpu"))
-        assert 1 <= views_that_fit([store], 1000, torch.device("cpu"), sharers=4) <= alone
-        assert views_that_fit([store], 10**15, torch.device("cpu")) == 1
+        alone = views_that_fit([{"logits": store}], 1000, torch.device("cpu"))
+        assert (
+            1 <= views_that_fit([{"logits": store}], 1000, torch.device("cpu"), sharers=4) <= alone
+        )
+        assert views_that_fit([{"logits": store}], 10**15, torch.device("cpu")) == 1
 
 
 def test_held_out_samples_are_not_mixed_in(trained: Trained, tmp_path: Path, kdcache: Any) -> None:

@@ -100,6 +100,7 @@ class StoreWriter:
             ensure_metadata(files, self.header, self._layouts, self.samples)
         self._records = RecordBook(files, self.shards, thorough=repair)
         self._records.refresh()
+        self._judged = False
 
     def _open_sealed(self) -> LogitStore | None:
         """The sealed store that is there, if one is; a seal that was interrupted is completed."""
@@ -221,7 +222,8 @@ class StoreWriter:
 
         Returns the bytes of the shard's objects.
 
-        Raises `DataError` for another shape, type or a value that is not finite, `StoreInUse` if
+        Raises `DataError` for another shape, type or a value that is not finite, and for the first
+        shard where the encoding loses what the logits say (`require_faithful`); `StoreInUse` if
         another writer committed this shard with other values, `StoreError` if the disk is full.
         """
         if shard not in self.shards or self._is_sealed(shard):
@@ -233,9 +235,11 @@ class StoreWriter:
         entries: list[Entry] = []
         for name, field in self.header.fields.items():
             known = self._load_once(field, shard)
-            packed = pack(field, self._of(field), shard, rows[name], labels, known, classes)
+            packed = pack(field, self._of(field), shard, rows[name], labels, known, classes,
+                          judge=not self._judged)  # fmt: skip
             objects |= packed.objects
             entries += packed.entries
+        self._judged = True
         record = Record(shard, tuple(entries), tuple(probes))
         shared = shard.view == 0 and self.learns
         with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=shared):

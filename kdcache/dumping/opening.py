@@ -1,4 +1,4 @@
-"""The stores that a dump fills: opened for writing."""
+"""The stores that a dump fills: opened for writing, or looked at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from kdcache._version import __version__
 from kdcache.dumping.encoding import choose_encodings
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, replay
-from kdcache_stores import FieldSpec, MismatchError, StoreWriter, UsageError, begun_encodings
+from kdcache_stores import (
+    FieldSpec,
+    MismatchError,
+    StoreWriter,
+    UsageError,
+    begun_encodings,
+    outstanding,
+)
+from kdcache_stores.outstanding import Outstanding
 
 
 class Target(NamedTuple):
@@ -59,28 +67,58 @@ def open_writer(
     Raises:
         MismatchError: the store that is there is of other fields, or of other settings.
     """
+    asked = _asked(plan, target, views, encodings, batch_size, device, hash_keys, command)
+    return StoreWriter(target.path, repair=repair, **asked)
+
+
+def find_outstanding(
+    plan: ViewPlan,
+    target: Target,
+    views: int,
+    *,
+    encodings: Mapping[str, str],
+    batch_size: int,
+    device: torch.device | str,
+    hash_keys: bool = False,
+) -> Outstanding:
+    """What `open_writer` would find to be written, and nothing changed; raises what it would."""
+    asked = _asked(plan, target, views, encodings, batch_size, device, hash_keys)
+    return outstanding.find_outstanding(target.path, **asked)
+
+
+def _asked(
+    plan: ViewPlan,
+    target: Target,
+    views: int,
+    encodings: Mapping[str, str],
+    batch_size: int,
+    device: torch.device | str,
+    hash_keys: bool,
+    command: str = "",
+) -> dict[str, Any]:
+    """What a dump asks of a target's store: arguments of `StoreWriter`."""
     if plan.views is not None and views > plan.views:
         raise UsageError(f"{plan.augmentation.name} has {plan.views} views, {views} were asked for")
     teacher = target.teacher
     _require_same_fields(target)
     head = teacher.head
-    return StoreWriter(
-        target.path,
-        plan=plan.to_store(),
-        teacher=teacher.to_store(target.clean_top1),
-        samples=plan.samples,
-        views=views,
-        fields={name: FieldSpec(_shape(teacher, name), encodings[name]) for name in teacher.fields},
-        config={
+    return {
+        "plan": plan.to_store(),
+        "teacher": teacher.to_store(target.clean_top1),
+        "samples": plan.samples,
+        "views": views,
+        "fields": {
+            name: FieldSpec(_shape(teacher, name), encodings[name]) for name in teacher.fields
+        },
+        "config": {
             "batch_size": batch_size,
             "channels_last": teacher.channels_last,
             "compile": teacher.compile,
         },
-        provenance=provenance(torch.device(device), command),
-        hash_keys=hash_keys,
-        repair=repair,
-        head=None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),
-    )
+        "provenance": provenance(torch.device(device), command),
+        "hash_keys": hash_keys,
+        "head": None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),
+    }
 
 
 def _shape(teacher: Teacher, field: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.errors import CorruptStore, DataError, UsageError
-from kdcache_stores.protocol import NOTHING, Array, ArraySpec, Floats
+from kdcache_stores.protocol import MOST_KL, NEAR_TIE, NOTHING, Array, ArraySpec, Floats
 
 _FILL = -(2**15)
 _MOST = 2**15 - 1
@@ -42,6 +42,7 @@ class Channels:
     name: ClassVar[str] = "channels"
     since: ClassVar[int] = 1
     plain: ClassVar[bool] = False
+    most_kl: ClassVar[float] = MOST_KL
     step: float = 0.05
 
     def __post_init__(self) -> None:
@@ -57,6 +58,11 @@ class Channels:
             raise UsageError(
                 f"the step of channels must be 0.005 to 1, found {parameter!r}"
             ) from None
+
+    @property
+    def near_tie(self) -> float:
+        """A step: whoever chooses it has rows rounded by that."""
+        return max(NEAR_TIE, self.step)
 
     def arrays(self, shape: tuple[int, ...]) -> tuple[ArraySpec, ...]:
         """`values`, the codes, per row; `spread` of each channel per store."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kdcache_stores.errors import CorruptStore, DataError, UsageError
 from kdcache_stores.fidelity import kl, standardize
-from kdcache_stores.protocol import NOTHING, Array, ArraySpec, Floats
+from kdcache_stores.protocol import MOST_KL, NEAR_TIE, NOTHING, Array, ArraySpec, Floats
 
 MOST_COMPONENTS = 1024
 """Components kept at most, whatever the number of classes."""
@@ -66,7 +66,13 @@ class Compact:
     name: ClassVar[str] = "compact"
     since: ClassVar[int] = 0
     plain: ClassVar[bool] = False
+    near_tie: ClassVar[float] = NEAR_TIE
     kl: float = 3e-4
+
+    @property
+    def most_kl(self) -> float:
+        """Twice what was asked for, where that is more than others may lose."""
+        return max(MOST_KL, 2 * self.kl)
 
     def __post_init__(self) -> None:
         if not isinstance(self.kl, float) or not 1e-6 <= self.kl <= 0.1:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.errors import UsageError
-from kdcache_stores.protocol import NOTHING, Array, ArraySpec, Floats, to_float16
+from kdcache_stores.protocol import MOST_KL, NEAR_TIE, NOTHING, Array, ArraySpec, Floats, to_float16
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Float32:
     name: ClassVar[str] = "float32"
     since: ClassVar[int] = 0
     plain: ClassVar[bool] = True
+    most_kl: ClassVar[float] = MOST_KL
+    near_tie: ClassVar[float] = NEAR_TIE
 
     @classmethod
     def parse(cls, parameter: str | None) -> Float32:
@@ -49,6 +51,8 @@ class Float16:
     name: ClassVar[str] = "float16"
     since: ClassVar[int] = 0
     plain: ClassVar[bool] = True
+    most_kl: ClassVar[float] = MOST_KL
+    near_tie: ClassVar[float] = NEAR_TIE
 
     @classmethod
     def parse(cls, parameter: str | None) -> Float16:

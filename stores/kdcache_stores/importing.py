@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
+from kdcache_stores.encoding_names import make_encoding
 from kdcache_stores.errors import DataError, UnknownName, UsageError
+from kdcache_stores.fidelity import ROWS, require_faithful
 from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.protocol import FittedEncoding
 from kdcache_stores.reader import Store
 from kdcache_stores.writer import StoreWriter
 
@@ -105,6 +108,8 @@ def write_arrays(
         name: FieldSpec(values.shape[2:], names.get(name, "float16"))
         for name, values in fields.items()
     }
+    if LOGITS in fields:
+        _require_faithful(specs[LOGITS].encoding, fields[LOGITS][0], samples)
     with StoreWriter(
         path, plan=plan, teacher=teacher, samples=samples, views=views, fields=specs, **options
     ) as writer:
@@ -116,6 +121,19 @@ def write_arrays(
             writer.write(shard, part, probes(shard) if probes else ())
         writer.seal()
     return Store(writer.files)
+
+
+def _require_faithful(encoding: str, logits: NDArray[Any], samples: Samples) -> None:
+    """Refuse logits (N, K) that the encoding loses before a store is begun for them.
+
+    Encodings that are fitted are checked once they are; what is not finite, as it is written.
+    """
+    kind = make_encoding(encoding)
+    chosen = np.linspace(0, len(logits) - 1, min(ROWS, len(logits))).round().astype(np.int64)
+    with np.errstate(over="ignore"):
+        rows = logits[chosen].astype(np.float32)
+    if not isinstance(kind, FittedEncoding) and np.isfinite(rows).all():
+        require_faithful(kind, rows, samples.labels[chosen])
 
 
 def _identity(fields: Mapping[str, NDArray[Any]]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.errors import DataError, UsageError
-from kdcache_stores.protocol import NOTHING, Array, ArraySpec, Floats
+from kdcache_stores.protocol import MOST_KL, NEAR_TIE, NOTHING, Array, ArraySpec, Floats
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Quantized:
     name: ClassVar[str] = "quantized"
     since: ClassVar[int] = 0
     plain: ClassVar[bool] = False
+    most_kl: ClassVar[float] = MOST_KL
     step: float = 0.05
 
     def __post_init__(self) -> None:
@@ -44,6 +45,11 @@ class Quantized:
             raise UsageError(
                 f"the step of quantized must be 0.001 to 1, found {parameter!r}"
             ) from None
+
+    @property
+    def near_tie(self) -> float:
+        """A step: whoever chooses it has rows rounded by that."""
+        return max(NEAR_TIE, self.step)
 
     @property
     def offset(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.errors import CorruptStore, UsageError
-from kdcache_stores.protocol import NOTHING, Array, ArraySpec, Floats, to_float16
+from kdcache_stores.protocol import NEAR_TIE, NOTHING, Array, ArraySpec, Floats, to_float16
 
 _AT_ONCE = 2**20
 """Decoded values worked on at shared: what a dense row needs beside itself stays small."""
@@ -41,6 +41,8 @@ class TopK:
     name: ClassVar[str] = "topk"
     since: ClassVar[int] = 0
     plain: ClassVar[bool] = False
+    most_kl: ClassVar[float] = math.inf  # whoever asks for K entries gives the others up
+    near_tie: ClassVar[float] = NEAR_TIE
     k: int
 
     def __post_init__(self) -> None:

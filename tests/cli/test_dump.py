@@ -305,7 +305,7 @@ def test_verify_teacher(trained: Trained, published: Path, kdcache: Run, tmp_pat
     torch.save(build_model("resnet8", 10, 1, 8).state_dict(), tmp_path / "fresh.pt")
     other = kdcache(*args, "--teacher", f"resnet8@{tmp_path / 'fresh.pt'}")
     assert other.code == 1
-    assert "not this teacher's logits" in other.err
+    assert "not this teacher's outputs" in other.err
     assert kdcache("verify", trained.store, "--teacher", trained.teacher).code == 2
 
 

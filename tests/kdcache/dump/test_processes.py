@@ -27,12 +27,13 @@ class Job:
 
     teacher: Path
     encoding: str
+    fields: str
     whole: dict[str, bytes]
 
     def words(self, out: Path) -> list[str]:
         return ["dump-teacher", "--dataset", "digits", "--teacher", str(self.teacher), "--out",
-                str(out), "--views", str(VIEWS), "--encoding", self.encoding, "--device", "cpu",
-                "--threads", "1", "--batch-size", "64", "--quiet"]  # fmt: skip
+                str(out), "--views", str(VIEWS), "--encoding", self.encoding, "--fields", self.fields,
+                "--device", "cpu", "--threads", "1", "--batch-size", "64", "--quiet"]  # fmt: skip
 
 
 def start(args: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -44,15 +45,19 @@ def start(args: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
-# Compact stores ask more of several processes: they share what is learned, and every base.
+# Compact stores ask more of several processes: they share what is fitted, and every base.
 @pytest.fixture(
-    scope="module", params=["compact:1e-3", pytest.param("float16", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        ("compact:1e-3", "logits,pooled"),
+        pytest.param(("float16", "logits"), marks=pytest.mark.slow),
+    ],
 )
 def job(
     request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: pytest.TempPathFactory
 ) -> Job:
     out = tmp_path_factory.mktemp("whole") / "s.zarr"
-    job = Job(trained.teacher, request.param, {})
+    job = Job(trained.teacher, *request.param, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
         assert main(job.words(out)) == 0

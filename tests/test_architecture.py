@@ -61,13 +61,3 @@ def test_kdcache_import_without_torch() -> None:
 def test_help_needs_neither_torch_nor_zarr() -> None:
     help_page = "import kdcache_cli; kdcache_cli.main(['-h'])"
     assert modules_after(help_page).isdisjoint({"torch", "zarr", "pyarrow", "numpy"})
-
-
-def test_no_module_is_long() -> None:
-    long = {
-        str(file.relative_to(ROOT)): lines
-        for folder in PACKAGES.values()
-        for file in folder.rglob("*.py")
-        if (lines := file.read_text().count("\n")) > 350
-    }
-    assert long == {}

@@ -36,7 +36,7 @@ def test_compact_stores_do_not_depend_on_parts_and_keep_what_was_said(
     text = dict(page(describe(whole)))
     assert text["encoding"] == "compact (kl=0.001)"
     assert text["asked for, Z-scored, tau=2"] == "1.0e-03"
-    assert re.fullmatch(r"[1-9] of 9 components, in steps of [0-9.]+ row .*", text["basis"])
+    assert re.fullmatch(r"components [1-9], directions 9, step [0-9.]+", text["fitted"])
     assert re.match(r"values \d.*, mean \d.*, base \d.*, basis", text["of which, bytes a row"])
     fidelity = describe(whole)["fields"]["logits"]["fidelity"]
     assert fidelity["top1_agreement"] == 1

@@ -11,6 +11,7 @@ from kdcache.break_even import break_even
 from kdcache_cli.app import common
 from kdcache_cli.options import resolve_device
 from kdcache_cli.output import console, emit, percent, progress, say, size, table
+from kdcache_stores.nouns import LOGITS
 
 
 @click.command("inspect")
@@ -28,11 +29,12 @@ def inspect(store: str, as_json: bool, quiet: bool) -> None:
 
 
 def page(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `Store.info` says, for people."""
-    plan, teacher, logits = info["plan"], info["teacher"], info["fields"]["logits"]
+    """What `describe` says of a store, for people."""
+    plan, teacher, fields = info["plan"], info["teacher"], info["fields"]
     options = dict(plan["augmentation"])
     name = options.pop("name", "")
     details = ", ".join(f"{key}={value}" for key, value in options.items())
+    count = info["views"] * info["samples"]
     rows = [
         ("dataset", f"{plan['dataset']} {plan['split']}: {info['samples']:,} samples, "
                     f"{plan['classes']} classes"),
@@ -40,29 +42,13 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
                   + f", seed {plan['seed']}"),
         ("teacher", f"{teacher['architecture']}, {teacher['precision']}, weights "
                     f"{teacher['weights_sha256'][:12]}"),
-        ("teacher top-1 on the views",
-         "no labels" if logits["top1"] is None else percent(logits["top1"])),
-        ("encoding", encoding_text(logits["encoding"])),
-        ("size", f"{size(info['nbytes'])}, {logits['bytes_per_row']:.1f} bytes a row"),
+        ("size", size(info["nbytes"])),
     ]  # fmt: skip
-    if len(logits["arrays"]) > 1:
-        count = info["views"] * info["samples"]
-        each = (f"{name} {nbytes / count:.1f}" for name, nbytes in logits["arrays"].items())
-        rows.append(("of which, bytes a row", ", ".join(each)))
-    if fitted := logits["fitted"]:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.items())
-        rows.append(("fitted", figures))
-    if found := logits["fidelity"]:
-        rows += [
-            (
-                f"KL(live || stored), {name}",
-                f"{found[key + '_mean']:.1e}, worst {found[key + '_worst']:.1e}",
-            )
-            for key, name in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
-        ]
-        if "kl" in logits["encoding"]:
-            rows.append(("asked for, Z-scored, tau=2", f"{logits['encoding']['kl']:.1e}"))
-        rows.append(("same top-1, live and stored", percent(found["top1_agreement"])))
+    for name, item in fields.items():
+        lead = f"{name}: " if len(fields) > 1 else ""
+        rows += [(lead + label, text) for label, text in _field_rows(name, item, count)]
+    if info["head"]:
+        rows.append(("last linear layer", "{} x {}".format(*info["head"])))
     account = break_even(info)
     return [
         *rows,
@@ -77,6 +63,36 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("teacher digest", teacher["digest"]),
         ("content digest", info["digest"]),
     ]  # fmt: skip
+
+
+def _field_rows(name: str, item: dict[str, Any], count: int) -> list[tuple[str, str]]:
+    shape = " x ".join(map(str, item["shape"]))
+    rows = [
+        ("encoding", encoding_text(item["encoding"])),
+        ("a row", f"{shape} values in {item['bytes_per_row']:.1f} bytes"),
+    ]
+    if len(item["arrays"]) > 1:
+        each = (f"{array} {nbytes / count:.1f}" for array, nbytes in item["arrays"].items())
+        rows.append(("of which, bytes a row", ", ".join(each)))
+    if fitted := item["fitted"]:
+        rows.append(("fitted", ", ".join(f"{key} {value:.4g}" for key, value in fitted.items())))
+    if item["error"] is not None:
+        rows.append(("relative squared error", f"{item['error']:.1e}"))
+    if name == LOGITS:
+        top1 = "no labels" if item["top1"] is None else percent(item["top1"])
+        rows.append(("teacher top-1 on the views", top1))
+    if measured := item["fidelity"]:
+        rows += [
+            (
+                f"KL(live || stored), {title}",
+                f"{measured[key + '_mean']:.1e}, worst {measured[key + '_worst']:.1e}",
+            )
+            for key, title in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
+        ]
+        if "kl" in item["encoding"]:
+            rows.append(("asked for, Z-scored, tau=2", f"{item['encoding']['kl']:.1e}"))
+        rows.append(("same top-1, live and stored", percent(measured["top1_agreement"])))
+    return rows
 
 
 def encoding_text(encoding: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def import_logits(
     """
     from kdcache_stores import describe, import_npz
 
-    how: dict[str, Any] = {"encoding": encoding, "hash_keys": hash_keys}
+    how: dict[str, Any] = {"encoding": {"logits": encoding}, "hash_keys": hash_keys}
     if dataset is None:
         store = import_npz(file, out, **how)
     else:

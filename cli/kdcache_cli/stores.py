@@ -11,6 +11,7 @@ from kdcache.break_even import break_even
 from kdcache_cli.app import common
 from kdcache_cli.options import resolve_device
 from kdcache_cli.output import console, emit, percent, progress, say, size, table
+from kdcache_stores.nouns import LOGITS
 
 
 @click.command("inspect")
@@ -28,11 +29,12 @@ def inspect(store: str, as_json: bool, quiet: bool) -> None:
 
 
 def page(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `describe` says, for people."""
-    plan, teacher = info["plan"], info["teacher"]
+    """What `describe` says of a store, for people."""
+    plan, teacher, fields = info["plan"], info["teacher"], info["fields"]
     options = dict(plan["augmentation"])
     name = options.pop("name", "")
     details = ", ".join(f"{key}={value}" for key, value in options.items())
+    count = info["views"] * info["samples"]
     rows = [
         ("dataset", f"{plan['dataset']} {plan['split']}: {info['samples']:,} samples, "
                     f"{plan['classes']} classes"),
@@ -42,10 +44,11 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
                     f"{teacher['weights_sha256'][:12]}"),
         ("size", size(info["nbytes"])),
     ]  # fmt: skip
-    for field, stored in info["fields"].items():
-        rows += _field_rows(field, stored, info["views"] * info["samples"])
+    for name, item in fields.items():
+        lead = f"{name}: " if len(fields) > 1 else ""
+        rows += [(lead + label, text) for label, text in _field_rows(name, item, count)]
     if info["head"]:
-        rows.append(("head", "weight {} x {} and bias, of the last layer".format(*info["head"])))
+        rows.append(("last linear layer", "{} x {}".format(*info["head"])))
     account = break_even(info)
     return [
         *rows,
@@ -62,33 +65,33 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _field_rows(name: str, stored: dict[str, Any], count: int) -> list[tuple[str, str]]:
-    """What there is to say of one field, of which so many rows are stored."""
-    shape = " x ".join(map(str, stored["shape"]))
-    per_row = f"{size(stored['nbytes'])}, {stored['bytes_per_row']:.1f} bytes a row"
-    rows = [(name, f"{shape} as {encoding_text(stored['encoding'])}: {per_row}")]
-    if len(stored["arrays"]) > 1:
-        each = (f"{array} {nbytes / count:.1f}" for array, nbytes in stored["arrays"].items())
+def _field_rows(name: str, item: dict[str, Any], count: int) -> list[tuple[str, str]]:
+    shape = " x ".join(map(str, item["shape"]))
+    rows = [
+        ("encoding", encoding_text(item["encoding"])),
+        ("a row", f"{shape} values in {item['bytes_per_row']:.1f} bytes"),
+    ]
+    if len(item["arrays"]) > 1:
+        each = (f"{array} {nbytes / count:.1f}" for array, nbytes in item["arrays"].items())
         rows.append(("of which, bytes a row", ", ".join(each)))
-    if fitted := stored["fitted"]:
-        figures = ", ".join(f"{figure} {value:.4g}" for figure, value in fitted.items())
-        rows.append(("fitted", figures))
-    if name == "logits":
-        top1 = "no labels" if stored["top1"] is None else percent(stored["top1"])
+    if fitted := item["fitted"]:
+        rows.append(("fitted", ", ".join(f"{key} {value:.4g}" for key, value in fitted.items())))
+    if item["error"] is not None:
+        rows.append(("relative squared error", f"{item['error']:.1e}"))
+    if name == LOGITS:
+        top1 = "no labels" if item["top1"] is None else percent(item["top1"])
         rows.append(("teacher top-1 on the views", top1))
-    if stored["error"] is not None:
-        rows.append(("squared error, of the squared norm", f"{stored['error']:.1e}"))
-    if fidelity := stored["fidelity"]:
+    if measured := item["fidelity"]:
         rows += [
             (
-                f"KL(live || stored), {words}",
-                f"{fidelity[key + '_mean']:.1e}, worst {fidelity[key + '_worst']:.1e}",
+                f"KL(live || stored), {title}",
+                f"{measured[key + '_mean']:.1e}, worst {measured[key + '_worst']:.1e}",
             )
-            for key, words in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
+            for key, title in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
         ]
-        if "kl" in stored["encoding"]:
-            rows.append(("asked for, Z-scored, tau=2", f"{stored['encoding']['kl']:.1e}"))
-        rows.append(("same top-1, live and stored", percent(fidelity["top1_agreement"])))
+        if "kl" in item["encoding"]:
+            rows.append(("asked for, Z-scored, tau=2", f"{item['encoding']['kl']:.1e}"))
+        rows.append(("same top-1, live and stored", percent(measured["top1_agreement"])))
     return rows
 
 

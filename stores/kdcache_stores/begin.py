@@ -78,20 +78,20 @@ def begun_header(files: LocalFiles, header: Header) -> Header:
     require_place(files)
     if files.size(ROOT) is None:
         return header
-    found = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where)
-    if found.minor > FORMAT[1]:
+    begun = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where)
+    if begun.minor > FORMAT[1]:
         raise FormatError(
-            f"{files.where} has format {FORMAT[0]}.{found.minor}; this kdcache writes {FORMAT[0]}."
+            f"{files.where} has format {FORMAT[0]}.{begun.minor}; this kdcache writes {FORMAT[0]}."
             f"{FORMAT[1]} at most: go on with a version of kdcache that knows it"
         )
-    difference = first_difference(found.comparable(), header.comparable(), "store")
+    difference = first_difference(begun.comparable(), header.comparable(), "store")
     if difference:
         name, present, asked = difference
         raise MismatchError(
             f"{files.where} was begun with {name.removeprefix('store.')} = {present!r}, "
             f"this dump has {asked!r}: use the same settings to go on, or another folder"
         )
-    return found
+    return begun
 
 
 def choose_layouts(
@@ -108,16 +108,16 @@ def choose_layouts(
     ]
     values = max(math.prod(field.shape) for field in header.fields.values())
     rows = choose_shard_rows(header.samples, [spec for _, spec in arrays], values, shard_rows)
-    there = _shard_rows_there(
+    stated = _shard_rows_there(
         files, header, ArrayLayout.choose(*arrays[0], views, header.samples, rows)
     )
-    if there is not None:
-        if shard_rows is not None and there != rows:
+    if stated is not None:
+        if shard_rows is not None and stated != rows:
             raise MismatchError(
-                f"{files.where} was begun with shards of {there} rows, this dump has {rows}: "
+                f"{files.where} was begun with shards of {stated} rows, this dump has {rows}: "
                 "use the same, or another folder"
             )
-        rows = there
+        rows = stated
     return [ArrayLayout.choose(name, spec, views, header.samples, rows) for name, spec in arrays]
 
 
@@ -146,10 +146,10 @@ def _holds(files: LocalFiles, header: Header, samples: Samples) -> bool:
     """Whether `samples.parquet` holds these samples, whichever version of Arrow wrote it."""
     try:
         table = read_samples(files.get(SAMPLES), header.samples, header.plan.classes, SAMPLES)
-        there = Samples(table["key"].to_pylist(), table["label"].to_numpy(), samples.hashed)
+        stated = Samples(table["key"].to_pylist(), table["label"].to_numpy(), samples.hashed)
     except (FileNotFoundError, FormatError, DataError):
         return False
-    return there.fingerprint == samples.fingerprint
+    return stated.fingerprint == samples.fingerprint
 
 
 def _check_arguments(header: Header, samples: Samples, views: int, shard_rows: int | None) -> None:

@@ -134,9 +134,11 @@ class Bucket:
         def read() -> Any:
             return obstore.list_with_delimiter(self._store, folder or None)
 
-        found = self._request("list", folder, read)
-        folders = [str(name).rstrip("/").rpartition("/")[2] for name in found["common_prefixes"]]
-        return sorted(folders), sorted(meta["path"].rpartition("/")[2] for meta in found["objects"])
+        result = self._request("list", folder, read)
+        folders = [str(name).rstrip("/").rpartition("/")[2] for name in result["common_prefixes"]]
+        return sorted(folders), sorted(
+            meta["path"].rpartition("/")[2] for meta in result["objects"]
+        )
 
     def first_keys(self, count: int) -> list[str]:
         """Some keys below the URL; raises `RemoteError`."""
@@ -147,8 +149,8 @@ class Bucket:
                 return [meta["path"] for meta in batch]
             return []
 
-        found: list[str] = self._request("list", "", read)
-        return found[:count]
+        result: list[str] = self._request("list", "", read)
+        return result[:count]
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -163,8 +165,8 @@ class Bucket:
             result = self._open(check_key(key), 0, None)
             return bytes(result.bytes()), result.meta["e_tag"]
 
-        found: tuple[bytes, str | None] = self._request("read", key, read)
-        return found
+        result: tuple[bytes, str | None] = self._request("read", key, read)
+        return result
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         """Replace the version of an object that has this tag; False if another one is there now."""
@@ -257,7 +259,7 @@ def _is_final(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """Status, code and kind of a failure: all that is safe to show."""
     text = str(error)
-    found = [
+    result = [
         match[1]
         for pattern in (
             r"status code: (\d{3}(?: [A-Z][A-Za-z]*)*)",
@@ -266,7 +268,7 @@ def _reason(error: Exception) -> str:
         )
         if (match := re.search(pattern, text))
     ]
-    return ", ".join(found) or type(error).__name__
+    return ", ".join(result) or type(error).__name__
 
 
 def _back_off(attempt: int) -> None:

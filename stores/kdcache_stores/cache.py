@@ -41,8 +41,8 @@ def parse_size(text: str) -> int:
 
 def default_folder() -> Path:
     """KDCACHE_CACHE, or `kdcache` in the user's cache folder."""
-    if found := os.environ.get("KDCACHE_CACHE"):
-        return Path(found)
+    if folder := os.environ.get("KDCACHE_CACHE"):
+        return Path(folder)
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:

@@ -107,8 +107,8 @@ def announce_store(url: str, store: Store) -> None:
         files, handle = LocalFiles(folder), os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            found = files.get(CATALOG) if files.size(CATALOG) is not None else None
-            files.put(CATALOG, _with(found, name, store, folder), replace=True)
+            catalog = files.get(CATALOG) if files.size(CATALOG) is not None else None
+            files.put(CATALOG, _with(catalog, name, store, folder), replace=True)
         finally:
             os.close(handle)
         return

@@ -222,13 +222,13 @@ class Compact:
         true = arrays["top"][rows].astype(np.int64) - 1
         if true.size and int(true.max()) >= out.shape[1]:
             raise CorruptStore(f"compact: class {true.max()} is not below {out.shape[1]}")
-        here = out[rows, true]
+        own = out[rows, true]
         out[rows, true] = -np.inf
         other = out[rows].argmax(axis=1)
-        there = out[rows, other]
+        largest = out[rows, other]
         half = std[rows] * np.float32(_GAP / 2)
-        out[rows, true] = np.maximum(here, there) + half
-        out[rows, other] = np.minimum(here, there) - half
+        out[rows, true] = np.maximum(own, largest) + half
+        out[rows, other] = np.minimum(own, largest) - half
 
 
 Exact = NDArray[np.float64]

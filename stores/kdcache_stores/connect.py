@@ -71,12 +71,12 @@ def _basic(user: str | None, password: str | None, host: str) -> dict[str, str]:
         import netrc
 
         try:
-            found = netrc.netrc().authenticators(host)
+            login = netrc.netrc().authenticators(host)
         except (OSError, netrc.NetrcParseError):
             return {}
-        if found is None:
+        if login is None:
             return {}
-        user, password = found[0], found[2]
+        user, password = login[0], login[2]
     pair = f"{unquote(user)}:{unquote(password or '')}".encode()
     return {"authorization": f"Basic {b64encode(pair).decode()}"}
 
@@ -103,10 +103,10 @@ def _aws_profile() -> dict[str, Any]:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
     session = Session()
-    found: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
+    options: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
     if session.region_name:
-        found["region"] = session.region_name
-    return found
+        options["region"] = session.region_name
+    return options
 
 
 def not_after_a_fork() -> None:

@@ -155,12 +155,12 @@ class LocalFiles:
     def stamp(self, key: str) -> tuple[int, int, int] | None:
         """The file's size, number and time of change, or None if there is none."""
         try:
-            found = os.lstat(self.path(key))
+            status = os.lstat(self.path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return None
-        return found.st_size, found.st_ino, found.st_mtime_ns
+        return status.st_size, status.st_ino, status.st_mtime_ns
 
     def expect(self, entries: Mapping[str, Any]) -> None:
         """Nothing to note: a file's size and bytes are asked for when they are needed."""

@@ -87,16 +87,16 @@ def publish_head(files: LocalFiles, head: Head) -> None:
     weight, bias = head
     shape = weight.shape[0], weight.shape[1]
     try:
-        there = read_head(files.get, shape, files.where)
+        present = read_head(files.get, shape, files.where)
     except (FileNotFoundError, CorruptStore):
-        there = None
-    if there is not None and not all(map(np.array_equal, there, head)):
+        present = None
+    if present is not None and not all(map(np.array_equal, present, head)):
         raise MismatchError(
             f"{files.where} was begun with another head under equal weights_sha256: pass the head of "
             "the teacher that the store is of"
         )
     for key, data in head_documents(shape).items():
         files.publish(key, data, replace=True)
-    if there is None:
+    if present is None:
         for layout, values in zip(head_layouts(shape), (weight, bias[None]), strict=True):
             files.publish(layout.key(0, 0), encode_shard(layout, values[None]), replace=True)

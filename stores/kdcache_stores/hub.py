@@ -82,11 +82,11 @@ def children(url: str, folder: str = "") -> tuple[list[str], list[str]]:
         return list(tree)
 
     try:
-        found = _translated(url, read)
+        listed = _translated(url, read)
     except FileNotFoundError:
         return [], []
-    folders = [item.path for item in found if type(item).__name__ == "RepoFolder"]
-    files = [item.path for item in found if type(item).__name__ != "RepoFolder"]
+    folders = [item.path for item in listed if type(item).__name__ == "RepoFolder"]
+    files = [item.path for item in listed if type(item).__name__ != "RepoFolder"]
     names = [sorted(path.rpartition("/")[2] for path in paths) for paths in (folders, files)]
     return names[0], names[1]
 

@@ -56,13 +56,13 @@ def _check_plan(first: Store, store: Store) -> None:
     if first.plan.digest == store.plan.digest:
         return
     names = ("fingerprint", "augmentation", "seed")
-    one, other = ({name: getattr(s.plan, name) for name in names} for s in (first, store))
-    difference = first_difference(one, other, "plan")
+    plan, other_plan = ({name: getattr(s.plan, name) for name in names} for s in (first, store))
+    difference = first_difference(plan, other_plan, "plan")
     assert difference is not None
-    name, expected, other_value = difference
+    name, expected, other = difference
     raise MismatchError(
         f"{first.where} and {store.where} are of two view plans, so their rows are not of the same "
-        f"images: {name} is {expected!r:.120} and {other_value!r:.120}. Give stores of one plan"
+        f"images: {name} is {expected!r:.120} and {other!r:.120}. Give stores of one plan"
     )
 
 
@@ -89,11 +89,11 @@ def _holder(name: str, own: Sequence[Store], stores: Sequence[Store]) -> Store:
     message = f"{where}: no field {name} of {teacher.architecture}, it holds {held}"
     for other in stores:
         if name in other.fields and other.teacher.weights_sha256 == teacher.weights_sha256:
-            one, two = (
+            used, other_used = (
                 {"precision": t.precision, "preprocessing": t.preprocessing}
                 for t in (teacher, other.teacher)
             )
-            difference = first_difference(one, two, "teacher")
+            difference = first_difference(used, other_used, "teacher")
             assert difference is not None  # or it would be one of this teacher's own
             what, ours, theirs = difference
             raise MismatchError(

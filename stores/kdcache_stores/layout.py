@@ -218,8 +218,8 @@ def read_layout(
     )
     expected = layout.metadata()
     if difference := first_difference({**document, "attributes": {}}, expected, "zarr.json"):
-        name, found, wanted = difference
-        raise FormatError(f"{where}: {name} must be {wanted!r:.120}, found {found!r:.120}")
+        name, stated, wanted = difference
+        raise FormatError(f"{where}: {name} must be {wanted!r:.120}, found {stated!r:.120}")
     if layout.shard_rows % layout.chunk_rows:
         raise FormatError(f"{where}: {shard_rows} rows per shard are no multiple of {chunk_rows}")
     if layout.chunk_rows > 1 and layout.chunk_rows * spec.row_bytes > 2 * CHUNK_BYTES:

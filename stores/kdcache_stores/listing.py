@@ -55,14 +55,14 @@ def list_stores(url: str | os.PathLike[str]) -> list[Listed]:
     if folder is not None and not os.path.isdir(folder):
         raise StoreNotFound(f"{folder} is no folder")
     if folder is None and split_url(str(url)).scheme in ("http", "https"):
-        found = _from_catalog(str(url))
+        stores = _from_catalog(str(url))
     else:
         place = str(folder if folder is not None else url)
         names = list(_names(place))
         with ThreadPoolExecutor(8) as pool:
             listed = pool.map(lambda name: _look(name, join(place, name) if name else place), names)
-            found = [item for item in listed if item is not None]
-    return sorted(found, key=lambda one: (str(one.summary.get("plan", "")), one.name))
+            stores = [item for item in listed if item is not None]
+    return sorted(stores, key=lambda store: (str(store.summary.get("plan", "")), store.name))
 
 
 def _names(place: str) -> Iterator[str]:
@@ -87,11 +87,11 @@ def _walk(children: Any, folder: str = "", depth: int = 0) -> Iterator[str]:
 def _local_children(place: str, folder: str) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(os.path.join(place, folder)) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            items = sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return [], []
-    folders = [e.name for e in found if e.is_dir(follow_symlinks=False) and e.name[0] != "."]
-    return folders, [e.name for e in found if not e.is_dir(follow_symlinks=False)]
+    folders = [e.name for e in items if e.is_dir(follow_symlinks=False) and e.name[0] != "."]
+    return folders, [e.name for e in items if not e.is_dir(follow_symlinks=False)]
 
 
 def _look(name: str, where: str) -> Listed | None:
@@ -134,8 +134,8 @@ def _from_catalog(url: str) -> list[Listed]:
         data = bucket.get(CATALOG)
     except FileNotFoundError:
         if bucket.size(ROOT) is not None:
-            found = _look("", url)
-            return [found] if found is not None else []
+            store = _look("", url)
+            return [store] if store is not None else []
         raise StoreNotFound(
             f"{bucket.where} has no {CATALOG}, and a web server cannot list: push stores to the folder "
             "behind it with `kdcache push`, or give the address of one store"

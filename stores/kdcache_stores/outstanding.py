@@ -83,7 +83,7 @@ class Outstanding:
 
     def is_done(self, shard: Shard) -> bool:
         """Whether a shard is committed."""
-        return shard in self.records.found or self.is_sealed(shard)
+        return shard in self.records.committed or self.is_sealed(shard)
 
     def is_sealed(self, shard: Shard) -> bool:
         """Whether a shard is of the sealed store that is there."""

@@ -157,13 +157,13 @@ class _Pull:
                     f"{files.where} holds an unfinished dump: pull into an empty folder"
                 )
             return None
-        here = Store(files)
-        if not set(here.view_range) <= set(self.views):
+        present = Store(files)
+        if not set(present.view_range) <= set(self.views):
             raise StoreInUse(
-                f"{files.where} holds the views {here.view_range.start}:{here.view_range.stop}; pull "
+                f"{files.where} holds the views {present.view_range.start}:{present.view_range.stop}; pull "
                 "at least those, or into an empty folder"
             )
-        return here
+        return present
 
     # ---- fetching ------------------------------------------------------------------------------
 

@@ -130,22 +130,22 @@ class _Push:
         self.done = self.sent = self.sent_bytes = self.skipped = 0
 
     def run(self) -> Transfer:
-        there = self._there()
+        target = self._sealed_target()
         metadata = [entry for entry in self.entries.values() if entry.kind == "metadata"]
         others = [entry for entry in self.entries.values() if entry.kind != "metadata"]
-        if there is None:
+        if target is None:
             self._claim()
             self._send_all(metadata, replace=self.take_over)
             self._send_all(others)
             self._create(MANIFEST, self.manifest)
             self._create(SEAL, self._seal)
-        elif self._holds_all(there):
+        elif self._holds_all(target):
             self.skipped = len(self.entries)
         else:
             self._send_all(others)
             self._grow(metadata)
         self._replace_cards()
-        digest = self._verify_there()
+        digest = self._verify_target()
         return Transfer(self.place.where, digest, self.sent, self.sent_bytes, self.skipped)
 
     @property
@@ -154,23 +154,23 @@ class _Push:
 
     # ---- what is there -------------------------------------------------------------------------
 
-    def _there(self) -> Store | None:
+    def _sealed_target(self) -> Store | None:
         """The sealed store that is there and of which this one is a growth, or None."""
         if self.place.size(SEAL) is None:
             return None
         from kdcache_stores.remote import open_objects
 
         url = self.place.url if isinstance(self.place, Bucket) else self.place.root
-        there = Store(open_objects(url, 0))
-        mine, theirs = self.store, there
+        target = Store(open_objects(url, 0))
+        mine, theirs = self.store, target
         if difference := first_difference(theirs.header.to_dict(), mine.header.to_dict(), "store"):
             if theirs.digest == mine.digest:
-                return there  # the same outputs, dumped at another time
-            name, found, asked = difference
+                return target  # the same outputs, dumped at another time
+            name, present, asked = difference
             raise self._refused(
-                f"its {name.removeprefix('store.')} is {found!r:.80}, not {asked!r:.80}"
+                f"its {name.removeprefix('store.')} is {present!r:.80}, not {asked!r:.80}"
             )
-        for key, entry in there.source.entries.items():
+        for key, entry in target.source.entries.items():
             own = self.entries.get(key)
             if entry.kind in ("shard", "head") and own is not None and own.sha256 != entry.sha256:
                 raise self._refused(f"{key} holds other values")
@@ -182,10 +182,10 @@ class _Push:
                 f"it holds the views {_views(theirs)}, this one {_views(mine)}: neither holds all of "
                 "the other's"
             )
-        return there
+        return target
 
-    def _holds_all(self, there: Store) -> bool:
-        return set(self.store.view_range) <= set(there.view_range)
+    def _holds_all(self, target: Store) -> bool:
+        return set(self.store.view_range) <= set(target.view_range)
 
     def _claim(self) -> None:
         """Take the place with the root, or find that a push of this store took it."""
@@ -226,7 +226,7 @@ class _Push:
 
     def _send(self, entry: Entry, replace: bool) -> bool:
         """Whether the object had to be sent."""
-        if self._is_there(entry):
+        if self._is_equal(entry):
             return False
         data = self.source.get(entry.key)
         if sha256(data) != entry.sha256:
@@ -236,7 +236,7 @@ class _Push:
             return True
         return self._create(entry.key, data)
 
-    def _is_there(self, entry: Entry) -> bool:
+    def _is_equal(self, entry: Entry) -> bool:
         """Whether an equal object is there: by the digest noted with it, or by reading it."""
         if isinstance(self.place, Bucket):
             size, noted = self.place.noted(entry.key) or (None, None)
@@ -273,7 +273,7 @@ class _Push:
         lock = announcement(sha256(self.manifest), self.store.view_range.stop)
         self._create(ANNOUNCEMENT, lock)
         for entry in metadata:
-            if not self._is_there(entry):
+            if not self._is_equal(entry):
                 self.place.put(entry.key, self.source.get(entry.key), replace=True)
         self.place.put(MANIFEST, self.manifest, replace=True)
         self.place.put(SEAL, self._seal, replace=True)
@@ -285,17 +285,17 @@ class _Push:
             if self.source.size(key) is not None:
                 self.place.put(key, self.source.get(key), replace=True)
 
-    def _verify_there(self) -> str:
+    def _verify_target(self) -> str:
         """Read the store's metadata back, and compare every object's size and noted digest."""
         from kdcache_stores.remote import open_objects
 
         url = self.place.url if isinstance(self.place, Bucket) else self.place.root
-        with Store(open_objects(url, 0)) as there, ThreadPoolExecutor(CONNECTIONS) as pool:
-            entries = [e for e in there.source.entries.values() if e.kind != "card"]
-            for entry, fine in zip(entries, pool.map(self._is_there, entries), strict=True):
+        with Store(open_objects(url, 0)) as target, ThreadPoolExecutor(CONNECTIONS) as pool:
+            entries = [e for e in target.source.entries.values() if e.kind != "card"]
+            for entry, fine in zip(entries, pool.map(self._is_equal, entries), strict=True):
                 if not fine:
                     raise CorruptStore(f"{self.place.where}/{entry.key} is not what was sent")
-            return there.digest
+            return target.digest
 
 
 def _push_to_hub(store: Store, url: str) -> Transfer:
@@ -304,14 +304,14 @@ def _push_to_hub(store: Store, url: str) -> Transfer:
 
     objects = RemoteFiles(url, 0)
     try:
-        with Store(objects) as there:
-            if there.digest == store.digest:
-                return Transfer(there.where, there.digest, 0, 0, len(store.source.entries))
-            if first_difference(there.header.identity, store.header.identity, "store") or (
-                there.view_digests != store.view_digests[: there.n_views]
+        with Store(objects) as target:
+            if target.digest == store.digest:
+                return Transfer(target.where, target.digest, 0, 0, len(store.source.entries))
+            if first_difference(target.header.identity, store.header.identity, "store") or (
+                target.view_digests != store.view_digests[: target.n_views]
             ):
                 raise StoreInUse(
-                    f"{there.where} already holds another store: push to another place"
+                    f"{target.where} already holds another store: push to another place"
                 )
     except UnfinishedStore:
         raise StoreInUse(
@@ -328,10 +328,10 @@ def _push_to_hub(store: Store, url: str) -> Transfer:
     keys = [*store.source.entries, MANIFEST, SEAL]
     keys += [key for key in (CARD, CROISSANT) if key not in keys and (root / key).exists()]
     hub.commit(url, {key: join(store.where, key) for key in keys}, f"Store {store.digest[:12]}")
-    with Store(RemoteFiles(url, 0)) as there:
-        if there.digest != store.digest:
-            raise CorruptStore(f"{there.where} is not what was sent")
-        return Transfer(there.where, there.digest, len(keys), store.nbytes, 0)
+    with Store(RemoteFiles(url, 0)) as target:
+        if target.digest != store.digest:
+            raise CorruptStore(f"{target.where} is not what was sent")
+        return Transfer(target.where, target.digest, len(keys), store.nbytes, 0)
 
 
 def _views(store: Store) -> str:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.errors import DataError, UsageError
+from kdcache_stores.errors import CorruptStore, DataError, UsageError
 from kdcache_stores.protocol import MOST_KL, NEAR_TIE, NOTHING, Array, ArraySpec, Floats
 
 
@@ -85,8 +85,10 @@ class Quantized:
         }
 
     def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
-        """Steps from the mean."""
+        """Steps from the mean; raises `CorruptStore` for a standard deviation below zero."""
         codes = arrays["values"]
+        if arrays["std"].min(initial=0) < 0:
+            raise CorruptStore(f"quantized: a standard deviation of {arrays['std'].min():g}")
         ones = (1,) * (codes.ndim - 1)
         np.subtract(codes, self.offset, out=out, dtype=np.float32)
         out *= (arrays["std"] * np.float32(self.step)).reshape(-1, *ones)

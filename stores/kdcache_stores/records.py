@@ -114,11 +114,11 @@ class RecordBook:
         self._files = files
         self._shards = {record_key(shard): shard for shard in shards}
         self._thorough = thorough
-        self.found: dict[Shard, Record] = {}
+        self.committed: dict[Shard, Record] = {}
 
     def refresh(self) -> None:
         """Take in records that are new since the last look; raises `MismatchError` for others'."""
-        known = {record_key(shard) for shard in self.found}
+        known = {record_key(shard) for shard in self.committed}
         for key in self._files.walk(RECORDS):
             if key in known or not (match := _RECORD.fullmatch(key)):
                 continue
@@ -128,7 +128,7 @@ class RecordBook:
                     "this dump would leave out: ask for as many views as the one that it resumes"
                 )
             if record := self.look(self._shards[key]):
-                self.found[record.shard] = record
+                self.committed[record.shard] = record
 
     def look(self, shard: Shard) -> Record | None:
         """The shard's record, if it is whole and so are the objects that it names."""

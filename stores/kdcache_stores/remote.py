@@ -115,24 +115,24 @@ class RemoteFiles:
             return data
         # A growth may be replacing metadata: what differs from the manifest is then the reader's to judge.
         metadata = entry.kind == "metadata"
-        found = ""
+        problem = ""
         for _ in range(_TRIES):
             try:
                 data = self.bucket.get(entry.key, 2**26 if metadata else entry.size)
             except FileNotFoundError:
                 raise CorruptStore(f"{self.where}/{entry.key} is missing") from None
             except CorruptStore as error:
-                found = str(error)
+                problem = str(error)
                 continue
             if len(data) == entry.size and sha256(data) == entry.sha256:
                 self._cache.put(entry.sha256, data)
                 return data
-            found = f"{len(data)} bytes with the SHA-256 {sha256(data)}"
+            problem = f"{len(data)} bytes with the SHA-256 {sha256(data)}"
         if metadata and data is not None:
             return data
         raise CorruptStore(
             f"{self.where}/{entry.key} is damaged: {_TRIES} times the server sent other bytes than "
-            f"the manifest's {entry.size} with the SHA-256 {entry.sha256}, at last {found}"
+            f"the manifest's {entry.size} with the SHA-256 {entry.sha256}, at last {problem}"
         )
 
     # ---- reading ahead ---------------------------------------------------------------------------

@@ -66,11 +66,11 @@ class SealedObjects:
                 if attempt == _READS - 1:
                     raise
                 continue
-            found = sha256(data)
-            if found == seal or found == self.announced():
+            actual = sha256(data)
+            if actual == seal or actual == self.announced():
                 return data
         raise CorruptStore(
-            f"{self.where}: {MANIFEST} or {SEAL} is damaged: its SHA-256 is {found}, "
+            f"{self.where}: {MANIFEST} or {SEAL} is damaged: its SHA-256 is {actual}, "
             f"the seal says {seal}"
         )
 
@@ -123,9 +123,9 @@ class SealedObjects:
 
     def confirm(self, key: str, data: bytes, stamp: Stamp | None) -> None:
         """Check an object's SHA-256; raises `CorruptStore`."""
-        if (found := sha256(data)) != self.entry(key).sha256:
+        if (actual := sha256(data)) != self.entry(key).sha256:
             raise CorruptStore(
-                f"{self.where}/{key} is damaged: its SHA-256 is {found}, "
+                f"{self.where}/{key} is damaged: its SHA-256 is {actual}, "
                 f"the manifest says {self.entry(key).sha256}"
             )
         if stamp is not None:

@@ -54,9 +54,9 @@ def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> 
         columns = {n: kind for n, kind in columns.items() if n in present or kind[-2:] != "??"}
         for name, kind in columns.items():
             index = file.schema_arrow.get_field_index(name)
-            found = str(file.schema_arrow.field(index).type) if index >= 0 else "none"
-            if found != kind.rstrip("?"):
-                raise FormatError(f"{where}: column {name} must be {kind}, found {found:.80}")
+            stated = str(file.schema_arrow.field(index).type) if index >= 0 else "none"
+            if stated != kind.rstrip("?"):
+                raise FormatError(f"{where}: column {name} must be {kind}, found {stated:.80}")
         table = file.read(columns=list(columns), use_threads=False)
         table.validate(full=True)
     except FormatError:

@@ -94,11 +94,13 @@ class TopK:
         }
 
     def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
-        """The entries, and the tail filled; raises `CorruptStore` for a class that there is not."""
+        """The entries, and the tail filled; raises `CorruptStore` for what no writer writes."""
         if arrays["ids"].size and int(arrays["ids"].max()) >= out.shape[1]:
             raise CorruptStore(
                 f"topk: class {arrays['ids'].max()} is not below {out.shape[1]}, or never written"
             )
+        if arrays["std"].min(initial=0) < 0:
+            raise CorruptStore(f"topk: a standard deviation of {arrays['std'].min():g}")
         for part in _parts(*out.shape):
             rows = {name: arrays[name][part] for name in ("values", "ids", "mean", "std")}
             _fill(**rows, out=out[part])
@@ -113,6 +115,9 @@ def _fill(values: Array, ids: Array, mean: Array, std: Array, out: Floats) -> No
     """Fill dense rows (n, C) from entries (n, K + 1) and statistics (n,)."""
     classes, kept = out.shape[1], values.shape[1]
     ids = ids.astype(np.int64)
+    ordered = np.sort(ids, axis=1)
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise CorruptStore("topk: a class is named twice in one row")
     centre = mean.astype(np.float64)[:, None]
     entries = values.astype(np.float64) - centre
     if (tail := classes - kept) > 0:
@@ -121,13 +126,15 @@ def _fill(values: Array, ids: Array, mean: Array, std: Array, out: Floats) -> No
         spread = np.sqrt(np.maximum(square / tail - mean**2, 0)) if tail > 1 else 0 * mean
         out[...] = (centre[:, 0] + mean + spread / math.sqrt(max(tail - 1, 1)))[:, None]
         lower = centre[:, 0] + mean - spread * math.sqrt(tail - 1)
-        np.put_along_axis(out, _lower_class(ids, tail), lower.astype(np.float32)[:, None], axis=1)
+        np.put_along_axis(
+            out, _lower_class(ordered, tail), lower.astype(np.float32)[:, None], axis=1
+        )
     np.put_along_axis(out, ids, values.astype(np.float32), axis=1)
 
 
 def _lower_class(ids: NDArray[np.int64], tail: int) -> NDArray[np.int64]:
-    """Class (n, 1) that is number (sum of ids) mod `tail` of those not in ids (n, k)."""
+    """Class (n, 1) that is number (sum of ids) mod `tail` of those not in the ascending ids (n, k)."""
     result: NDArray[np.int64] = ids.sum(axis=1, keepdims=True) % tail
-    for column in np.sort(ids, axis=1).T:
+    for column in ids.T:
         result[:, 0] += column <= result[:, 0]  # each kept class at or below moves it up by one
     return result

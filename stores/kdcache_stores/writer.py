@@ -214,7 +214,7 @@ class StoreWriter:
         record = Record(shard, tuple(entries), tuple(probes))
         needed = shard.view == 0 and self.needs_view_0
         with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=needed):
-            self._work.records.found[shard] = self._commit(record, objects, needed)
+            self._work.records.committed[shard] = self._commit(record, objects, needed)
         return sum(map(len, objects.values()))
 
     def _load_shared(self, field: Field, shard: Shard) -> Shared:
@@ -261,7 +261,7 @@ class StoreWriter:
         """
         if self.sealed:
             return
-        self._work.records.found.clear()  # look again: every object must still be there
+        self._work.records.committed.clear()  # look again: every object must still be there
         if missing := self.pending():
             if self._sealed_by_another():
                 return
@@ -271,7 +271,9 @@ class StoreWriter:
             )
         entries = self._work.base.source.entries if self._work.base else {}
         kept = {key: entry for key, entry in entries.items() if entry.kind in _KEPT}
-        records = [self._work.records.found[s] for s in self.shards if not self._work.is_sealed(s)]
+        records = [
+            self._work.records.committed[s] for s in self.shards if not self._work.is_sealed(s)
+        ]
         seal_store(self.files, self.header, self._work.layouts, kept, records)
         self._work.base = Store(self.files)
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from kdcache_stores import MismatchError
 from tests.conftest import Result, Trained
 from tests.sharing.conftest import _own_cache, bucket, s3_address  # noqa: F401
 from tests.sharing.servers import FAULTS, StaticServer
@@ -82,18 +84,19 @@ def test_a_part_trains_on_the_views_that_it_holds(
     with (
         CachedViews(data, [tmp_path / "part"], 500) as part,
         CachedViews(data, [trained.store], 500) as whole,
-        CachedViews(data, [trained.store, tmp_path / "part"], 500) as both,
+        CachedViews(data, [trained.store, tmp_path / "part"], 500, ()) as both,
     ):
         assert (part.views, part.first, both.views, both.first) == (2, 2, 2, 2)
         for one, other in zip(part.epoch(0), whole.epoch(2), strict=False):
             assert set(one.views.tolist()) == set(other.views.tolist()) == {2}
+            logits = one.teachers[0]["logits"]
             places = {int(row): i for i, row in enumerate(one.rows)}
             for i, row in enumerate(other.rows.tolist()):
                 if row in places:
                     assert (one.images[places[row]] == other.images[i]).all()
-                    assert (one.logits[0][places[row]] == other.logits[0][i]).all()
-        for batch in both.epoch(1):
-            assert (batch.logits[0] == batch.logits[1]).all()
+                    assert torch.equal(logits[places[row]], other.teachers[0]["logits"][i])
+    with pytest.raises(MismatchError, match="both hold logits of one teacher"):
+        CachedViews(data, [trained.store, tmp_path / "part"], 500)
 
 
 def test_cache_shows_and_clears(trained: Trained, kdcache: Run) -> None:

@@ -28,11 +28,9 @@ class FormatReader:
         data = (path / "manifest.parquet").read_bytes()
         seal = f"{hashlib.sha256(data).hexdigest()}  manifest.parquet\n"
         assert (path / "manifest.sha256").read_text() == seal
-        table = pq.read_table(path / "manifest.parquet")
-        self.entries = {row["key"]: row for row in table.to_pylist()}
+        table = pq.read_table(path / "manifest.parquet").to_pylist()
+        self.entries = {row["key"]: row for row in table}
         assert list(self.entries) == sorted(self.entries)
-        part = (table.schema.metadata or {}).get(b"kdcache.part")
-        self.first = json.loads(part)["start"] if part else 0
         self.header = json.loads(self.get("zarr.json"))["attributes"]["kdcache"]
         assert self.header["format"] in ([1, 0], [1, 1])
         self.fields = {
@@ -48,8 +46,6 @@ class FormatReader:
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
         return data
 
-    # ---- arrays ----------------------------------------------------------------------------------
-
     def array(self, name: str) -> Array:
         about = json.loads(self.get(f"{name}/zarr.json"))
         shape = about["shape"]
@@ -58,7 +54,7 @@ class FormatReader:
         fill = np.nan if about["fill_value"] == "NaN" else about["fill_value"]
         out = np.full(shape, fill, about["data_type"])
         tail = "/0" * (len(shape) - 2)
-        for view in range(self.first if shape[0] > 1 else 0, shape[0]):
+        for view in range(shape[0]):
             for shard in range(-(-shape[1] // outer[1])):
                 data = self.get(f"{name}/c/{view}/{shard}{tail}")
                 for number, rows in enumerate(self.chunks(data, codec, outer[1], out)):
@@ -84,8 +80,6 @@ class FormatReader:
             else:
                 result.append(values.reshape(chunk))
         return result
-
-    # ---- rows ------------------------------------------------------------------------------------
 
     def rows(self, field: str) -> Array:
         """All views, float64 (V, N, *shape)."""
@@ -133,8 +127,6 @@ class FormatReader:
                 out[row, others[kept.sum() % m]] = t - s * np.sqrt(m - 1)
             out[row, kept] = entries
         return out
-
-    # ---- digests ---------------------------------------------------------------------------------
 
     def digests(self) -> tuple[str, str, str, list[str], str]:
         """Fingerprint, plan, teacher, views, content."""

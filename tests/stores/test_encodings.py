@@ -201,3 +201,19 @@ def test_shards_of_sparse_rows_stay_small_when_dense() -> None:
     rows = choose_shard_rows(10**7, specs, 150_000)
     assert rows * 150_000 * 4 <= 256 * 2**20
     assert choose_shard_rows(1_281_167, make_encoding("float16").arrays((1000,)), 1000) > 32_000
+
+
+@pytest.mark.parametrize("text", ["topk:3", "quantized"])
+def test_a_standard_deviation_below_zero_is_refused(text: str) -> None:
+    encoding = make_encoding(text)
+    encoded = encoding.encode(make_logits(0)[:8], LABELS)
+    encoded["std"][2] *= -1
+    with pytest.raises(CorruptStore, match="standard deviation of -"):
+        encoding.decode(encoded, np.zeros((8, CLASSES), np.float32))
+
+
+def test_entries_of_one_class_twice_are_refused() -> None:
+    encoded = TopK(3).encode(make_logits(0)[:8], LABELS)
+    encoded["ids"][5, 3] = encoded["ids"][5, 0]
+    with pytest.raises(CorruptStore, match="named twice"):
+        TopK(3).decode(encoded, np.zeros((8, CLASSES), np.float32))

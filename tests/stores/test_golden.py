@@ -147,32 +147,6 @@ def test_a_pair_of_views_is_two_views() -> None:
     assert [branches[view % len(branches)] for view in range(4)] == ["weak", "strong"] * 2
 
 
-def test_compact_rows_by_the_formula_of_the_format() -> None:
-    """In float64 from the arrays alone: base and residual in the basis, moments, argmax."""
-    store = golden("compact")
-    arrays = {
-        name: array[...]
-        for name, array in zarr.open_group(DATA / "golden-compact/logits", mode="r").arrays()
-    }
-    number = {name: arrays[name].astype(np.int64) for name in ("base", "values")}
-    signed = {name: np.where(c % 2, -(c + 1) // 2, c // 2) for name, c in number.items()}
-    swapped = 0
-    for view in range(3):
-        z = (signed["base"][0] + 2 * signed["values"][view]) @ arrays["basis"][0, 0].astype("f8")
-        z /= np.sqrt((z**2).mean(1, keepdims=True))
-        rows = arrays["mean"][view][:, None] + arrays["std"][view][:, None] * z
-        live = values(view, 12, (7,))
-        top = arrays["top"][view]
-        assert np.array_equal(rows.argmax(1) != live.argmax(1), top > 0)
-        assert np.array_equal(live.argmax(1)[top > 0], top[top > 0] - 1)
-        found = store.read(view)
-        assert np.array_equal(found.argmax(1), live.argmax(1))
-        np.testing.assert_allclose(np.sort(found, 1), np.sort(rows, 1), rtol=0, atol=2e-4)
-        np.testing.assert_allclose(found[top == 0], rows[top == 0], rtol=0, atol=1e-4)
-        swapped += int((top > 0).sum())
-    assert swapped
-
-
 def test_sequences_are_runs_of_rows() -> None:
     store = golden("sequences")
     lengths: dict[str, int] = {}

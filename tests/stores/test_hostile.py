@@ -308,3 +308,27 @@ def test_layouts_stay_within_their_bounds() -> None:
             assert rows % layout.chunk_rows == 0
             assert layout.chunk_rows == 1 or layout.chunk_rows * spec.row_bytes < 1.1 * 2**20
             assert read_layout(layout.metadata(), "logits", spec, samples, "x") == layout
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"correct": 18},
+        {"labelled": 18},
+        {"labelled": None},
+        {"fidelity": {"rows": np.nan, "kl_z_mean": 0.0}},
+        {"fidelity": {"rows": 3.0, "kl_z_mean": -1.0}},
+        {"error": np.inf},
+        {"error": -1.0},
+    ],
+)
+def test_measures_that_cannot_be_true(store_path: Path, changes: dict[str, Any]) -> None:
+    key = "logits/values/c/0/0/0"
+
+    def change(entries: dict[str, Entry]) -> None:
+        assert (entries[key].labelled, entries[key].stop) == (17, 17)
+        entries[key] = Entry(**{**vars(entries[key]), **changes})
+
+    reseal(store_path, change)
+    with pytest.raises(FormatError, match="is repeated or wrong"):
+        open_store(store_path)

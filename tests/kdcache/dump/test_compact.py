@@ -34,7 +34,7 @@ def test_compact_stores_do_not_depend_on_parts_and_keep_what_was_said(
     whole, parts = open_store(tmp_path / "whole"), open_store(tmp_path / "parts")
     assert whole.digest == parts.digest
     text = dict(page(describe(whole)))
-    assert text["logits"].startswith("10 as compact (kl=0.001): ")
+    assert text["encoding"] == "compact (kl=0.001)"
     assert text["asked for, Z-scored, tau=2"] == "1.0e-03"
     assert re.fullmatch(r"components [1-9], directions 9, step [0-9.]+", text["fitted"])
     assert re.match(r"values \d.*, mean \d.*, base \d.*, basis", text["of which, bytes a row"])

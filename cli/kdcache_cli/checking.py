@@ -90,17 +90,17 @@ def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any
     from kdcache.objectives import ObjectiveConfig
 
     if recipe:
-        settings |= from_recipe(recipe, settings)
+        # Of the optimization only the number of epochs is judged.
+        found = from_recipe(recipe, settings)
+        settings |= {name: value for name, value in found.items() if name in settings}
     named = settings["method"] is not None
-    objective = options.objective_config(settings | {"method": settings["method"] or "kd"})
     loss = {field.name for field in fields(ObjectiveConfig)}
     loss |= {"standardize", "biased_std", "reverse_kl", "teacher_weights"}
     if not named and (alone := sorted(given & loss)):
         raise click.UsageError(f"{', '.join(alone)}: of which --method (or --recipe)?")
-    known = {field.name for field in fields(Check)}
-    values = {name: value for name, value in settings.items() if name in known}
-    values |= {"student": settings["model"], "objective": objective if named else None}
-    return Check(**_texts(values))
+    settings["student"] = settings.pop("model")
+    values, objective = options.deal(options.objective_settings(settings), Check, ObjectiveConfig)
+    return Check(**_texts(values), objective=ObjectiveConfig(**objective) if named else None)
 
 
 def _texts(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +17,13 @@ from kdcache.imports import import_own
 from kdcache.philox import Draws
 from kdcache_stores.errors import DataError, UsageError
 
+#: The generators are the process's: one thread draws from them at a time.
+_GENERATORS = threading.RLock()
+os.register_at_fork(
+    before=_GENERATORS.acquire,
+    after_in_parent=_GENERATORS.release,
+    after_in_child=_GENERATORS.release,
+)
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -40,7 +49,7 @@ class Custom(Augmentation):
 
     The generators of torch, NumPy and `random` are seeded with the view's own number before each
     call and put back after it, so a view is a function of (seed, key, view) as long as the pipeline
-    draws from these. One image at a time.
+    draws from these. One image at a time, also where several threads ask.
 
     Args:
         path: `pkg.module:factory`; the factory takes nothing and returns the pipeline.
@@ -76,13 +85,24 @@ class Custom(Augmentation):
     def apply_one(self, image: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
         """Call the pipeline under its own seed."""
         seed = int(parameters["random_seed"])
+        with _GENERATORS:
+            result = self._seeded(image, seed)
+        if not (isinstance(result, torch.Tensor) and result.dtype == torch.uint8):
+            raise DataError(
+                f"{self.path} must return a uint8 image (C, H, W): normalisation belongs to the "
+                "model; "
+                f"found {getattr(result, 'dtype', type(result).__name__)}"
+            )
+        return result
+
+    def _seeded(self, image: torch.Tensor, seed: int) -> Any:
         python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
                 torch.manual_seed(seed)
                 random.seed(seed)
                 np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
-                result = self.pipeline(image)
+                return self.pipeline(image)
         except Exception as error:  # whatever a user's code raises
             raise DataError(
                 f"{self.path} raised {type(error).__name__} for an image uint8 "
@@ -91,10 +111,3 @@ class Custom(Augmentation):
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)  # noqa: NPY002
-        if not (isinstance(result, torch.Tensor) and result.dtype == torch.uint8):
-            raise DataError(
-                f"{self.path} must return a uint8 image (C, H, W): normalisation belongs to the "
-                "model; "
-                f"found {getattr(result, 'dtype', type(result).__name__)}"
-            )
-        return result

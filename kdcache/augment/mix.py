@@ -65,6 +65,10 @@ class Mix(Augmentation):
             return uniform
         return np.asarray(betaincinv(self.alpha, self.alpha, uniform))
 
+    def partners(self, draws: Draws, population: int) -> NDArray[np.int64]:
+        """The `partner` of `draw_mix` alone: int64 (B,)."""
+        return below(draws.part(1).uniform(1)[:, 0], population)
+
     @abstractmethod
     def draw_mix(self, draws: Draws, sizes: Sizes, population: int) -> Parameters:
         """`partner` (row of the plan), `lambda` (float32) and what else the mix needs, (B,) each.

@@ -98,6 +98,23 @@ class ViewPlan:
         """Whether the dataset holds the image of a row of the plan."""
         return self._where is None or bool(self._where[row] >= 0)
 
+    def over(self, rows: Rows) -> ViewPlan:
+        """The plan over some of its rows alone: the same views, but mixed with each other only.
+
+        Args:
+            rows: int64 (N,), distinct; row i of the new plan is row ``rows[i]`` of this one.
+        """
+        keys = [self.samples.keys[row] for row in rows]
+        samples = Samples(keys, self.samples.labels[rows], self.samples.hashed)
+        return ViewPlan(self.dataset, self.augmentation, self.seed, samples)
+
+    def partners(self, rows: Any, views: Any) -> Rows | None:
+        """The rows whose images are mixed into some views, int64 (B,); None where none are."""
+        if not isinstance(self.augmentation, Mix):
+            return None
+        rows, views = self._pairs(rows, views)
+        return self.augmentation.partners(self._draws(rows, views), len(self))
+
     def to_store(self, content: bool = False) -> Plan:
         """The plan as a store keeps it.
 
@@ -290,9 +307,11 @@ class ViewPlan:
         self, batches: Iterable[tuple[Rows, NDArray[np.int64] | int]], device: torch.device
     ) -> Iterator[Batch]:
         assert self.dataset.images is not None
-        if device not in self._resident:
-            self._resident = {device: self.dataset.images.to(device)}
-        source = Resident(self._resident[device])
+        images = self._resident.get(device)
+        if images is None:
+            images = self.dataset.images.to(device)
+            self._resident = {device: images}
+        source = Resident(images)
         for group in grouped((self._pairs(*batch) for batch in batches), _DRAW):
             rows = np.concatenate([rows for rows, _ in group])
             drawn = self._draw(rows, np.concatenate([views for _, views in group]), source.sizes)

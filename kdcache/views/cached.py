@@ -69,7 +69,8 @@ class CachedViews:
         dataset: the samples to train on.
         stores: stores of one view plan (paths, or open stores); may be empty when ``plan`` is given.
         batch_size: samples per batch; the last batch of an epoch may be smaller.
-        plan: the views when there is no store.
+        plan: the views when there is no store. With ``rows``, images are mixed (mixup, cutmix) with
+            others of these rows alone.
         augmentation: that of the stores, needed where it is a user's own.
         views: how many views to cycle through: at most the store's, by default all of them; without a
             store unlimited, so every epoch sees new views.
@@ -91,8 +92,8 @@ class CachedViews:
         left_out: samples asked for that the stores do not have.
 
     Raises:
-        MismatchError: stores of different plans, a store of another dataset, changed labels, or views
-            that do not replay.
+        MismatchError: stores of different plans, a store of another dataset, changed labels, views
+            that do not replay, or views that are mixed with samples outside of ``rows``.
         UsageError: neither a store nor a plan, or more views than stored.
     """
 
@@ -124,15 +125,20 @@ class CachedViews:
         rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.left_out = 0
         self.stores = [s if isinstance(s, LogitStore) else open_store(s) for s in stores]
+        self._opened = [s for s, given in zip(self.stores, stores, strict=True) if s is not given]
         self.replay: replay.Replayed | None = None
         self.logits: ResidentLogits | None = None
         self.views, self.first = views, 0
         if self.stores:
             self.plan = self._plan_of_stores(augmentation)
             self.rows = self._join(rows, subset)
+            self._require_partners()
             self.replay = replay.check(self.plan, self.stores[0], self.device)
         elif plan is not None:
             self.plan, self.rows = plan, rows
+            chosen = np.unique(rows)
+            if isinstance(plan.augmentation, Mix) and len(chosen) < len(plan):
+                self.plan, self.rows = plan.over(chosen), np.searchsorted(chosen, rows)
             if schedule == "random" and views is None:
                 raise UsageError("the random schedule without a store needs a number of views.")
         else:
@@ -205,6 +211,35 @@ class CachedViews:
             )
         return found[found >= 0]
 
+    def _require_partners(self) -> None:
+        """Refuse stored mixes that bring in images and labels of samples that are not used."""
+        assert self.views is not None
+        used = np.zeros(len(self.plan), bool)
+        used[self.rows] = True
+        if used.all():
+            return
+        for view in range(self.first, self.first + self.views):
+            partners = self.plan.partners(self.rows, view)
+            if partners is None:
+                return
+            outside = partners[~used[partners]]
+            if not len(outside):
+                continue
+            what = self.plan.augmentation.name
+            where = self.stores[0].where
+            absent = int((self.plan.dataset_rows[outside] < 0).sum())
+            raise MismatchError(
+                f"{len(outside)} of the {len(partners)} images that {what} mixes into view {view} "
+                f"come from samples that are held out or left out here (the first: "
+                f"{self.plan.samples.keys[outside[0]]!r}"
+                f"{f'; {absent} are not in {self.dataset.name}' if absent else ''}): the partners in "
+                f"{where} were drawn from all its {len(used)} samples, of which {used.sum()} are "
+                "used. Train on all of them, without --train-samples and --val-split; or dump a "
+                "store of the chosen samples alone (ViewPlan over Dataset.subset); or train without "
+                "a store (--online TEACHER, with the same --augment): partners then come from the "
+                "chosen samples."
+            )
+
     def _window(self, wanted: int | None, read_logits: bool) -> int:
         """Views (or pairs) that one epoch draws from."""
         if self.schedule == "epoch" or self.views is None:
@@ -222,7 +257,12 @@ class CachedViews:
         return -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of epoch ``epoch`` (counted from 0), the same at every call."""
+        """The batches of epoch ``epoch`` (counted from 0), the same at every call.
+
+        Each iterator keeps the logits that it reads: several may be live at once, in any order and
+        in several threads. One alone takes the memory of the window and of the view that comes
+        next; each further one takes as much again where its views do not fit beside.
+        """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = rng.permutation(len(self.rows))
         views = self._views_of(epoch, rng)
@@ -234,9 +274,9 @@ class CachedViews:
         mine = np.concatenate(cuts)
         on_device = torch.from_numpy(mine).to(self.device)
         keys, view_of = self._keys[on_device], torch.from_numpy(views[mine]).to(self.device)
-        if self.logits is not None:
-            self.logits.prepare(epoch)
-            places = self.logits.places(*self._grouped(views[mine], mine))
+        window = None if self.logits is None else self.logits.window(epoch)
+        if window is not None:
+            places = window.places(*self._grouped(views[mine], mine))
         stream = self.plan.stream(
             [self._request(cut, views[cut]) for cut in cuts],
             device=self.device,
@@ -251,7 +291,7 @@ class CachedViews:
             yield Batch(
                 images=images,
                 labels=labels,
-                logits=() if self.logits is None else self.logits.take(places[here]),
+                logits=() if window is None else window.take(places[here]),
                 rows=self.plan.dataset_rows[self.rows[cut]],
                 keys=keys[here],
                 views=view_of[here],
@@ -279,10 +319,10 @@ class CachedViews:
         return np.full(len(self.rows), chosen * self.group + self.first, np.int64)
 
     def close(self) -> None:
-        """Stop the reading thread and close the stores."""
+        """Stop the reading thread and close the stores that were given by their paths."""
         if self.logits is not None:
             self.logits.close()
-        for store in self.stores:
+        for store in self._opened:
             store.close()
 
     def __enter__(self) -> CachedViews:

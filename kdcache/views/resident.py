@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from weakref import WeakSet
 
 import numpy as np
 import psutil
@@ -35,13 +37,84 @@ def views_that_fit(
     return max(1, int(SHARE_OF_FREE * free) // per_view)
 
 
+#: Starts to read a view into a slot of the buffers.
+Load = Callable[[int, list[Tensor], int], Future[None]]
+
+
+class Window:
+    """The views that one epoch draws from: they stay in memory for as long as this object lives."""
+
+    def __init__(self, room: _Room, views: Sequence[int], first: int, rows: int) -> None:
+        self.views, self._buffers, self._first, self._rows = views, room.buffers, first, rows
+        self._room = room  # lives as long as its windows
+        self._slot_of = np.full(max(views) + 1, -1, np.int64)
+        self._slot_of[list(views)] = [room.slot_of[view] for view in views]
+
+    def places(self, views: Rows, positions: Rows) -> Tensor:
+        """Where the logits of samples lie.
+
+        Args:
+            views: int64 (B,), or (B, 2) for pairs; each of the window.
+            positions: int64 of the same shape, indices into the rows.
+
+        Returns:
+            int64 of the same shape on the device, for `take`.
+        """
+        slots = self._slot_of[views - self._first]
+        return torch.from_numpy(slots * self._rows + positions).to(self._buffers[0].device)
+
+    def take(self, places: Tensor) -> tuple[Tensor, ...]:
+        """The logits at some of the `places`: float32 (..., K) per store."""
+        flat = places.reshape(-1)
+        return tuple(
+            buffer.flatten(0, 1).index_select(0, flat).float().view(*places.shape, -1)
+            for buffer in self._buffers
+        )
+
+
+class _Room:
+    """Memory for some views of every store; a view that a living window reads is never replaced.
+
+    Args:
+        buffers: (slots, N, K) per store.
+    """
+
+    def __init__(self, buffers: list[Tensor]) -> None:
+        self.buffers = buffers
+        self.slot_of: dict[int, int] = {}
+        self.loads: dict[int, Future[None]] = {}
+        self.windows: WeakSet[Window] = WeakSet()
+
+    def _read_beside(self, views: Iterable[int]) -> list[int]:
+        """The views that are being read, then these, each once."""
+        read = [view for window in self.windows for view in window.views]
+        return list(dict.fromkeys([*read, *views]))
+
+    def fits(self, views: Iterable[int]) -> bool:
+        """Whether there is room for these views beside those that are being read."""
+        return len(self._read_beside(views)) <= len(self.buffers[0])
+
+    def bring(self, now: list[int], then: list[int], load: Load) -> None:
+        """Have what is not here of the views ``now`` loaded, and of ``then`` as far as they fit."""
+        slots = range(len(self.buffers[0]))
+        stay = self._read_beside([*now, *then])[: len(slots)]
+        self.slot_of = {view: slot for view, slot in self.slot_of.items() if view in stay}
+        self.loads = {view: self.loads[view] for view in self.slot_of}
+        free = sorted(set(slots) - set(self.slot_of.values()))
+        for view in stay:
+            if view not in self.slot_of:
+                self.slot_of[view] = slot = free.pop(0)
+                self.loads[view] = load(view, self.buffers, slot)
+
+
 class ResidentLogits:
-    """A window of views of aligned stores, for some of their rows, on a device.
+    """Windows of views of aligned stores, for some of their rows, on a device.
 
     Views come in groups: of one, or of two where a weak and a strong view belong together. Epoch ``e``
     uses the groups e, e+1, ..., e+window-1 (mod their number). While it trains, a background thread reads
     and decodes what the next epoch adds, so memory holds at most ``window`` + 1 groups, however many
-    views the stores have.
+    views the stores have. Several windows may live at once, in several threads too: one whose views
+    do not fit beside those being read takes as much memory again, for as long as it lives.
 
     Args:
         stores: stores of one plan.
@@ -63,66 +136,61 @@ class ResidentLogits:
         group: int = 1,
         first: int = 0,
     ) -> None:
-        self.stores, self.rows, self.groups, self.window = stores, rows, views // group, window
+        self.stores, self.rows, self.groups, self.size = stores, rows, views // group, window
         self.group, self.device, self.first = group, device, first
-        slots = min(window + 1, self.groups) * group
-        self._slot_of = np.full(views, -1, np.int64)
-        with torch.inference_mode(False):  # the reading thread writes into them
-            self._buffers = [
-                torch.empty((slots, len(rows), store.classes), dtype=_dtype(store), device=device)
-                for store in stores
-            ]
-        self._loading: dict[int, Future[None]] = {}
+        self._lock = Lock()
+        # One thread: a slot's next view is read after the last one, however that ended.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kdcache-read")
+        self._room = self._make_room()
+        self._further: WeakSet[_Room] = WeakSet()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory for logits."""
+        rooms = (self._room, *self._further)
+        return sum(buffer.nbytes for room in rooms for buffer in room.buffers)
+
+    def _make_room(self) -> _Room:
+        slots = min(self.size + 1, self.groups) * self.group
+        with torch.inference_mode(False):  # the reading thread writes into them
+            buffers = [
+                torch.empty(
+                    (slots, len(self.rows), store.classes), dtype=_dtype(store), device=self.device
+                )
+                for store in self.stores
+            ]
+        return _Room(buffers)
+
+    def _load(self, view: int, buffers: list[Tensor], slot: int) -> Future[None]:
+        return self._reader.submit(self._read, view, buffers, slot)
+
+    def _read(self, view: int, buffers: list[Tensor], slot: int) -> None:
+        for store, buffer in zip(self.stores, buffers, strict=True):
+            buffer[slot] = torch.from_numpy(store.read(self.first + view, self.rows))
 
     def _views_of(self, epoch: int) -> list[int]:
-        firsts = (epoch + np.arange(self.window)) % self.groups * self.group
+        firsts = (epoch + np.arange(self.size)) % self.groups * self.group
         return [int(first) + i for first in firsts for i in range(self.group)]
 
-    def prepare(self, epoch: int) -> None:
-        """Wait for the views of ``epoch`` and start to read those of the next.
+    def window(self, epoch: int) -> Window:
+        """The views of ``epoch``, read; those of the next are then on their way.
 
         Raises:
             CorruptStore: what was read is not what was written.
         """
-        now = self._views_of(epoch)
-        needed = list(dict.fromkeys([*now, *self._views_of(epoch + 1)]))
-        for view in set(np.flatnonzero(self._slot_of >= 0).tolist()) - set(needed):
-            self._loading.pop(view).result()
-            self._slot_of[view] = -1
-        free = sorted(set(range(len(self._buffers[0]))) - set(self._slot_of.tolist()))
-        for view in needed:
-            if self._slot_of[view] < 0:
-                self._slot_of[view] = free.pop(0)
-                self._loading[view] = self._reader.submit(self._load, view)
-        for view in now:
-            self._loading[view].result()
-
-    def _load(self, view: int) -> None:
-        for store, buffer in zip(self.stores, self._buffers, strict=True):
-            buffer[self._slot_of[view]] = torch.from_numpy(store.read(self.first + view, self.rows))
-
-    def places(self, views: Rows, positions: Rows) -> Tensor:
-        """Where the logits of samples lie, each in a view of the epoch that was prepared.
-
-        Args:
-            views: int64 (B,), or (B, 2) for pairs.
-            positions: int64 of the same shape, indices into ``rows``.
-
-        Returns:
-            int64 of the same shape on the device, for `take`.
-        """
-        return torch.from_numpy(self._slot_of[views - self.first] * len(self.rows) + positions).to(
-            self.device
-        )
-
-    def take(self, places: Tensor) -> tuple[Tensor, ...]:
-        """The logits at some of the `places`: float32 (..., K) per store."""
-        flat = places.reshape(-1)
-        return tuple(
-            buffer.flatten(0, 1).index_select(0, flat).float().view(*places.shape, -1)
-            for buffer in self._buffers
-        )
+        now, then = self._views_of(epoch), self._views_of(epoch + 1)
+        with self._lock:
+            room = next((r for r in (self._room, *self._further) if r.fits(now)), None)
+            if room is None:
+                room = self._make_room()
+                self._further.add(room)
+            room.bring(now, then, self._load)
+            window = Window(room, now, self.first, len(self.rows))
+            room.windows.add(window)
+            loads = [room.loads[view] for view in now]
+        for load in loads:
+            load.result()
+        return window
 
     def close(self) -> None:
         """Stop reading."""

@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcache import CachedViews, load_dataset, train
+from kdcache import CachedViews, ViewPlan, dump, load_dataset, load_teacher, train
+from kdcache.augment import make_augmentation
+from kdcache.datasets.choice import choose
 from kdcache.runs import load_run_model, read_config, read_metrics, read_summary
 from kdcache.training.loop import Silent
 from kdcache.views import cached as cached_module
@@ -179,6 +181,43 @@ def test_ranks_agree_on_the_window(trained: Trained, tmp_path: Path) -> None:
         assert views_that_fit([store], 10**15, torch.device("cpu")) == 1
 
 
+def test_held_out_samples_are_not_mixed_in(trained: Trained, tmp_path: Path, kdcache: Any) -> None:
+    """A store whose mixes bring them in is refused before anything is written; its remedies work."""
+    dataset = load_dataset("digits", "train")
+    teacher = load_teacher(str(trained.teacher), classes=10, channels=1, size=8)
+    kept, held = choose(dataset, 60, 0.2, 0)
+    for name, rows in (("all", np.union1d(kept, held)), ("kept", kept)):
+        plan = ViewPlan(dataset.subset(rows), make_augmentation("mixup", dataset), 0)
+        dump(plan, [(teacher, tmp_path / name)], 2, encoding="float32")
+    student = ("train-student", "--dataset", "digits", "--student", "resnet8", "--method", "kd",
+               "--epochs", 1, "--batch-size", 20, "--device", "cpu", "--threads", 1, "-q")  # fmt: skip
+    samples, split = ("--train-samples", 60), ("--val-split", 0.2)
+    for command in (
+        (*student, "--out", tmp_path / "no", "--store", tmp_path / "all"),
+        (
+            *student,
+            "--out",
+            tmp_path / "no",
+            "--store",
+            tmp_path / "all",
+            "--online",
+            trained.teacher,
+        ),
+        ("check", tmp_path / "all", "--dataset", "digits"),
+    ):
+        refused = kdcache(*command, *samples, *split)
+        assert refused.code == 1, refused.err
+        assert "of the 48 images that mixup mixes into view 0" in " ".join(refused.err.split())
+        assert not (tmp_path / "no").exists()
+    for name, flags in {
+        "whole": ("--store", tmp_path / "all"),
+        "chosen": (*split, "--store", tmp_path / "kept"),
+        "online": (*split, "--online", trained.teacher, "--augment", "mixup"),
+    }.items():
+        done = kdcache(*student, "--out", tmp_path / f"run-{name}", *samples, *flags)
+        assert done.code == 0, done.err
+
+
 def test_mixed_images_bring_both_labels(trained: Trained, tmp_path: Path, kdcache: Any) -> None:
     """mixup from the store: the teacher saw the mixed image, and the student's CE takes both labels."""
     store = tmp_path / "mix.zarr"
@@ -198,7 +237,10 @@ def test_mixed_images_bring_both_labels(trained: Trained, tmp_path: Path, kdcach
         live = teacher.module(teacher.preprocessing(batch.images))
     torch.testing.assert_close(batch.logits[0], live, rtol=0, atol=1e-4)
     for method in ("kd", "dkd"):
-        options = kd(trained, stores=[str(store)], objective={"method": method})
+        options = kd(
+            trained, stores=[str(store)], objective={"method": method}, train_samples=None,
+            optimization={"epochs": 1, "batch_size": 64},
+        )  # fmt: skip
         run = train(training(options), tmp_path / method)
         assert np.isfinite(read_metrics(run.path)[-1]["train_loss"])
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,24 @@ class _Jitter:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         return image + torch.randint(0, 2, image.shape, dtype=torch.uint8)
+
+
+class _Slow(_Jitter):
+    """Draws twice, and lets other threads run between."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        first = super().__call__(image)
+        time.sleep(0.001)
+        return super().__call__(first)
+
+
+def test_threads_do_not_share_the_draws_of_a_user_pipeline() -> None:
+    resident = load_dataset("digits").subset(range(20))
+    plan = ViewPlan(resident, Custom("tests:slow", _Slow()), seed=1)
+    batches = [make_batches(np.arange(20), view, 6) for view in range(4)]
+    alone = [digests(plan, one) for one in batches]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda one: digests(plan, one), batches)) == alone
 
 
 def test_images_of_several_sizes_need_a_size(folder: Path) -> None:

@@ -8,7 +8,6 @@ is decoded.
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,37 +15,28 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache._version import __version__
 from kdcache.dumping.encoding import default_encoding
 from kdcache.dumping.lesson import teach_writer
+from kdcache.dumping.opening import Target, Targets, open_writer
 from kdcache.dumping.ranks import DumpRanks
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan, replay
 from kdcache.views.batches import Batch
-from kdcache_stores import DataError, FieldSpec, MismatchError, Shard, StoreWriter, UsageError
+from kdcache_stores import DataError, MismatchError, Shard, StoreWriter, UsageError
 from kdcache_stores.prefetch import prefetched
+
+__all__ = ["Dumped", "Observer", "Target", "Targets", "dump"]
 
 AHEAD = 4
 """Batches that wait augmented for the teachers."""
 DESCRIBED = 1024
 """Batches that are described to the plan at a time, so that memory does not grow with the views."""
-
-
-class Target(NamedTuple):
-    """A teacher, the path of its store, and its top-1 on clean splits, if known."""
-
-    teacher: Teacher
-    path: str | os.PathLike[str]
-    clean_top1: dict[str, float] | None = None
-
-
-Targets = Sequence[Target | tuple[Teacher, str | os.PathLike[str]]]
 
 
 class Observer(Protocol):
@@ -99,47 +89,6 @@ class _Probed(NamedTuple):
 
     rows: np.ndarray
     images: Tensor
-
-
-def provenance(device: torch.device, command: str) -> dict[str, Any]:
-    """Where and with what a store was made: versions, device and command, never a path."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    versions = {"kdcache": __version__, "python": platform.python_version()} | replay.versions()
-    return {"versions": versions, "device": f"{device.type} ({name})", "command": command}
-
-
-def open_writer(
-    plan: ViewPlan,
-    target: Target,
-    views: int,
-    *,
-    encoding: str,
-    batch_size: int,
-    device: torch.device | str,
-    hash_keys: bool = False,
-    repair: bool = False,
-    command: str = "",
-) -> StoreWriter:
-    """The writer of one target's store, new or resumed; arguments as for `dump`."""
-    if plan.views is not None and views > plan.views:
-        raise UsageError(f"{plan.augmentation.name} has {plan.views} views, {views} were asked for")
-    teacher = target.teacher
-    return StoreWriter(
-        target.path,
-        plan=plan.to_store(),
-        teacher=teacher.to_store(target.clean_top1),
-        samples=plan.samples,
-        views=views,
-        fields={"logits": FieldSpec(shape=(plan.dataset.classes,), encoding=encoding)},
-        config={
-            "batch_size": batch_size,
-            "channels_last": teacher.channels_last,
-            "compile": teacher.compile,
-        },
-        provenance=provenance(torch.device(device), command),
-        hash_keys=hash_keys,
-        repair=repair,
-    )
 
 
 def dump(

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kdcache.dumping import Target, open_writer
 from kdcache.dumping.encoding import default_encoding
+from kdcache.dumping.opening import Target, find_outstanding
 from kdcache.views import ViewPlan
 from kdcache_stores import Plan, Samples, StoreError, StoreWriter
 
@@ -147,14 +147,11 @@ class EncodedBytes(NamedTuple):
 def _missing(
     plan: ViewPlan, target: Target, views: int, part: tuple[int, int], **settings: Any
 ) -> Missing:
-    """What a store lacks; one that is not there is not begun for it."""
-    if not (Path(target.path) / "zarr.json").exists():
-        samples = -(-len(plan) // part[1])
-        return Missing(-(-views * len(plan) // part[1]), samples, True)
-    with open_writer(plan, target, views, **settings) as writer:
-        pending = writer.pending(part)
-        first = sum(shard.rows for shard in pending if shard.view == 0)
-        return Missing(sum(shard.rows for shard in pending), first, False)
+    """What a store lacks, found without changing it."""
+    work = find_outstanding(plan, target, views, **settings)
+    pending = work.pending(part)
+    first = sum(shard.rows for shard in pending if shard.view == 0)
+    return Missing(sum(shard.rows for shard in pending), first, not work.begun)
 
 
 def _warm_up(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdcache.datasets import Dataset
-from kdcache.dumping import provenance
+from kdcache.dumping.opening import provenance
 from kdcache.dumping.sanity import Check
 from kdcache.views import ViewPlan, make_augmentation, replay
 from kdcache_stores import DataError, LogitStore, MismatchError, Probe, Shard

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kdcache.augment import Parameters
 from kdcache.views import ViewPlan
+from kdcache_stores.tables import table_writer
 
 _ROWS = 65536
 
@@ -73,11 +73,11 @@ def write_parameters(plan: ViewPlan, views: Iterable[int], path: Path) -> int:
     The file appears under its name when it is complete.
     """
     part = path.with_name(path.name + ".part")
-    writer: pq.ParquetWriter | None = None
+    writer = None
     count = 0
     try:
         for batch in parameter_batches(plan, views):
-            writer = writer or pq.ParquetWriter(part, batch.schema, compression="zstd")
+            writer = writer or table_writer(part, batch.schema)
             writer.write_batch(batch)
             count += batch.num_rows
     finally:

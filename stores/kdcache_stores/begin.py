@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from collections.abc import Mapping
 
-from kdcache_stores.canonical import first_difference, parse_json
-from kdcache_stores.errors import DataError, FormatError, MismatchError, StoreInUse
+from kdcache_stores.canonical import Json, first_difference, parse_json, plain
+from kdcache_stores.errors import DataError, FormatError, MismatchError, StoreInUse, UsageError
 from kdcache_stores.files import LocalFiles, is_temporary
-from kdcache_stores.header import Header, read_header
+from kdcache_stores.header import Field, Header, read_header
 from kdcache_stores.layout import ArrayLayout, choose_shard_rows, read_layout
 from kdcache_stores.manifest import CARD, ROOT, SAMPLES
-from kdcache_stores.nouns import Samples
+from kdcache_stores.nouns import FieldSpec, Plan, Samples, Teacher
 from kdcache_stores.samples import read_samples, write_samples
 
 
@@ -28,15 +30,51 @@ def require_place(files: LocalFiles) -> None:
             )
 
 
+def make_header(
+    plan: Plan,
+    teacher: Teacher,
+    samples: Samples,
+    views: int,
+    fields: Mapping[str, FieldSpec],
+    config: Mapping[str, Json] | None,
+    provenance: Mapping[str, Json] | None,
+    shard_rows: int | None = None,
+) -> Header:
+    """The header of a store; raises `DataError`, `MismatchError` or `UsageError` for arguments that
+    do not fit together."""
+    header = Header(
+        plan,
+        teacher,
+        {name: Field.make(name, spec) for name, spec in sorted(fields.items())},
+        len(samples),
+        "sha256" if samples.hashed else "plain",
+        plain(dict(config or {}), "config"),
+        _with_time(plain(dict(provenance or {}), "provenance")),
+    )
+    _check_arguments(header, samples, views, shard_rows)
+    return header
+
+
 def begin(files: LocalFiles, header: Header) -> Header:
     """Claim the folder for this header, or find that it was begun with an equal one.
 
-    Returns the header that is there, with the provenance of whoever began it. Raises `StoreInUse`
-    if the folder holds something else, `MismatchError` naming the first difference.
+    Returns and raises what `begun_header` does.
     """
     require_place(files)
     if files.size(ROOT) is None:
         publish(files, ROOT, header.document())
+    return begun_header(files, header)
+
+
+def begun_header(files: LocalFiles, header: Header) -> Header:
+    """The header that is there, with the provenance of whoever began it; this one, if none is.
+
+    Raises `StoreInUse` if the folder holds something else, `MismatchError` naming the first
+    difference.
+    """
+    require_place(files)
+    if files.size(ROOT) is None:
+        return header
     found = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where)
     difference = first_difference(found.comparable(), header.comparable(), "store")
     if difference:
@@ -113,3 +151,28 @@ def publish(files: LocalFiles, key: str, data: bytes, *, replace: bool = False) 
     except FileExistsError:
         if replace and files.get(key) != data:
             files.put(key, data, replace=True)
+
+
+def _check_arguments(header: Header, samples: Samples, views: int, shard_rows: int | None) -> None:
+    if views < 1 or len(samples) < 1 or (shard_rows is not None and shard_rows < 1):
+        raise UsageError("views, samples and shard_rows must be at least 1")
+    if not header.fields:
+        raise UsageError("a store needs at least one field")
+    if header.plan.fingerprint != samples.fingerprint:
+        raise MismatchError(
+            f"plan.fingerprint is {header.plan.fingerprint}, but these samples (keys, labels, row "
+            f"order) have {samples.fingerprint}: both must be of one dataset"
+        )
+    if header.plan.classes != header.teacher.classes:
+        raise MismatchError(
+            f"the plan has {header.plan.classes} classes, the teacher {header.teacher.classes}"
+        )
+    if (highest := int(samples.labels.max())) >= header.plan.classes:
+        raise DataError(f"label {highest} is not below {header.plan.classes} classes")
+
+
+def _with_time(provenance: dict[str, Json]) -> dict[str, Json]:
+    if "time" in provenance:
+        return provenance
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    return {**provenance, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))}

@@ -138,6 +138,7 @@ class ObjectCache:
         self._added = size
 
     def _evict(self, limit: int) -> None:
+        self._drop_stale()
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
@@ -148,7 +149,19 @@ class ObjectCache:
             total -= size
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of every object; what crashed writers left is removed."""
+        """(time of last use, bytes, path) of every object."""
+        return (
+            (used, size, path) for used, size, path in self._all() if _DIGEST.fullmatch(path.name)
+        )
+
+    def _drop_stale(self) -> None:
+        """Remove what crashed writers left."""
+        for used, _, path in self._all():
+            if path.name.endswith(".tmp") and time.time() - used > _STALE:
+                path.unlink(missing_ok=True)
+
+    def _all(self) -> Iterator[tuple[float, int, Path]]:
+        """(time of change, bytes, path) of every file, also of those that others are writing."""
         with suppress(FileNotFoundError):
             for folder in os.scandir(self.folder):
                 if len(folder.name) != 2 or not folder.is_dir(follow_symlinks=False):
@@ -156,10 +169,7 @@ class ObjectCache:
                 for file in os.scandir(folder.path):
                     with suppress(FileNotFoundError):
                         stat = file.stat(follow_symlinks=False)
-                        if _DIGEST.fullmatch(file.name):
-                            yield stat.st_mtime, stat.st_size, Path(file.path)
-                        elif file.name.endswith(".tmp") and time.time() - stat.st_mtime > _STALE:
-                            os.unlink(file.path)
+                        yield stat.st_mtime, stat.st_size, Path(file.path)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import NOTHING, Array, ArraySpec, Floats
+from kdcache_stores.encoding import MOST_KL, NEAR_TIE, NOTHING, Array, ArraySpec, Floats
 from kdcache_stores.errors import CorruptStore, DataError, UsageError
 from kdcache_stores.fidelity import kl, standardize
 
@@ -61,7 +61,13 @@ class Compact:
     """
 
     name: ClassVar[str] = "compact"
+    near_tie: ClassVar[float] = NEAR_TIE
     kl: float = 3e-4
+
+    @property
+    def most_kl(self) -> float:
+        """Twice what was asked for, where that is more than others may lose."""
+        return max(MOST_KL, 2 * self.kl)
 
     def __post_init__(self) -> None:
         if not isinstance(self.kl, float) or not 1e-6 <= self.kl <= 0.1:

@@ -15,6 +15,11 @@ from kdcache_stores.errors import DataError
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 NOTHING: Mapping[str, Array] = MappingProxyType({})
+MOST_KL = 1e-2
+"""Z-scored KL at tau = 2, nats, that an encoding may lose where nobody chose to lose more."""
+NEAR_TIE = 0.05
+"""Row standard deviations by which a logit may fall short of the largest and count as that too: a
+step of the default `quantized`. Rounding may decide between such classes; none of them is wrong."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,14 @@ class Encoding(Protocol):
     """Members of an encoding; its dataclass fields are its parameters, kept with the field."""
 
     name: ClassVar[str]
+
+    @property
+    def most_kl(self) -> float:
+        """Mean Z-scored KL at tau = 2 that logits may lose; a dump that would lose more is refused."""
+
+    @property
+    def near_tie(self) -> float:
+        """Row standard deviations by which the largest logit may lead and still change places."""
 
     @classmethod
     def parse(cls, parameter: str | None) -> Encoding:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
 from kdcache_stores.compact import Compact
-from kdcache_stores.encoding import NOTHING, Array, ArraySpec, Encoding, Floats, to_float16
+from kdcache_stores.encoding import (
+    MOST_KL,
+    NEAR_TIE,
+    NOTHING,
+    Array,
+    ArraySpec,
+    Encoding,
+    Floats,
+    to_float16,
+)
 from kdcache_stores.errors import DataError, FormatError, UnknownName, UsageError
 from kdcache_stores.topk import TopK
 
@@ -26,6 +35,8 @@ class Float32:
     """The rows as they are."""
 
     name: ClassVar[str] = "float32"
+    most_kl: ClassVar[float] = MOST_KL
+    near_tie: ClassVar[float] = NEAR_TIE
 
     @classmethod
     def parse(cls, parameter: str | None) -> Float32:
@@ -53,6 +64,8 @@ class Float16:
     """The rows rounded to half precision; values beyond its range are refused."""
 
     name: ClassVar[str] = "float16"
+    most_kl: ClassVar[float] = MOST_KL
+    near_tie: ClassVar[float] = NEAR_TIE
 
     @classmethod
     def parse(cls, parameter: str | None) -> Float16:
@@ -88,6 +101,7 @@ class Quantized:
     """
 
     name: ClassVar[str] = "quantized"
+    most_kl: ClassVar[float] = MOST_KL
     step: float = 0.05
 
     def __post_init__(self) -> None:
@@ -103,6 +117,11 @@ class Quantized:
             raise UsageError(
                 f"the step of quantized must be 0.001 to 1, found {parameter!r}"
             ) from None
+
+    @property
+    def near_tie(self) -> float:
+        """A step: whoever chooses it has rows rounded by that."""
+        return max(NEAR_TIE, self.step)
 
     @property
     def offset(self) -> int:

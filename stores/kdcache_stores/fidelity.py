@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.encoding import NOTHING, Array, Encoding, Floats
+from kdcache_stores.errors import DataError
 
 ROWS = 256
 """Rows of a shard that are measured, evenly spaced."""
+LEAST_ORDER = 0.995
+"""Share of rows whose largest logit must stay the largest for a dump to begin."""
 
 
 def log_softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -62,13 +65,61 @@ def measure_encoding(
     once: Mapping[str, Array] = NOTHING,
 ) -> dict[str, float]:
     """Encode and decode at most `ROWS` evenly spaced rows of logits (n, K), and measure."""
+    return measure(*_round_trip(encoding, rows, labels, once))
+
+
+def require_faithful(
+    encoding: Encoding,
+    rows: Floats,
+    labels: NDArray[np.int64],
+    once: Mapping[str, Array] = NOTHING,
+) -> None:
+    """Refuse an encoding that loses what logits (n, K) say; arguments as for `measure_encoding`.
+
+    So float16 loses logits around 1e-9 (it knows nothing finer than 6e-8), and differences of a few
+    between logits around 10,000 (where its steps are 8 wide).
+
+    Raises `DataError` where the largest logit, near ties aside, is another one in more than a row
+    and in more than 1 - `LEAST_ORDER` of them, or the mean Z-scored KL at tau = 2 is above the
+    encoding's `most_kl`.
+    """
+    live, decoded = _round_trip(encoding, rows, labels, once)
+    kept = keeps_order(live, decoded, encoding.near_tie)
+    wrong = len(kept) - int(kept.sum())
+    lost = measure(live, decoded)["kl_z_mean"]
+    if wrong <= max(1.0, (1 - LEAST_ORDER) * len(kept)) and lost <= encoding.most_kl:
+        return
+    raise DataError(
+        f"{encoding.name} loses what these logits say: of {len(kept)} rows {wrong} have another "
+        f"largest logit once they are stored (at most {1 - LEAST_ORDER:.1%} may), and the Z-scored KL "
+        f"is {lost:.2g} nats (at most {encoding.most_kl:g}). The logits lie between {live.min():g} and "
+        f"{live.max():g}, with a standard deviation of {np.median(live.std(axis=1)):g} within a row: "
+        "use the encoding float32"
+    )
+
+
+def keeps_order(live: Floats, decoded: Floats, near_tie: float) -> NDArray[np.bool_]:
+    """Whether each row's largest logit (n, K) is, once decoded, still one of the largest: (n,).
+
+    A tie, and what is within `near_tie` row standard deviations of one, may be decided either way.
+    """
+    exact = live.astype(np.float64)
+    chosen = exact[np.arange(len(exact)), decoded.argmax(axis=1)]
+    result: NDArray[np.bool_] = exact.max(axis=1) - chosen <= near_tie * exact.std(axis=1)
+    return result
+
+
+def _round_trip(
+    encoding: Encoding, rows: Floats, labels: NDArray[np.int64], once: Mapping[str, Array]
+) -> tuple[Floats, Floats]:
+    """At most `ROWS` evenly spaced rows, live and decoded."""
     chosen = np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().astype(np.int64)
     live = rows[chosen]
     decoded = np.empty_like(live)
     per = {spec.name: spec.per for spec in encoding.arrays(rows.shape[1:])}
     once = {name: a[chosen] if per[name] == "sample" else a for name, a in once.items()}
     encoding.decode({**encoding.encode(live, labels[chosen], once), **once}, decoded)
-    return measure(live, decoded)
+    return live, decoded
 
 
 def combine(parts: list[dict[str, float]]) -> dict[str, float]:

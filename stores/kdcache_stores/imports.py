@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
+from kdcache_stores.encoding import LearnedEncoding
+from kdcache_stores.encodings import make_encoding
 from kdcache_stores.errors import DataError, UsageError
+from kdcache_stores.fidelity import require_faithful
 from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.once import lesson_rows
 from kdcache_stores.reader import LogitStore
 from kdcache_stores.writer import StoreWriter
 
@@ -97,6 +101,7 @@ def write_arrays(
         content = np.ascontiguousarray(logits, dtype="<f4").tobytes()
         identity = hashlib.sha256(b"kdcache unknown teacher\n" + content).hexdigest()
         teacher = Teacher("unknown", identity, {}, "unknown", classes)
+    _judge(encoding, logits[0], samples)
     specs = {name: FieldSpec(values.shape[2:], encoding) for name, values in fields.items()}
     with StoreWriter(
         path, plan=plan, teacher=teacher, samples=samples, views=views, fields=specs, **options
@@ -109,6 +114,18 @@ def write_arrays(
             writer.write(shard, part, probes(shard) if probes else ())
         writer.seal()
     return LogitStore(writer.files)
+
+
+def _judge(encoding: str, logits: NDArray[Any], samples: Samples) -> None:
+    """Refuse logits (N, K) that the encoding loses before a store is begun for them.
+
+    Encodings that learn are judged once they have; what is not finite, as it is written.
+    """
+    kind, rows = make_encoding(encoding), lesson_rows(len(samples), logits.shape[-1])
+    with np.errstate(over="ignore"):
+        chosen = logits[rows].astype(np.float32)
+    if not isinstance(kind, LearnedEncoding) and np.isfinite(chosen).all():
+        require_faithful(kind, chosen, samples.labels[rows])
 
 
 def import_npz(

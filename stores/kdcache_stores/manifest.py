@@ -12,7 +12,7 @@ from kdcache_stores.canonical import Json, canonical_json, digest, parse_json
 from kdcache_stores.errors import CorruptStore, FormatError
 from kdcache_stores.files import check_key
 from kdcache_stores.nouns import Shard
-from kdcache_stores.tables import read_table, write_table
+from kdcache_stores.tables import read_metadata, read_table, write_table
 
 ROOT = "zarr.json"
 SAMPLES = "samples.parquet"
@@ -178,10 +178,7 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
 
 def read_part(data: bytes, where: str) -> Part | None:
     """What a manifest that `read_manifest` read says of the part; None if the store is whole."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = (pq.read_schema(pa.BufferReader(data)).metadata or {}).get(_PART)
+    text = read_metadata(data).get(_PART)
     if text is None:
         return None
     value = parse_json(text, where)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdcache_stores.encoding import Array, Floats, LearnedEncoding
 from kdcache_stores.errors import DataError
-from kdcache_stores.fidelity import measure_encoding
+from kdcache_stores.fidelity import measure_encoding, require_faithful
 from kdcache_stores.header import Field, Header
 from kdcache_stores.layout import ArrayLayout
 from kdcache_stores.manifest import Entry, sha256
@@ -37,6 +38,7 @@ def pack(
     labels: NDArray[np.int64],
     known: Once,
     classes: int,
+    judge: bool = False,
 ) -> Packed:
     """Encode one shard of one field.
 
@@ -48,12 +50,18 @@ def pack(
         labels: int64 (shard.rows,).
         known: what is kept once and is there already.
         classes: K; rows of this shape are logits, and measured.
+        judge: refuse an encoding that loses what the logits say, see `require_faithful`.
     """
     encoded = _encode(field, rows, labels, shard, known.arrays)
     specs = field.encoding.arrays(field.shape)
     kept = {spec.name for spec in specs if spec.per != "row"}
     once = {name: a for name, a in (known.arrays | encoded).items() if name in kept}
-    measures = _measure(field, rows, labels, once) if field.shape == (classes,) else {}
+    measures: dict[str, Any] = {}
+    if field.shape == (classes,):
+        measures = _measure(field, rows, labels, once)
+        if judge:
+            with _located(field, shard):
+                require_faithful(field.encoding, rows, labels, once)
     objects, entries = {}, list(known.entries)
     for layout in (layout for layout in layouts if layout.spec.name in encoded):
         key = layout.key(shard.view, shard.index)
@@ -74,7 +82,7 @@ def _encode(
     encoding, parts = field.encoding, []
     per = {spec.name: spec.per for spec in encoding.arrays(field.shape)}
     step = max(1, 2**22 // math.prod(field.shape))
-    try:
+    with _located(field, shard):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             own = {name: a[part] if per[name] == "sample" else a for name, a in once.items()}
@@ -82,9 +90,16 @@ def _encode(
             if shard.view == 0 and isinstance(encoding, LearnedEncoding):
                 based = encoding.base(rows[part], own)
             parts.append(based | encoding.encode(rows[part], labels[part], own | based))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@contextmanager
+def _located(field: Field, shard: Shard) -> Iterator[None]:
+    """Say which field and shard a `DataError` is of."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{field.name} of {shard}: {error}") from None
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _measure(

@@ -1,20 +1,36 @@
-"""Parquet in and out, with the schema checked before any row is read."""
+"""Parquet in and out, with the schema checked before any row is read.
+
+Only this module opens Parquet. Arrow's threads outlive the interpreter: one that lets go of Python's
+memory while the process ends takes the process down with it (SIGABRT). So what is read lies in Arrow's
+own memory, and is read in the caller's thread.
+"""
 
 from __future__ import annotations
 
-import io
+import os
 from typing import Any
+
+import numpy as np
 
 from kdcache_stores.errors import FormatError
 
 
 def write_table(table: Any) -> bytes:
     """An Arrow table as Parquet."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def table_writer(path: str | os.PathLike[str], schema: Any) -> Any:
+    """A `pyarrow.parquet.ParquetWriter` of a local file, for a table that is written batch by batch."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(path, schema, compression="zstd")
 
 
 def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> Any:
@@ -29,10 +45,9 @@ def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> 
     Raises `FormatError` for anything else than a Parquet file with these columns.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = _open(data)
         if file.metadata.num_rows > limit:
             raise FormatError(f"{where} states {file.metadata.num_rows} rows, more than {limit}")
         for name, kind in columns.items():
@@ -40,7 +55,7 @@ def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> 
             found = str(file.schema_arrow.field(index).type) if index >= 0 else "none"
             if found != kind.rstrip("?"):
                 raise FormatError(f"{where}: column {name} must be {kind}, found {found:.80}")
-        table = file.read(columns=list(columns))
+        table = file.read(columns=list(columns), use_threads=False)
         table.validate(full=True)
     except FormatError:
         raise
@@ -50,3 +65,18 @@ def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> 
         if not kind.endswith("?") and table.column(name).null_count:
             raise FormatError(f"{where}: column {name} holds nulls")
     return table
+
+
+def read_metadata(data: bytes) -> dict[bytes, bytes]:
+    """Keys and values in the schema of a Parquet file that `read_table` has read."""
+    return dict(_open(data).schema_arrow.metadata or {})
+
+
+def _open(data: bytes) -> Any:
+    """A `pyarrow.parquet.ParquetFile` over a copy in Arrow's memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    copy = pa.allocate_buffer(len(data))
+    np.frombuffer(copy, np.uint8)[:] = np.frombuffer(data, np.uint8)
+    return pq.ParquetFile(pa.BufferReader(copy), pre_buffer=False)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encoding import NOTHING, Array, ArraySpec, Floats, to_float16
+from kdcache_stores.encoding import NEAR_TIE, NOTHING, Array, ArraySpec, Floats, to_float16
 from kdcache_stores.errors import CorruptStore, UsageError
 
 _AT_ONCE = 2**20
@@ -39,6 +39,8 @@ class TopK:
     """
 
     name: ClassVar[str] = "topk"
+    most_kl: ClassVar[float] = math.inf  # whoever asks for K entries gives the others up
+    near_tie: ClassVar[float] = NEAR_TIE
     k: int
 
     def __post_init__(self) -> None:

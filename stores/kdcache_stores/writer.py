@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,24 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.begin import begin, choose_layouts, ensure_metadata
-from kdcache_stores.canonical import Json, plain
+from kdcache_stores.begin import begin, ensure_metadata, make_header
+from kdcache_stores.canonical import Json
 from kdcache_stores.errors import (
-    DataError,
-    MismatchError,
     StoreInUse,
     UnfinishedStore,
     UsageError,
 )
 from kdcache_stores.files import Disk, LocalFiles
-from kdcache_stores.header import Field, Header
-from kdcache_stores.layout import ArrayLayout, shards_of
+from kdcache_stores.header import Field
+from kdcache_stores.layout import ArrayLayout
 from kdcache_stores.manifest import RECORDS, SEAL, Entry
 from kdcache_stores.nouns import FieldSpec, Plan, Probe, Samples, Shard, Teacher
 from kdcache_stores.once import Once, is_learned, lesson_rows, load_once, publish_learned
+from kdcache_stores.outstanding import Outstanding
 from kdcache_stores.packing import check_lesson, check_rows, pack
 from kdcache_stores.reader import LogitStore
-from kdcache_stores.records import Record, RecordBook, record_key
+from kdcache_stores.records import Record, record_key
 from kdcache_stores.repair import unseal_damaged
 from kdcache_stores.sealing import finish_seal, seal_store, tidy
 
@@ -79,48 +77,25 @@ class StoreWriter:
     ) -> None:
         self.views = views
         self.samples = samples.hash_keys() if hash_keys else samples
-        header = Header(
-            plan,
-            teacher,
-            {name: Field.make(name, spec) for name, spec in sorted(fields.items())},
-            len(samples),
-            "sha256" if self.samples.hashed else "plain",
-            plain(dict(config or {}), "config"),
-            _with_time(plain(dict(provenance or {}), "provenance")),
-        )
-        _check_arguments(header, self.samples, views, shard_rows)
+        header = make_header(plan, teacher, self.samples, views, fields, config, provenance,
+                             shard_rows)  # fmt: skip
         self.files = files = LocalFiles(path, disk)
         self.header = begin(files, header)
         if repair:
             unseal_damaged(files, header)
-        self._base = self._open_sealed()
-        self._layouts = choose_layouts(files, self.header, views, shard_rows)
-        self.shards = shards_of(range(views), len(samples), self._layouts[0].shard_rows)
-        if self._base is None:
-            ensure_metadata(files, self.header, self._layouts, self.samples)
-        self._records = RecordBook(files, self.shards, thorough=repair)
-        self._records.refresh()
+        # Looked at before anything is written: what is refused leaves the store as it was.
+        self._work = Outstanding(files, self.header, views, shard_rows, thorough=repair)
+        if self._work.base is None:
+            ensure_metadata(files, self.header, self._work.layouts, self.samples)
+        else:
+            self._complete_seal(self._work.base)
+        self._judged = False
 
-    def _open_sealed(self) -> LogitStore | None:
-        """The sealed store that is there, if one is; a seal that was interrupted is completed."""
-        files = self.files
-        if files.size(SEAL) is None:
-            return None
-        base = LogitStore(files)
-        if base.first_view:
-            raise MismatchError(
-                f"{files.where} is a part: it holds the views {base.first_view} to "
-                f"{base.view_range.stop - 1}. Dump into another folder, or pull more views"
-            )
-        if base.n_views > self.views:
-            raise MismatchError(
-                f"{files.where} is sealed with {base.n_views} views, this dump asks for "
-                f"{self.views}: stores only grow"
-            )
+    def _complete_seal(self, base: LogitStore) -> None:
+        """The last steps of a seal that was interrupted."""
         if base.source.announced() == base.source.manifest_sha256:
-            finish_seal(files, base.source.manifest_sha256)
-        tidy(files, base.n_views)
-        return base
+            finish_seal(self.files, base.source.manifest_sha256)
+        tidy(self.files, base.n_views)
 
     @classmethod
     def from_arrays(
@@ -142,9 +117,14 @@ class StoreWriter:
         return Path(self.files.root)
 
     @property
+    def shards(self) -> list[Shard]:
+        """All shards that the store shall hold."""
+        return self._work.shards
+
+    @property
     def sealed(self) -> bool:
         """Whether the store is finished, with all of the views asked for."""
-        return self._base is not None and self._base.n_views == self.views
+        return self._work.sealed
 
     @property
     def done(self) -> int:
@@ -158,37 +138,22 @@ class StoreWriter:
             part: (i, n) restricts the answer to the i-th (from 0) of n disjoint parts of all
                 shards, the same whatever is committed already.
         """
-        index, parts = part
-        if not 0 <= index < parts:
-            raise UsageError(f"part must be (i, n) with 0 <= i < n, found {part}")
-        if self.sealed:
-            return []
-        self._records.refresh()
-        mine = set(self.shards[index::parts])
-        if self.learns:  # what view 0 says of a sample is needed by all of its views
-            mine |= {Shard(0, shard.index, shard.start, shard.stop) for shard in mine}
-        return sorted(shard for shard in mine if not self._is_done(shard))
-
-    def _is_done(self, shard: Shard) -> bool:
-        return shard in self._records.found or self._is_sealed(shard)
-
-    def _is_sealed(self, shard: Shard) -> bool:
-        return self._base is not None and shard.view < self._base.n_views
+        return self._work.pending(part)
 
     # ---- learning --------------------------------------------------------------------------------
 
     def _of(self, field: Field) -> list[ArrayLayout]:
-        return [layout for layout in self._layouts if layout.field == field.name]
+        return [layout for layout in self._work.layouts if layout.field == field.name]
 
     @property
     def learns(self) -> bool:
         """Whether an encoding learns before the first shard, and needs view 0 before others."""
-        return any(field.learns for field in self.header.fields.values())
+        return self._work.learns
 
     @property
     def lesson(self) -> NDArray[np.int64] | None:
         """Rows whose outputs `prepare` needs before the first `write`, or None if it needs none."""
-        if not self.learns or self.sealed or is_learned(self.files, self._layouts):
+        if not self.learns or self.sealed or is_learned(self.files, self._work.layouts):
             return None
         return lesson_rows(len(self.samples), self.header.plan.classes)
 
@@ -221,10 +186,11 @@ class StoreWriter:
 
         Returns the bytes of the shard's objects.
 
-        Raises `DataError` for another shape, type or a value that is not finite, `StoreInUse` if
+        Raises `DataError` for another shape, type or a value that is not finite, and for the first
+        shard where the encoding loses what the logits say (`require_faithful`); `StoreInUse` if
         another writer committed this shard with other values, `StoreError` if the disk is full.
         """
-        if shard not in self.shards or self._is_sealed(shard):
+        if shard not in self.shards or self._work.is_sealed(shard):
             raise UsageError(f"{shard} is no pending shard of {self.files.where}")
         rows = check_rows(self.header, self.samples, shard, arrays)
         labels = self.samples.labels[shard.start : shard.stop]
@@ -233,21 +199,23 @@ class StoreWriter:
         entries: list[Entry] = []
         for name, field in self.header.fields.items():
             known = self._load_once(field, shard)
-            packed = pack(field, self._of(field), shard, rows[name], labels, known, classes)
+            packed = pack(field, self._of(field), shard, rows[name], labels, known, classes,
+                          judge=not self._judged)  # fmt: skip
             objects |= packed.objects
             entries += packed.entries
+        self._judged = True
         record = Record(shard, tuple(entries), tuple(probes))
         shared = shard.view == 0 and self.learns
         with self.files.lock(f"{RECORDS}/{shard.view}-{shard.index}.lock", wait=shared):
-            self._records.found[shard] = self._commit(record, objects, shared)
+            self._work.records.found[shard] = self._commit(record, objects, shared)
         return sum(map(len, objects.values()))
 
     def _load_once(self, field: Field, shard: Shard) -> Once:
         """What is kept once and a shard's encoding needs."""
         first = Shard(0, shard.index, shard.start, shard.stop)
-        if shard.view > 0 and field.learns and not self._is_done(first):
-            self._records.refresh()  # another rank may have written it meanwhile
-            if not self._is_done(first):
+        if shard.view > 0 and field.learns and not self._work.is_done(first):
+            self._work.records.refresh()  # another rank may have written it meanwhile
+            if not self._work.is_done(first):
                 raise UsageError(f"{self.files.where}: {first} must be written before {shard}")
         try:
             return load_once(self.files, self._of(field), shard)
@@ -262,7 +230,7 @@ class StoreWriter:
         Returns the record that holds: of a `shared` shard, which several writers need, the first.
         """
         files = self.files
-        if there := self._records.look(record.shard):
+        if there := self._work.records.look(record.shard):
             if there.entries != record.entries and not shared:
                 raise StoreInUse(
                     f"{files.where}: another writer committed {record.shard} with other values; "
@@ -287,7 +255,7 @@ class StoreWriter:
         """
         if self.sealed:
             return
-        self._records.found.clear()  # look again: every object must still be there
+        self._work.records.found.clear()  # look again: every object must still be there
         if missing := self.pending():
             if self._sealed_by_another():
                 return
@@ -295,16 +263,16 @@ class StoreWriter:
                 f"{self.files.where}: {len(missing)} of {len(self.shards)} shards are missing, "
                 f"the first is {missing[0]}: write them before sealing"
             )
-        entries = self._base.source.entries if self._base else {}
+        entries = self._work.base.source.entries if self._work.base else {}
         kept = {key: entry for key, entry in entries.items() if entry.kind in _KEPT}
-        records = [self._records.found[s] for s in self.shards if not self._is_sealed(s)]
-        seal_store(self.files, self.header, self._layouts, kept, records)
-        self._base = LogitStore(self.files)
+        records = [self._work.records.found[s] for s in self.shards if not self._work.is_sealed(s)]
+        seal_store(self.files, self.header, self._work.layouts, kept, records)
+        self._work.base = LogitStore(self.files)
 
     def _sealed_by_another(self) -> bool:
         """Whether another writer of this dump has sealed it, and removed the records."""
         if self.files.size(SEAL) is not None:
-            self._base = LogitStore(self.files)
+            self._work.base = LogitStore(self.files)
         return self.sealed
 
     # ---- context manager -------------------------------------------------------------------------
@@ -322,28 +290,3 @@ class StoreWriter:
 
     def __repr__(self) -> str:
         return f"<StoreWriter {self.files.where}: {self.views} views of {len(self.samples)}>"
-
-
-def _check_arguments(header: Header, samples: Samples, views: int, shard_rows: int | None) -> None:
-    if views < 1 or len(samples) < 1 or (shard_rows is not None and shard_rows < 1):
-        raise UsageError("views, samples and shard_rows must be at least 1")
-    if not header.fields:
-        raise UsageError("a store needs at least one field")
-    if header.plan.fingerprint != samples.fingerprint:
-        raise MismatchError(
-            f"plan.fingerprint is {header.plan.fingerprint}, but these samples (keys, labels, row "
-            f"order) have {samples.fingerprint}: both must be of one dataset"
-        )
-    if header.plan.classes != header.teacher.classes:
-        raise MismatchError(
-            f"the plan has {header.plan.classes} classes, the teacher {header.teacher.classes}"
-        )
-    if (highest := int(samples.labels.max())) >= header.plan.classes:
-        raise DataError(f"label {highest} is not below {header.plan.classes} classes")
-
-
-def _with_time(provenance: dict[str, Json]) -> dict[str, Json]:
-    if "time" in provenance:
-        return provenance
-    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-    return {**provenance, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))}

@@ -156,6 +156,8 @@ class Loop:
         records = run.metrics()[:first]
         if self.ranks.first:
             run.keep_metrics(first)
+            if changed := run.note_version(first):
+                self.watch.note(changed)
         for epoch in range(first, epochs):
             record = {"epoch": epoch + 1} | self.train_epoch(epoch)
             self.ranks.share_buffers(self._evaluated)

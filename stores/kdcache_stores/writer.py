@@ -29,7 +29,7 @@ from kdcache_stores.packing import check_lesson, check_rows, pack
 from kdcache_stores.reader import LogitStore
 from kdcache_stores.records import Record, record_key
 from kdcache_stores.repair import unseal_damaged
-from kdcache_stores.sealing import finish_seal, seal_store, tidy
+from kdcache_stores.sealing import SEALING, finish_seal, seal_store, tidy
 
 _KEPT = ("shard", "once", "probes")
 """Kinds of objects that a growth leaves as they are."""
@@ -255,9 +255,14 @@ class StoreWriter:
         """
         if self.sealed:
             return
+        with self.files.lock(SEALING, wait=True):  # two at once would clear away each other's files
+            self._seal()
+
+    def _seal(self) -> None:
         self._work.records.found.clear()  # look again: every object must still be there
         if missing := self.pending():
             if self._sealed_by_another():
+                tidy(self.files, self.views)  # records that this writer added since
                 return
             raise UnfinishedStore(
                 f"{self.files.where}: {len(missing)} of {len(self.shards)} shards are missing, "

@@ -48,7 +48,13 @@ class Distillation(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of one batch."""
-        step = Step(epoch=self.current_epoch, index=index, epochs=self.epochs, keys=batch.keys)
+        step = Step(
+            epoch=self.current_epoch,
+            index=index,
+            epochs=self.epochs,
+            keys=batch.keys,
+            views=batch.views,
+        )
         student = {"logits": self.student(self.normalise(batch.images))}
         teachers = [{"logits": logits} for logits in batch.logits]
         loss, _ = self.objective(student, teachers, batch.labels, step, batch.mix)

@@ -49,8 +49,8 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
     >>> import torch
     >>> from kdcache.methods import kd, standardize
     >>> teacher = torch.tensor([[1.0, 4.0, 3.0, 2.0]])  # cat, dog, bird, frog: a dog
-    >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # says bird
-    >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # says dog
+    >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # a bird
+    >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # a dog
     >>> [f"{kd(student, teacher, temperature=1):.4f}" for student in (wrong, right)]
     ['0.1749', '0.3457']
     >>> [f"{z:.3f}" for z in standardize(teacher)[0].tolist()]

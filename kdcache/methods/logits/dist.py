@@ -73,7 +73,7 @@ class DIST(Loss):
         mix: Mix | None,
         **shared: Any,
     ) -> Terms:
-        """ "kd", 0-d."""
+        """The term "kd", 0-d."""
         temperature = self.config.temperature
         assert temperature is not None
         v, z = student["logits"], target["logits"]

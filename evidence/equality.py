@@ -58,15 +58,15 @@ def main() -> None:
         )
         stores = _stores(Path(folder), dataset, teacher, args.encodings.split(","))
         for name, config in ((name, OBJECTIVES[name]) for name in args.objectives.split(",")):
-            for encoding in args.encodings.split(",") if config.method != "ce" else ["float32"]:
-                pairs = config.method == "mlkd"
+            read, pairs = config.record.needs_teacher, config.record.pairs
+            for encoding in args.encodings.split(",") if read else ["float32"]:
                 store = stores[pairs, encoding]
                 with CachedViews(
                     dataset,
                     [store],
                     args.batch_size,
                     pairs=pairs,
-                    read_logits=config.method != "ce",
+                    read_logits=read,
                 ) as views:
                     first = first_step(views, teacher, args.student, config)
                 training = Training(

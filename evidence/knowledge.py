@@ -3,7 +3,7 @@
     python evidence/knowledge.py --dataset arrays:cifar100.npz --teacher resnet20@resnet20.pth \
         --normalisation cifar100 --folder study --out evidence/knowledge.json
 
-The ablations are those of `kdcache.objectives.ablate`, of plain KD at T = 4.
+The ablations are those of `kdcache.methods.ablate`, of plain KD at T = 4.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from methods import objectives
 from study import Arm, Study
 
-from kdcache.objectives.ablations import ABLATIONS
+from kdcache.methods.ablations import ABLATIONS
 
 
 def main() -> None:

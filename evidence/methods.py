@@ -10,21 +10,23 @@ images as the others.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from study import Arm, Study
 
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import METHODS, ObjectiveConfig
 
 
 def objectives(epochs: int) -> dict[str, ObjectiveConfig]:
     """The objectives of the studies, for a training of so many epochs."""
-    ramps = {"dkd": {"dkd_warmup": max(1, round(20 * epochs / 240))},
-             "ctkd": {"ctkd_ramp": max(1, round(10 * epochs / 240))}}  # fmt: skip
+    ramps = {"dkd": {"warmup": max(1, round(20 * epochs / 240))},
+             "ctkd": {"ramp": max(1, round(10 * epochs / 240))}}  # fmt: skip
     found = {}
-    for method in ("kd", "dkd", "ctkd", "mlkd"):
-        plain = ramps.get(method, {})
-        found[method] = ObjectiveConfig(method=method, **plain)
-        found[f"{method}+std"] = ObjectiveConfig(method=method, standardize="unbiased", **plain)
-    return {"ce": ObjectiveConfig(method="ce")} | found
+    for name, method in METHODS.items():
+        found[name] = ObjectiveConfig(method=name, options=ramps.get(name, {}))
+        if method.standardized:
+            found[f"{name}+std"] = replace(found[name], standardize="unbiased")
+    return found
 
 
 def main() -> None:
@@ -35,10 +37,12 @@ def main() -> None:
     for name, objective in objectives(study.args.epochs).items():
         options = (
             {"stores": (pairs,)}
-            if name.startswith("mlkd")
+            if objective.record.pairs
             else {"stores": (store,), "views": study.args.views}
         )
-        arms[name] = Arm(objective, options, control="ce" if name != "ce" else None)
+        arms[name] = Arm(
+            objective, options, control="ce" if objective.record.needs_teacher else None
+        )
     found = study.compare(arms)
     study.report(found)
 

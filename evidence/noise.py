@@ -22,9 +22,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images_of
 
 from kdcache import load_dataset, load_teacher
-from kdcache.objectives import Noise
-from kdcache.objectives.scaling import standardize
-from kdcache.objectives.step import Step
+from kdcache.methods import Noise
+from kdcache.methods.scaling import standardize
+from kdcache.methods.step import Step
 from kdcache_stores import open_store
 
 SCALES = (0.3, 1.0, 2.0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdcache import CachedViews, Preprocessing, build_model, load_dataset
-from kdcache.objectives import Objective, Step
+from kdcache.methods import Objective, Step
 from kdcache.views.cached import Batch
 
 
@@ -41,7 +41,7 @@ class Distillation(lightning.LightningModule):
     def __init__(self, normalise: Preprocessing, epochs: int) -> None:
         super().__init__()
         self.student = build_model("resnet8", classes=10, channels=1, size=8)
-        self.objective = Objective(method="dkd", standardize="unbiased", dkd_beta=2.0)
+        self.objective = Objective(method="dkd", standardize="unbiased", options={"beta": 2.0})
         self.normalise, self.epochs = normalise, epochs
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
@@ -50,13 +50,20 @@ class Distillation(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of one batch."""
-        step = Step(epoch=self.current_epoch, index=index, epochs=self.epochs, keys=batch.keys)
-        logits = self.student(self.normalise(batch.images))
-        loss, _ = self.objective(logits, batch.logits, batch.labels, step, batch.mix)
+        step = Step(
+            epoch=self.current_epoch,
+            index=index,
+            epochs=self.epochs,
+            keys=batch.keys,
+            views=batch.views,
+        )
+        student = {"logits": self.student(self.normalise(batch.images))}
+        teachers = [{"logits": logits} for logits in batch.logits]
+        loss, _ = self.objective(student, teachers, batch.labels, step, batch.mix)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD; the parameters of the module include those that an objective learns (CTKD)."""
+        """SGD; the parameters of the module include those of an objective (CTKD's temperature)."""
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 

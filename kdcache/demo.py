@@ -18,7 +18,7 @@ from typing import Any
 from kdcache.datasets import load_dataset
 from kdcache.dumping import Observer as DumpObserver
 from kdcache.dumping import dump
-from kdcache.objectives import Noise, ObjectiveConfig
+from kdcache.methods import Noise, ObjectiveConfig
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher
 from kdcache.training import Training, train
@@ -31,7 +31,7 @@ AUGMENT, ENCODING = "pad-crop-flip", "float16"
 TEACHER_EPOCHS, EPOCHS, SAMPLES, BATCH, VIEWS, SEEDS = 20, 64, 80, 16, 9, (0, 1, 2)
 THREADS = 1  # two compute threads are slower on networks as small as these
 
-METHODS = {
+OBJECTIVES = {
     "ce": ObjectiveConfig(method="ce"),
     "kd": ObjectiveConfig(method="kd"),
     "kd+std": ObjectiveConfig(method="kd", standardize="unbiased"),
@@ -86,7 +86,7 @@ def steps(out: Path) -> Iterator[Step]:
         "store", _command("dump-teacher", *dumping), lambda watch: _dump(teacher, store, watch)
     )
 
-    for method, objective in METHODS.items():
+    for method, objective in OBJECTIVES.items():
         for seed in SEEDS:
             path = out / f"{method}-seed{seed}"
             student = Training(
@@ -132,7 +132,7 @@ def results(out: Path) -> dict[str, Any]:
         summed over the seeds), ``store`` and ``runs`` (paths).
     """
     rows, runs = [], [out / "teacher"]
-    for method in METHODS:
+    for method in OBJECTIVES:
         paths = [out / f"{method}-seed{seed}" for seed in SEEDS]
         summaries = [read_summary(path) for path in paths]
         top1 = [summary["last_top1"] for summary in summaries]

@@ -58,6 +58,15 @@ def test_kdcache_import_without_torch() -> None:
     assert "torch" not in modules_after("import kdcache; kdcache.open_store")
 
 
+@pytest.mark.parametrize("code", [
+    "import kdcache.methods.table",
+    "import kdcache_cli; kdcache_cli.main(['train-student', '-h'])",
+    "import kdcache_cli; kdcache_cli.main(['list', 'methods'])",
+])  # fmt: skip
+def test_the_table_of_methods_needs_nothing(code: str) -> None:
+    assert modules_after(code).isdisjoint({"torch", "zarr", "pyarrow", "numpy"})
+
+
 def test_help_needs_neither_torch_nor_zarr() -> None:
     help_page = "import kdcache_cli; kdcache_cli.main(['-h'])"
     assert modules_after(help_page).isdisjoint({"torch", "zarr", "pyarrow", "numpy"})

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kdcache.methods import METHODS
 from kdcache_cli.app import COMMANDS, app
 from tests.conftest import Trained
 
@@ -75,3 +76,17 @@ def test_linked_files_exist() -> None:
 
 def test_every_command_is_in_the_table() -> None:
     assert [name for name in COMMANDS if f"`{name}`" not in README] == []
+
+
+def test_the_table_of_methods_is_that_of_the_records() -> None:
+    rows = []
+    for method in METHODS.values():
+        own = ", ".join(
+            f"`--{method.flag(option).replace('_', '-')} {option.default}`"
+            for option in method.options
+        )
+        rows.append(f"| `{method.name}` | {method.source} | {method.title} | {own} |")
+    table = "\n".join(
+        ("| method | source | what it computes | own options |", "|---|---|---|---|", *rows)
+    )
+    assert table in README

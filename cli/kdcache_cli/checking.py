@@ -84,23 +84,21 @@ def check(
 
 
 def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any:
-    from dataclasses import fields
-
     from kdcache.judgement.check import Check
-    from kdcache.objectives import ObjectiveConfig
+    from kdcache.methods import ObjectiveConfig
 
     if recipe:
         # Of the optimization only the number of epochs is judged.
         found = from_recipe(recipe, settings)
         settings |= {name: value for name, value in found.items() if name in settings}
     named = settings["method"] is not None
-    loss = {field.name for field in fields(ObjectiveConfig)}
-    loss |= {"standardize", "biased_std", "reverse_kl", "teacher_weights"}
+    loss = {*ObjectiveConfig.flags(), "biased_std", "reverse_kl", "teacher_weights"}
     if not named and (alone := sorted(given & loss)):
         raise click.UsageError(f"{', '.join(alone)}: of which --method (or --recipe)?")
     settings["student"] = settings.pop("model")
-    values, objective = options.deal(options.objective_settings(settings), Check, ObjectiveConfig)
-    return Check(**_texts(values), objective=ObjectiveConfig(**objective) if named else None)
+    values = options.with_objective(settings)
+    (values,) = options.deal(values if named else values | {"objective": None}, Check)
+    return Check(**_texts(values))
 
 
 def _texts(values: dict[str, Any]) -> dict[str, Any]:

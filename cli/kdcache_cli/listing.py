@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from kdcache.methods.table import METHODS
 from kdcache_cli.app import common
 from kdcache_cli.output import emit
 
@@ -28,9 +29,7 @@ def _datasets() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    from kdcache.objectives import METHODS
-
-    return {name: first_line(method) for name, method in METHODS.items()}
+    return {name: f"{method.title} ({method.source})" for name, method in METHODS.items()}
 
 
 def _augmentations() -> dict[str, str]:

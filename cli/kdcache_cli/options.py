@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from kdcache.methods.table import METHODS
+
 #: What torch and NumPy both take.
 SEED = click.IntRange(0, 2**63 - 1)
 
@@ -208,6 +210,28 @@ def deal(settings: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
     return [{key: settings[key] for key in settings if key in mine} for mine in names]
 
 
+def method_options() -> list[Decorator]:
+    """The options of single methods, --METHOD-OPTION, from their records."""
+    found: list[Decorator] = []
+    for method in METHODS.values():
+        for option in method.options:
+            default = _text(option.default)
+            if option.standardized is not None:
+                default += f"; {_text(option.standardized)} with --standardize"
+            found.append(
+                click.option(
+                    f"--{method.flag(option).replace('_', '-')}",
+                    type=type(option.default),
+                    help=f"{method.name}: {option.help} [default: {default}].",
+                )
+            )
+    return found
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 objective = together(
     click.option(
         "--ce-weight", type=float, help="Weight of cross-entropy [default: the method's]."
@@ -219,34 +243,29 @@ objective = together(
     click.option("--student-temperature", type=float, help="Another T for the student."),
     click.option("--standardize", is_flag=True, help="Z-score the logits of teacher and student."),
     click.option("--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."),
-    click.option("--noise", help="On the teacher's logits, such as gaussian:0.1; see METHODS."),
+    click.option("--noise", help="On the teacher's logits, such as gaussian:0.1; see the README."),
     click.option(
         "--combine", default="mean-logits", help="How several teachers become one target."
     ),
     click.option("--teacher-weights", help="Of the teachers: 2,1,1, or entropy, or confidence."),
-    click.option("--ablation", default="full", help="What of the teacher's answer is kept."),
+    click.option("--ablation", default="full", help="What of the teacher's targets is kept."),
     click.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),
     click.option("--label-smoothing", type=float, default=0.0, help="Of the cross-entropy."),
-    click.option("--dkd-alpha", type=float, default=1.0, help="Weight of DKD's target part."),
-    click.option("--dkd-beta", type=float, default=8.0, help="Weight of DKD's other part."),
-    click.option("--dkd-warmup", type=int, default=20, help="Epochs over which DKD's part grows."),
-    click.option("--mlkd-variant", default="as-coded", help="as-coded or as-described."),
-    click.option("--ctkd-ramp", type=int, default=10, help="Epochs until T is learned in full."),
+    *method_options(),
 )
 
 
-def objective_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """A command's arguments with those of the loss as fields of `ObjectiveConfig`.
+def with_objective(settings: dict[str, Any]) -> dict[str, Any]:
+    """A command's arguments with those of the loss as one `ObjectiveConfig`, named objective.
 
     Raises:
         click.BadParameter: weights of teachers that begin like numbers and are none.
     """
-    from kdcache.objectives import Noise
+    from kdcache.methods import ObjectiveConfig
 
     settings = dict(settings)
     unbiased, biased = settings.pop("standardize"), settings.pop("biased_std")
     settings["standardize"] = "biased" if biased else "unbiased" if unbiased else False
-    settings["noise"] = Noise.parse(settings["noise"]) if settings["noise"] else None
     settings["reverse"] = settings.pop("reverse_kl")
     weights = settings.pop("teacher_weights")
     if weights and weights[0].isdigit():
@@ -256,7 +275,9 @@ def objective_settings(settings: dict[str, Any]) -> dict[str, Any]:
             raise click.BadParameter(
                 f"--teacher-weights {weights!r}: expected numbers such as 2,1,1, entropy or confidence"
             ) from error
-    return settings | {"weights": weights}
+    settings["weights"] = weights
+    flags = {name: settings.pop(name) for name in ObjectiveConfig.flags() if name in settings}
+    return settings | {"objective": ObjectiveConfig.from_flags(flags)}
 
 
 foreign = together(

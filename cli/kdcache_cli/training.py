@@ -81,17 +81,14 @@ def _train(
 
 def _training(settings: dict[str, Any]) -> Any:
     """The `Training` that a command's arguments describe; every one of them has its field."""
-    from kdcache.objectives import ObjectiveConfig
     from kdcache.training import Training
     from kdcache.training.optim import Optimization
 
     for name in ("data_root", "init_weights"):
         settings[name] = str(settings[name]) if settings.get(name) else None
     settings["device"] = options.resolve_device(settings["device"])
-    objective, steps, rest = options.deal(settings, ObjectiveConfig, Optimization, Training)
-    return Training(
-        **rest, objective=ObjectiveConfig(**objective), optimization=Optimization(**steps)
-    )
+    steps, rest = options.deal(settings, Optimization, Training)
+    return Training(**rest, optimization=Optimization(**steps))
 
 
 @click.command("train-teacher")
@@ -108,7 +105,9 @@ def train_teacher(
     out: Path, as_json: bool, quiet: bool, tensorboard: bool, **settings: Any
 ) -> None:
     """Train a network from labels."""
-    training = _training(settings | {"method": "ce"})
+    from kdcache.methods import ObjectiveConfig
+
+    training = _training(settings | {"objective": ObjectiveConfig(method="ce")})
     title = f"teacher {training.model}"
     _train(training, out, title, as_json, quiet, tensorboard=tensorboard)
 
@@ -182,7 +181,7 @@ def train_student(
             "--augment is for training without a store, or names the MODULE:FUNCTION that the store's "
             "views were made with; other views a store brings itself."
         )
-    training = _training(options.objective_settings(settings))
+    training = _training(options.with_objective(settings))
     title = f"student {training.model} by {training.objective.method}"
     _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code,
            baseline=baseline, strict=strict)  # fmt: skip

@@ -24,7 +24,7 @@ from kdcache.bench.train import bench_train
 from kdcache.bench.views import bench_resident
 from kdcache.datasets import load_dataset
 from kdcache.dumping import Target, dump
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.teachers import load_teacher
 from kdcache.training import Training, train
 from kdcache.training.optim import Optimization

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from kdcache.methods import METHODS, Objective, ObjectiveConfig, Step
 from kdcache.models import build_model
-from kdcache.objectives import Objective, ObjectiveConfig, Step
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher
@@ -25,16 +25,11 @@ from kdcache.training import Training, prepared, train
 from kdcache.training.outcome import view_shape
 from kdcache.views.cached import Batch, CachedViews
 
-#: Every objective, with its logits as they are and standardized.
-OBJECTIVES = {
-    "ce": ObjectiveConfig(method="ce"),
-    **{
-        method + ("+std" if standardize else ""): ObjectiveConfig(
-            method=method, standardize="unbiased" if standardize else False
-        )
-        for method in ("kd", "dkd", "mlkd", "ctkd")
-        for standardize in (False, True)
-    },
+#: Every method with its published defaults, on logits as they are and, where it has that form, standardized.
+OBJECTIVES = {name: ObjectiveConfig(method=name) for name in METHODS} | {
+    f"{name}+std": ObjectiveConfig(method=name, standardize="unbiased")
+    for name, method in METHODS.items()
+    if method.standardized
 }
 
 
@@ -81,11 +76,12 @@ def _loss(
     logits: tuple[Tensor, ...],
     config: ObjectiveConfig,
 ) -> tuple[float, Tensor]:
-    said = student(inputs)
+    outputs = student(inputs)
     if batch.images.ndim == 5:
-        said = said.view(len(batch.rows), 2, -1)
+        outputs = outputs.view(len(batch.rows), 2, -1)
     step = Step(epochs=2, keys=batch.keys, views=batch.views)
-    loss, _ = Objective(config)(said, logits, batch.labels, step, batch.mix)
+    teachers = [{"logits": one} for one in logits]
+    loss, _ = Objective(config)({"logits": outputs}, teachers, batch.labels, step, batch.mix)
     gradients = torch.autograd.grad(loss, list(student.parameters()))
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
@@ -103,7 +99,7 @@ def drift(training: Training, teacher: str, folder: Path, control: int = 1) -> d
         cached and control: relative distance of the final weights from those of the online run;
         cached_loss and control_loss: the largest difference of an epoch's mean loss.
     """
-    online = replace(training, online=() if training.objective.method == "ce" else (teacher,))
+    online = replace(training, online=(teacher,) if training.objective.record.needs_teacher else ())
     runs = {"cached": train(training, folder / "cached").path}
     runs["online"] = train(online, folder / "online").path
     with prepared(online, folder / "control") as loop:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcache.augment import Augmentation
 from kdcache.datasets import Dataset
-from kdcache.objectives import kd
+from kdcache.methods import kd
 from kdcache.views.cached import CachedViews
 from kdcache_stores import LogitStore
 

@@ -33,11 +33,11 @@ OF_STORES: tuple[Rule, ...] = (
     teacher.teacher_asked_wrongly,
     teacher.teacher_against_baseline,
     targets.share_of_loss,
-    targets.certain_targets,
+    targets.confident_targets,
     views.few_views,
     views.fit,
     data.class_prior,
-    data.sureness,
+    data.confidence,
     ensemble.scales,
     ensemble.alike,
 )
@@ -50,5 +50,5 @@ def judge(case: Case, rules: Sequence[Rule] = RULES) -> list[Finding]:
     Raises:
         StoreError: what was read of a store is not what was written.
     """
-    taught = bool(case.stores) and (case.objective is None or case.objective.method != "ce")
+    taught = bool(case.stores) and case.loss.record.needs_teacher
     return [finding for rule in rules if rule in OF_SETTINGS or taught for finding in rule(case)]

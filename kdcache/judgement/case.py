@@ -14,8 +14,11 @@ from torch import Tensor
 from kdcache.judgement.records import Baseline, Fit
 from kdcache.judgement.sample import Rows, Sample, draw
 from kdcache.judgement.trials import Trials
-from kdcache.objectives import Objective, ObjectiveConfig, Step
+from kdcache.methods import Objective, ObjectiveConfig, Step
 from kdcache_stores import LogitStore
+
+#: An epoch after every warm-up.
+LATE = 10**6
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Case:
     def finished(self, fit: Fit) -> Case:
         """The same with the student trained; what was read is not read again."""
         case = dataclasses.replace(self, fit=fit)
-        for name in ("sample", "silent"):
+        for name in ("sample", "uniform"):
             if name in vars(self):
                 vars(case)[name] = vars(self)[name]
         return case
@@ -108,22 +111,28 @@ class Case:
         return tuple(torch.from_numpy(z).flatten(0, 1) for z in self.sample.logits)
 
     @cached_property
-    def silent(self) -> dict[str, float] | None:
-        """The parts of the loss for a student that says nothing yet: equal logits for all classes.
+    def uniform(self) -> dict[str, float] | None:
+        """The parts of the loss for a student with a uniform output: equal logits for all classes.
 
-        As `Objective` returns them, warm-up over and noise left out; None for methods without such
-        a number: MLKD compares whole batches, CTKD's temperature is learned.
+        As `Objective` returns them, warm-up over and noise left out; None where there is no such
+        number: the method compares whole batches, trains its temperature, or lacks labels.
         """
-        if self.loss.method not in ("kd", "dkd") or (
-            self.loss.method == "dkd" and not self.known.all()
-        ):
+        method = self.loss.record
+        if method.whole_batch or self.loss.temperature is None:
+            return None
+        if method.needs_labels and not self.known.all():
             return None
         options = dataclasses.replace(self.loss, noise=None, ablation="full")
-        late = Step(epoch=self.loss.dkd_warmup)
+        late = Step(epoch=LATE)
         teachers = self.tensors()
         labels = torch.from_numpy(np.tile(self.sample.labels, len(self.sample.views)))
         with torch.no_grad():
-            _, parts = Objective(options)(torch.zeros_like(teachers[0]), teachers, labels, late)
+            _, parts = Objective(options)(
+                {"logits": torch.zeros_like(teachers[0])},
+                [{"logits": teacher} for teacher in teachers],
+                labels,
+                late,
+            )
         return {name: float(value) for name, value in parts.items()}
 
     @cached_property

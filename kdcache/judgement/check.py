@@ -18,7 +18,7 @@ from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding
 from kdcache.judgement.records import Fit, read_baseline
 from kdcache.judgement.trials import Trials, try_out
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.views.cached import CachedViews

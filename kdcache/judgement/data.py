@@ -54,8 +54,8 @@ def class_prior(case: Case) -> Iterator[Finding]:
     )
 
 
-def sureness(case: Case) -> Iterator[Finding]:
-    """The teacher is surer, or less sure, of the student's samples than of the rest of the store.
+def confidence(case: Case) -> Iterator[Finding]:
+    """The teacher is more, or less, confident of the student's samples than of the rest of the store.
 
     Entropy of softmax(z) in one view; a difference of `EFFECT` standard deviations that chance does not
     explain (Welch's t-test).
@@ -72,7 +72,7 @@ def sureness(case: Case) -> Iterator[Finding]:
         return
     yield Finding(
         "other-samples",
-        f"The teacher is {'less sure' if effect > 0 else 'surer'} of the student's samples than of "
+        f"The teacher is {'less' if effect > 0 else 'more'} confident of the student's samples than of "
         f"the others in the store: an entropy of {own.mean():.2g} nats against {rest.mean():.2g}. They "
         "are not drawn alike.",
         "--train-samples draws evenly; where the samples are chosen on purpose, expect accuracies that "

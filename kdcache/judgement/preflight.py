@@ -50,7 +50,7 @@ class Judged:
                 f"{', '.join(fetched)}: the logits were not judged before the training, which without "
                 "a cache (--cache-size) would fetch some of them twice; `kdcache check` judges them"
             )
-        taught = training.objective.method != "ce"
+        taught = training.objective.record.needs_teacher
         self.case = Case(
             stores=stores,
             objective=training.objective,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcache.methods.table import without_teacher
 from kdcache.runs import SUMMARY, is_run, read_config, read_metrics, read_summary
 from kdcache_stores import DataError, MismatchError
 
@@ -38,7 +39,13 @@ def read_baseline(path: str | os.PathLike[str], wanted: Mapping[str, Any]) -> Ba
         MismatchError: not by cross-entropy, or of another model or dataset.
     """
     config, summary = read_config(path), read_summary(path)
-    for name, value in ({"objective.method": "ce"} | dict(wanted)).items():
+    method = str(_entry(config, "objective.method"))
+    if not without_teacher(method):
+        raise MismatchError(
+            f"--baseline {path}: expected a run from labels alone, found the method {method!r}. Give "
+            "the student's own training by labels alone."
+        )
+    for name, value in wanted.items():
         found = _entry(config, name)
         if found != value:
             raise MismatchError(

@@ -7,13 +7,13 @@ against the ranges that the field works in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdcache import recipes
 from kdcache.judgement.finding import Finding, percent
-from kdcache.objectives import METHODS, ObjectiveConfig
+from kdcache.methods import METHODS, ObjectiveConfig
 
 #: T, and tau of standardized logits, at which KD is published to work: Hinton et al. 2015 and the CIFAR
 #: benchmarks after it use 2 to 5 (4 mostly), logit standardization (CVPR 2024) 2 to 4.
@@ -30,7 +30,7 @@ PLAIN_WEIGHT = 1.0
 
 
 class Setting(NamedTuple):
-    """What decides how strong and how soft the distillation is; T is None where it is learned."""
+    """What decides how strong and how soft the distillation is; T is None where it is trained."""
 
     method: str
     standardized: bool
@@ -60,10 +60,10 @@ def setting(objective: ObjectiveConfig) -> Setting:
 def published() -> frozenset[Setting]:
     """Every setting that never warns."""
     found = set(ELSEWHERE)
-    for method in METHODS:
-        found.add(setting(ObjectiveConfig(method=method)))
-        if method != "ce":
-            found.add(setting(ObjectiveConfig(method=method, standardize="unbiased")))
+    for name, method in METHODS.items():
+        found.add(setting(ObjectiveConfig(method=name)))
+        if method.standardized:
+            found.add(setting(ObjectiveConfig(method=name, standardize="unbiased")))
     for name in recipes.names():
         dataset, _, _ = name.partition("/")
         pairs = [pair.split(">") for pair in recipes.load(dataset).get("pair", {})]
@@ -72,10 +72,9 @@ def published() -> frozenset[Setting]:
     return frozenset(found)
 
 
-def _of_recipe(options: dict[str, object]) -> Setting:
-    given = {k: v for k, v in options.items() if k in ObjectiveConfig.__dataclass_fields__}
-    standardize = "unbiased" if given.pop("standardize", False) else False
-    return setting(ObjectiveConfig(**given, standardize=standardize))  # type: ignore[arg-type]
+def _of_recipe(options: Mapping[str, Any]) -> Setting:
+    flags = {name: value for name, value in options.items() if name in ObjectiveConfig.flags()}
+    return setting(ObjectiveConfig.from_flags(flags))
 
 
 def loss_settings(objective: ObjectiveConfig, labelled: bool) -> Iterator[Finding]:
@@ -88,7 +87,7 @@ def loss_settings(objective: ObjectiveConfig, labelled: bool) -> Iterator[Findin
     mine = setting(objective)
     usual = mine in published()
     sides = {objective.teacher_temperature, objective.student_temperature} - {None}
-    if mine.method == "ce" or (usual and not sides):
+    if not objective.record.needs_teacher or (usual and not sides):
         return
     temperatures = sides or ({mine.temperature} if mine.temperature is not None else set())
     yield from _temperature({t for t in temperatures if t is not None}, mine)
@@ -156,7 +155,7 @@ def _weights(mine: Setting) -> Iterator[Finding]:
             f"method is {method}, whose term is of another size.",
             f"{usual}, the published weights of {method}.",
         )
-    elif method == "kd" and not standardized:
+    elif METHODS[method].plain_kl and not standardized:
         yield from _alpha(ce, kd)
 
 
@@ -178,7 +177,7 @@ def _alpha(ce: float, kd: float) -> Iterator[Finding]:
     why = (
         "labels hardly count, and the student learns the teacher's errors with little to correct them"
         if alpha < low
-        else "most of the loss is plain training, and the teacher is hardly heard"
+        else "most of the loss is plain training, and the teacher hardly counts"
     )
     yield Finding(
         "alpha",

@@ -1,4 +1,4 @@
-"""Rules about the softened targets: do they say more than the labels, and are they heard?"""
+"""Rules about the softmax targets: do they hold more than the labels, and do they count in the loss?"""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding, percent
 from kdcache.judgement.settings import loss_settings, setting
-from kdcache.objectives import scaled
+from kdcache.methods import scaled
 
-#: Least share of plain KD in the loss of a student that says nothing yet. On the logits of a resnet20 for
+#: Least share of plain KD in the loss of a student with a uniform output. On the logits of a resnet20 for
 #: CIFAR-100 published settings have 43% (0.5 CE + 0.5 KL at T = 1) to 94% (0.1 CE + 0.9 KL at T = 4). As the
 #: published upper end is above any useful bound, too much KD is told by the weights and the temperature,
 #: in `settings`, and the share is held against its lower end alone.
@@ -27,11 +27,13 @@ def share_of_loss(case: Case) -> Iterator[Finding]:
     """Plain KD with sound weights and still hardly a part of the loss: the logits are too small."""
     mine = setting(case.loss)
     total = mine.ce_weight + mine.kd_weight
-    if mine.method != "kd" or mine.standardized or not case.labelled or case.silent is None:
+    if not case.loss.record.plain_kl or mine.standardized or not case.labelled:
         return
     if any(finding.rule != "temperature" for finding in loss_settings(case.loss, labelled=True)):
         return  # its weights are the reason
-    share = case.silent["kd_share"]
+    if case.uniform is None:
+        return
+    share = case.uniform["kd_share"]
     if share < SHARE:
         spread = max(float(z.std(1).mean()) for z in case.tensors())
         yield Finding(
@@ -44,11 +46,11 @@ def share_of_loss(case: Case) -> Iterator[Finding]:
         )
 
 
-def certain_targets(case: Case) -> Iterator[Finding]:
-    """A teacher that is sure of every training sample teaches what the labels say already."""
+def confident_targets(case: Case) -> Iterator[Finding]:
+    """A teacher that is confident of every training sample gives what the labels give already."""
     loss = case.loss
     temperature = loss.teacher_temperature or loss.temperature
-    if loss.method == "ce" or temperature is None:
+    if temperature is None:
         return
     teachers = case.tensors()
     found = entropy([scaled(z, temperature, loss.standardize) for z in teachers])
@@ -61,7 +63,7 @@ def certain_targets(case: Case) -> Iterator[Finding]:
     yield Finding(
         "certain-targets",
         f"The targets have an entropy of {found:.2g} nats on average at {sign} = {temperature:g}: the "
-        "teacher is so sure of the training samples that it says what their labels say, and little "
+        "teacher is so confident of the training samples that its targets are their labels, with little "
         "of what the classes have in common.",
         f"{hotter}--standardize." if not loss.standardize else "a higher --temperature.",
     )

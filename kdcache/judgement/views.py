@@ -1,10 +1,10 @@
 """Rules about the number of views, and about a student that fits its targets too well or not at all.
 
-One statistic serves both. Of the targets (the scaled logits that the loss softens; their mean over teachers),
-let W be the variance over the views of a sample, and B the variance between the samples' means, each summed
-over the classes. The mean target of V views is W / V off that of all views, in mean square, and `uncovered` =
-(W / V) / B says how large that is beside what there is to learn. It is about the teacher's answers, not about
-accuracy, which it can only suggest: see what was measured, at `UNCOVERED`.
+One statistic serves both. Of the scaled logits of the teachers (their mean), let W be the variance over the
+views of a sample, and B the variance between the samples' means, each summed over the classes. The mean target
+of V views is W / V off that of all views, in mean square, and `uncovered` = (W / V) / B says how large that is
+beside what there is to learn. It is about the teacher's outputs, not about accuracy, which it can only suggest:
+see what was measured, at `UNCOVERED`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import torch
 
 from kdcache.judgement.case import Case
 from kdcache.judgement.finding import Finding, percent
-from kdcache.objectives import scaled
+from kdcache.methods import scaled
 
-#: The most of it that is silent. Measured: a resnet8 taught by a resnet20 on 300 digits (KD, 30 epochs, 5
+#: The most that does not warn. Measured: a resnet8 taught by a resnet20 on 300 digits (KD, 30 epochs, 5
 #: seeds) reaches 94.6 +- 0.7% from one view (0.04), 95.7 +- 0.8% from two (0.02), 97.4 +- 0.7% from four
 #: (0.01) and 97.4 +- 0.5% from nine; on 80 digits 74.3 +- 9.1%, 88.1 +- 4.8%, 93.2 +- 2.6% and 94.4 +- 1.5%.
 #: A resnet20 on CIFAR-100 has 0.042 / V for padded crops; for resized crops 0.58 / V, so that 58 views would
 #: do, and 50 were found to do as well as 400 on ImageNet (Faghri et al., Reinforce Data, ICCV 2023).
 UNCOVERED = 0.01
 
-#: Share of the distillation term at silence (equal logits for all classes) that is left at the end. Measured on
-#: the training views: 0.03 to 0.04 for the digits above with nine views; 0.23 for a resnet8, too small
-#: for it, taught by a resnet20 on 5,000 images of CIFAR-100, 40 epochs, one view. Beyond a half the student
-#: has missed more of its teacher than it took.
+#: Share of the distillation term of a uniform output (equal logits for all classes) that is left at the end.
+#: Measured on the training views: 0.03 to 0.04 for the digits above with nine views; 0.23 for a resnet8, too
+#: small for it, taught by a resnet20 on 5,000 images of CIFAR-100, 40 epochs, one view. Beyond a half the
+#: student has missed more of its teacher than it took.
 UNFIT, PERFECT = 0.5, 0.05
 
 #: A loss that fell by this much over the last tenth of the epochs is still falling.
@@ -97,15 +97,15 @@ def few_views(case: Case) -> Iterator[Finding]:
 
 def fit(case: Case) -> Iterator[Finding]:
     """A finished student against its targets: too small for them, or done with them."""
-    if case.fit is None or case.silent is None or not case.silent["kd"] > 0:
+    if case.fit is None or case.uniform is None or not case.uniform["kd"] > 0:
         return
-    left, views = case.fit.kd / case.silent["kd"], len(case.used)
+    left, views = case.fit.kd / case.uniform["kd"], len(case.used)
     if left > UNFIT:
         falling = 1 - case.fit.kd / max(case.fit.before, 1e-12) > FALLING
         yield Finding(
             "unfit",
             f"After {case.fit.epochs} epochs the student is still {percent(left)} as far from its targets as "
-            "a student that says nothing"
+            "a student with a uniform output"
             + (", and was still getting closer." if falling else ", and no longer getting closer."),
             "more epochs." if falling
             else "a larger student, or a smaller teacher; a higher --lr if the loss hardly moved.",

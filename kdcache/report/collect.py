@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from kdcache.methods.table import without_teacher
 from kdcache.runs import SUMMARY, is_run, read_config, read_metrics, read_summary
 from kdcache.runs import _flat as flatten
 from kdcache_stores.errors import DataError
@@ -245,7 +246,7 @@ def _brief(value: Any) -> str:
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group of method ce to compare with: same network, dataset and number of samples.
+    """The group trained from labels alone to compare with: same network, dataset and number of samples.
 
     Of several, the one whose settings differ least; None if there is none, or it is the group itself.
     """
@@ -254,7 +255,8 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
     found = [
         other
         for other in groups
-        if other.method == "ce" and all(other.settings.get(k) == mine.get(k) for k in wanted)
+        if without_teacher(other.method)
+        and all(other.settings.get(k) == mine.get(k) for k in wanted)
     ]
     if group in found or not found:
         return None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcache.datasets import Dataset
 from kdcache.evaluation import calibration, clean_logits
+from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Group, RunRecord
 from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.teachers import Teacher, load_teacher
@@ -93,7 +94,8 @@ def find_teacher(runs: Sequence[RunRecord], stores: Sequence[LogitStore]) -> Run
         except KDCacheError:
             continue  # it was moved since: then --store says where it is
     for run in runs:
-        if run.config["objective"]["method"] == "ce" and (run.path / WEIGHTS).is_file() and wanted:
+        alone = without_teacher(run.config["objective"]["method"])
+        if alone and (run.path / WEIGHTS).is_file() and wanted:
             model = run.config["model"]
             teacher = load_teacher(str(run.path), classes=model["classes"],
                                    channels=model["channels"], size=model["size"])  # fmt: skip

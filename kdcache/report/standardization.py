@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
-from kdcache.objectives.scaling import divergence, standardize
+from kdcache.methods.scaling import divergence, standardize
 from kdcache.report.figures import COLOURS, INK, Figure, figure, legend
 from kdcache.report.logits import TestLogits, class_means
 from kdcache.report.page import Section, Table

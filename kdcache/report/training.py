@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Difference, Group, Spread, baseline_of, difference
 from kdcache.report.figures import INK, Figure, figure, legend, look, table_csv
 from kdcache.report.page import Section, Table
@@ -249,6 +250,6 @@ def _cell(values: dict[int, float], factor: float, digits: int) -> str:
 
 def _gap(gap: Difference | None, baseline: Group | None, group: Group) -> str:
     if gap is None or baseline is None:
-        return "baseline" if group.method == "ce" else "no baseline"
+        return "baseline" if without_teacher(group.method) else "no baseline"
     error = "" if math.isnan(gap.error) else f" ± {100 * gap.error:.2f}"
     return f"{100 * gap.mean:+.2f}{error}"

@@ -15,7 +15,7 @@ from kdcache.datasets import Dataset, load_dataset
 from kdcache.datasets.choice import choose
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.judgement.preflight import Judged
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers import Teacher, load_teacher
@@ -37,7 +37,7 @@ class Training:
     Attributes:
         dataset: a name as `load_dataset` takes it.
         model: a name as `build_model` takes it.
-        objective: the loss; its method "ce" needs no store.
+        objective: the loss; without a teacher (method "ce") it needs no store.
         stores: paths of stores of one view plan.
         online: teachers to run in the loop instead of reading their logits, as `load_teacher` takes
             them; with a store they see the store's views.
@@ -83,8 +83,7 @@ class Training:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        needs = self.objective.method != "ce"
-        if needs and not self.stores and not self.online:
+        if self.objective.record.needs_teacher and not self.stores and not self.online:
             raise UsageError(
                 f"--method {self.objective.method} needs at least one --store "
                 "(or --online TEACHER, to run the teacher in the loop)."
@@ -170,7 +169,7 @@ def prepared(
         plan = (
             ViewPlan(trainset, augmentation, training.seed) if augmentation and not stores else None
         )
-        read = training.objective.method != "ce" and not training.online
+        read = training.objective.record.needs_teacher and not training.online
         views = CachedViews(
             trainset,
             stores,
@@ -186,7 +185,7 @@ def prepared(
             device=device,
             workers=training.workers,
             subset=training.subset,
-            pairs=training.objective.method == "mlkd",
+            pairs=training.objective.record.pairs,
             part=(ranks.rank, ranks.world),
         )
         opened.enter_context(views)

@@ -16,9 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.datasets import Dataset
 from kdcache.evaluation import calibration, clean_logits, scores
+from kdcache.methods import Objective, Step
 from kdcache.models import build_model
 from kdcache.models.weights import load_weights
-from kdcache.objectives import Objective, Step
 from kdcache.philox import derive_seed
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
@@ -240,12 +240,13 @@ class Loop:
             keys=batch.keys,
             views=batch.views,
         )
-        taught = batch.logits, batch.labels, step, batch.mix
+        teachers = [{"logits": logits} for logits in batch.logits]
+        targets = teachers, batch.labels, step, batch.mix
         if index == 0:
             with torch.no_grad():
-                ignorant, _ = self.objective(torch.zeros_like(student), *taught)
-            self.losses.begin(ignorant, len(self.views))
-        loss, parts = self.objective(student, *taught)
+                uniform, _ = self.objective({"logits": torch.zeros_like(student)}, *targets)
+            self.losses.begin(uniform, len(self.views))
+        loss, parts = self.objective({"logits": student}, *targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if training.optimization.clip is not None:

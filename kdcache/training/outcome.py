@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcache._version import __version__
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.views import ViewPlan

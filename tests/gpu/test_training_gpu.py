@@ -15,7 +15,7 @@ import torch
 from kdcache import CachedViews, Training, load_dataset, load_teacher, train
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
 from kdcache.bench.train import bench_train
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.runs import read_metrics, read_summary
 from kdcache.training import prepared
 from kdcache.training.optim import Optimization

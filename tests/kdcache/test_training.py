@@ -22,7 +22,7 @@ from kdcache import (
     open_store,
     train,
 )
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.runs import load_run_model, read_metrics, read_summary
 from kdcache.training.loop import Silent
 from kdcache.training.optim import Optimization

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.judgement import Case, judge
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache_stores import FieldSpec, LogitStore, Plan, Samples, StoreWriter, Teacher, open_store
 
 CLASSES, ROWS, VIEWS = 10, 1000, 8

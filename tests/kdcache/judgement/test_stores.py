@@ -175,8 +175,8 @@ def test_a_single_view_is_told_from_all_there_are(tmp_path: Path) -> None:
 
 
 def ended(case: Case, left: float, before: float, epochs: int) -> Fit:
-    assert case.silent is not None
-    return Fit(epochs, left * case.silent["kd"], before * case.silent["kd"], 0.7)
+    assert case.uniform is not None
+    return Fit(epochs, left * case.uniform["kd"], before * case.uniform["kd"], 0.7)
 
 
 @pytest.mark.parametrize("options", [{}, {"standardize": "unbiased"}, {"method": "dkd"}], ids=str)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.report import report
 from kdcache.training import Training, train
 from kdcache.training.optim import Optimization

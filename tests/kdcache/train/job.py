@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from kdcache import Training, train
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import ObjectiveConfig
 from kdcache.training.optim import Optimization
 
 

@@ -12,7 +12,7 @@ import torch
 from kdcache import CachedViews, Training, dump, load_dataset, load_teacher
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
 from kdcache.bench.train import bench_train
-from kdcache.objectives import ObjectiveConfig
+from kdcache.methods import METHODS, ObjectiveConfig
 from kdcache.runs import read_metrics
 from kdcache.teachers import Teacher
 from kdcache.training import train
@@ -37,12 +37,19 @@ def digits_teacher(trained: Trained) -> Teacher:
     return load_teacher(str(trained.teacher), classes=10, channels=1, size=8)
 
 
+def test_every_method_is_covered() -> None:
+    covered = {(config.method, bool(config.standardize)) for config in OBJECTIVES.values()}
+    assert covered == {(name, False) for name in METHODS} | {
+        (name, True) for name, method in METHODS.items() if method.standardized
+    }
+
+
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_the_first_step_is_the_live_one(
     trained: Trained, stores: dict[bool, Path], name: str
 ) -> None:
     config = OBJECTIVES[name]
-    pairs, read = config.method == "mlkd", config.method != "ce"
+    pairs, read = config.record.pairs, config.record.needs_teacher
     with CachedViews(
         load_dataset("digits"), [stores[pairs]], 60, pairs=pairs, read_logits=read
     ) as views:
@@ -70,7 +77,7 @@ def test_two_epochs_drift_no_more_than_live_against_live(
         model="resnet8",
         objective=OBJECTIVES[name],
         optimization=Optimization(epochs=2, batch_size=32),
-        stores=(str(stores[name.startswith("mlkd")]),),
+        stores=(str(stores[OBJECTIVES[name].record.pairs]),),
         train_samples=128,
     )
     check_drift(drift(training, str(trained.teacher), tmp_path))
@@ -110,7 +117,7 @@ def test_real_images(real_data: Path, tmp_path: Path, name: str) -> None:
     )  # fmt: skip
     small = load_dataset(whole, "train").subset(np.arange(256))
     model = load_teacher(str(teacher.path), classes=100, channels=3, size=32)
-    pairs = name.startswith("mlkd")
+    pairs = OBJECTIVES[name].record.pairs
     plan = ViewPlan(small, make_augmentation("weak+strong" if pairs else "pad-crop-flip", small), 0)
     dump(plan, [(model, tmp_path / "store.zarr")], views=2, encoding="float32")
     with CachedViews(small, [tmp_path / "store.zarr"], 60, pairs=pairs) as views:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from kdcache.methods import METHODS, ObjectiveConfig
 from kdcache.models import MODELS
-from kdcache.objectives import ObjectiveConfig
 from kdcache.recipes import datasets, load, names, resolve
 from kdcache.runs import read_metrics
 from kdcache.training.optim import Optimization
@@ -132,6 +132,26 @@ def test_imagenet_weights() -> None:
     assert (ctkd["epochs"], ctkd["batch_size"], ctkd["lr"], drops) == (120, 256, 0.1, [30, 60, 90])
 
 
+@pytest.mark.parametrize("name", datasets())
+def test_recipes_name_what_there_is(name: str) -> None:
+    """Methods, models and options; also in tables that no pair of the tests below reads."""
+    recipe = load(name)
+    options = set(ObjectiveConfig.flags()) | set(Optimization.__annotations__)
+    pairs = recipe.get("pair", {})
+    models = {model for pair in pairs for model in pair.split(">")} | set(recipe.get("student", {}))
+    tables = [recipe["base"], *recipe.get("student", {}).values()]
+    for settings in recipe["method"].values():
+        assert settings["method"] in METHODS
+        models |= set(settings.get("student", {}))
+        tables += [settings, *settings.get("student", {}).values()]
+    for pair in pairs.values():
+        assert set(pair) <= set(recipe["method"])
+        tables += pair.values()
+    used = {key.replace("-", "_") for table in tables for key in table} - {"about", "student"}
+    assert used <= options
+    assert models <= {*MODELS, "mobilenetv1"}
+
+
 @pytest.mark.parametrize("name", list(names()))
 def test_every_recipe_is_a_training(name: str) -> None:
     """Each gives options that exist and agree, for every student and pair that it knows."""
@@ -144,8 +164,7 @@ def test_every_recipe_is_a_training(name: str) -> None:
             k: options.pop(k) for k in list(options) if k in Optimization.__annotations__
         }
         Optimization(**optimization | {"milestones": tuple(optimization["milestones"])})
-        standardize = "unbiased" if options.pop("standardize", False) else False
-        config = ObjectiveConfig(**options, standardize=standardize).resolved()
+        config = ObjectiveConfig.from_flags(options).resolved()
         assert bool(config.standardize) == method.endswith("-ls")
         assert all(one is None or one in MODELS for one in (teacher, student))
 

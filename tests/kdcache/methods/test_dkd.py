@@ -8,10 +8,11 @@ import formulas
 import numpy as np
 import pytest
 import torch
+from fields import on_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.objectives import (
+from kdcache.methods import (
     Objective,
     Step,
     ablate,
@@ -98,24 +99,32 @@ def test_warmup_counts_from_the_first_epoch() -> None:
 
 def test_objective_warms_only_the_dkd_term() -> None:
     v, z, y = tensors(*batch())
-    loss, parts = Objective(method="dkd")(v, [z], y, Step(epoch=4))
+    loss, parts = on_logits(Objective(method="dkd"), v, [z], y, Step(epoch=4))
     torch.testing.assert_close(loss, ce(v, y) + 0.25 * dkd(v, z, y))
     tckd, nckd = tckd_nckd(v, z, y)
     torch.testing.assert_close(parts["tckd"], tckd)
     torch.testing.assert_close(parts["nckd"], nckd)
     # lambda scales alpha and beta.
-    loss, _ = Objective(method="dkd", standardize="unbiased", dkd_beta=2)(v, [z], y, Step(epoch=50))
+    loss, _ = on_logits(
+        Objective(method="dkd", standardize="unbiased", options={"beta": 2}),
+        v,
+        [z],
+        y,
+        Step(epoch=50),
+    )
     term = dkd(v, z, y, alpha=9, beta=18, temperature=2.0, standardize="unbiased")
     torch.testing.assert_close(loss, ce(v, y) + term)
-    hot = {"teacher_temperature": 3.0, "student_temperature": 5.0}
-    loss, _ = Objective(method="dkd", ce_weight=0, **hot)(v, [z], y, Step(epoch=50))
-    torch.testing.assert_close(loss, dkd(v, z, y, **hot))
+    both = {"teacher_temperature": 3.0, "student_temperature": 5.0}
+    loss, _ = on_logits(Objective(method="dkd", ce_weight=0, **both), v, [z], y, Step(epoch=50))
+    torch.testing.assert_close(loss, dkd(v, z, y, **both))
 
 
 def test_mixed_images_mix_dkd_as_they_mix_ce() -> None:
     v, z, y = tensors(*batch())
     partner, lam = torch.tensor(batch(1)[2]), torch.rand(B, dtype=torch.float64)
-    loss, _ = Objective(method="dkd", ce_weight=0, dkd_warmup=0)(v, [z], y, mix=(partner, lam))
+    loss, _ = on_logits(
+        Objective(method="dkd", ce_weight=0, options={"warmup": 0}), v, [z], y, mix=(partner, lam)
+    )
     one, other = (dkd(v, z, labels, reduction="none") for labels in (y, partner))
     torch.testing.assert_close(loss, (lam * one + (1 - lam) * other).mean())
 
@@ -126,9 +135,9 @@ def test_unlabelled_samples_are_refused() -> None:
     with pytest.raises(DataError, match="1 of 6 unlabelled"):
         dkd(v, z, y)
     with pytest.raises(DataError, match="dkd needs the label"):
-        Objective(method="dkd")(v, [z], y)
+        on_logits(Objective(method="dkd"), v, [z], y)
     with pytest.raises(DataError, match="ablation 'target-only'"):
-        Objective(ablation="target-only")(v, [z], y)
+        on_logits(Objective(ablation="target-only"), v, [z], y)
     with pytest.raises(DataError, match="unlabelled"):
         Objective(method="dkd").check(y.numpy())
     Objective().check(y.numpy())
@@ -173,14 +182,14 @@ def test_objective_ablates_and_reverses() -> None:
     v, z, y = tensors(*batch())
     step = Step(keys=torch.arange(B))
     for name in ("target-only", "target-removed", "non-target-permuted", "non-target-uniform"):
-        loss, _ = Objective(ablation=name, alpha=0)(v, [z], y, step)
+        loss, _ = on_logits(Objective(ablation=name, alpha=0), v, [z], y, step)
         order = permutation(step, K)
         torch.testing.assert_close(loss, kd(v, z, ablation=name, labels=y, order=order))
-    loss, _ = Objective(reverse=True, alpha=0, temperature=1)(v, [z], y)
+    loss, _ = on_logits(Objective(reverse=True, alpha=0, temperature=1), v, [z], y)
     torch.testing.assert_close(loss, divergence(z, v).mean())
     with pytest.raises(UsageError, match="mixed images"):
-        Objective(ablation="target-only")(v, [z], y, mix=(y, torch.ones(B)))
-    with pytest.raises(UsageError, match="dkd_alpha = 0"):
+        on_logits(Objective(ablation="target-only"), v, [z], y, mix=(y, torch.ones(B)))
+    with pytest.raises(UsageError, match="ablation is an option of kd and ctkd"):
         Objective(method="dkd", ablation="target-only")
     with pytest.raises(UsageError, match="needs an order"):
         ablate(v, z, y, "non-target-permuted")

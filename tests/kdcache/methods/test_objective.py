@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from fields import on_logits
 
-from kdcache.objectives import METHODS, Noise, Objective, ObjectiveConfig, Step, ce, kd
+from kdcache.methods import METHODS, Noise, Objective, ObjectiveConfig, Step, ce, kd
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 B, K = 8, 10
@@ -25,34 +26,34 @@ def a_step(**options: int) -> Step:
 
 def test_kd_by_default_is_the_published_one() -> None:
     v, z, y = batch()
-    loss, parts = Objective(method="kd")(v, [z], y)
+    loss, parts = on_logits(Objective(method="kd"), v, [z], y)
     torch.testing.assert_close(loss, 0.1 * ce(v, y) + 0.9 * kd(v, z, temperature=4.0))
     torch.testing.assert_close(parts["ce"], ce(v, y))
     torch.testing.assert_close(parts["kd"], kd(v, z))
     torch.testing.assert_close(parts["ce_weighted"] + parts["kd_weighted"], loss)
     torch.testing.assert_close(parts["kd_share"], parts["kd_weighted"] / loss)
-    loss, _ = Objective(method="kd", standardize="unbiased")(v, [z], y)
+    loss, _ = on_logits(Objective(method="kd", standardize="unbiased"), v, [z], y)
     standardized = kd(v, z, temperature=2.0, standardize="unbiased")
     torch.testing.assert_close(loss, 0.1 * ce(v, y) + 9 * standardized)
 
 
 def test_ce_needs_no_teacher() -> None:
     v, _, y = batch()
-    loss, parts = Objective(method="ce")(v, [], y)
+    loss, parts = on_logits(Objective(method="ce"), v, [], y)
     torch.testing.assert_close(loss, ce(v, y))
     assert set(parts) == {"ce", "ce_weighted"}
 
 
 def test_parts_are_detached_scalars() -> None:
     v, z, y = batch()
-    _, parts = Objective()(v.requires_grad_(), [z], y)
+    _, parts = on_logits(Objective(), v.requires_grad_(), [z], y)
     assert all(part.ndim == 0 and not part.requires_grad for part in parts.values())
 
 
 def test_copies_average_the_loss() -> None:
     v, z, y = batch()
     noise = Noise(scale=0.7, copies=3)
-    _, parts = Objective(noise=noise)(v, [z], y, a_step())
+    _, parts = on_logits(Objective(noise=noise), v, [z], y, a_step())
     single = [kd(v, noise(z, a_step(), copy=copy)) for copy in range(3)]
     torch.testing.assert_close(parts["kd"], torch.stack(single).mean())
 
@@ -81,7 +82,11 @@ def test_plain_values_hold_only_what_the_method_reads() -> None:
     for method in METHODS:
         config = Objective(method=method).config
         assert ObjectiveConfig.from_dict(config.to_dict()) == config
-    assert Objective(method="ctkd").config.to_dict()["ctkd_start"] == 1.0
+    assert Objective(method="ctkd").config.to_dict()["options"] == {
+        "start": 1,
+        "end": 20,
+        "ramp": 10,
+    }
     with pytest.raises(UnknownName, match="did you mean 'kd_weight'"):
         ObjectiveConfig.from_dict({"kd_wieght": 1.0})
 
@@ -96,11 +101,21 @@ def test_plain_values_hold_only_what_the_method_reads() -> None:
         ({"temperature": 0}, "temperature above 0"),
         ({"alpha": 1.5}, "alpha from 0 to 1"),
         ({"alpha": 0.5, "ce_weight": 1}, "shorthand"),
-        ({"dkd_beta": 6}, "dkd_beta is an option of dkd, found method kd"),
-        ({"method": "dkd", "ctkd_ramp": 5}, "ctkd_ramp is an option of ctkd"),
+        ({"options": {"warmup": 6}}, "warmup is an option of dkd, found method kd"),
+        ({"method": "dkd", "options": {"ramp": 5}}, "ramp is an option of ctkd, found method dkd"),
+        ({"method": "dkd", "options": {"bta": 5}}, "option of dkd 'bta'; did you mean 'beta'"),
+        ({"method": "dkd", "options": {"beta": -1}}, "dkd_beta of at least 0"),
+        ({"method": "dkd", "options": {"beta": "8"}}, "a finite number as dkd_beta"),
+        ({"method": "dkd", "options": {"beta": True}}, "a finite number as dkd_beta"),
+        ({"method": "dkd", "options": {"warmup": 1.5}}, "a whole number as dkd_warmup"),
+        ({"method": "ctkd", "options": {"end": 0}}, "ctkd_end above 0"),
+        ({"method": "mlkd", "options": {"variant": "ascoded"}}, "did you mean 'as-coded'"),
         ({"method": "ce", "temperature": 4}, "leave out temperature"),
         ({"method": "ce", "noise": Noise()}, "leave out noise"),
-        ({"method": "mlkd", "reverse": True}, "reverse KL"),
+        (
+            {"method": "mlkd", "reverse": True},
+            "reverse is an option of kd and ctkd, found method mlkd",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -110,15 +125,15 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 
 def test_share_of_nothing_is_nothing() -> None:
     v, _, y = batch()
-    loss, parts = Objective()(v, [v], torch.full_like(y, -1))
+    loss, parts = on_logits(Objective(), v, [v], torch.full_like(y, -1))
     assert loss == parts["kd_share"] == 0
-    _, parts = Objective()(v, [v * float("nan")], y)
+    _, parts = on_logits(Objective(), v, [v * float("nan")], y)
     assert parts["kd_share"].isnan()
 
 
 def test_teachers_are_taught_nothing() -> None:
     v, z, y = batch()
-    loss, _ = Objective()(v.requires_grad_(), [z.requires_grad_()], y)
+    loss, _ = on_logits(Objective(), v.requires_grad_(), [z.requires_grad_()], y)
     loss.backward()
     assert v.grad is not None
     assert z.grad is None
@@ -128,7 +143,7 @@ def test_born_again_networks_are_a_setting_of_kd() -> None:
     # CE with the labels and CE with the last generation's probabilities, T = 1, equal weights: the
     # entropy of the target is all that KL and CE differ by.
     v, z, y = batch()
-    loss, _ = Objective(temperature=1, ce_weight=1, kd_weight=1)(v, [z], y)
+    loss, _ = on_logits(Objective(temperature=1, ce_weight=1, kd_weight=1), v, [z], y)
     p = z.softmax(-1)
     soft = -(p * v.log_softmax(-1)).sum(-1).mean()
     entropy = -(p * z.log_softmax(-1)).sum(-1).mean()
@@ -138,14 +153,14 @@ def test_born_again_networks_are_a_setting_of_kd() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     v, z, y = batch()
     with pytest.raises(UsageError, match="at least one teacher"):
-        Objective()(v, [], y)
+        on_logits(Objective(), v, [], y)
     with pytest.raises(DataError, match="teacher 1"):
-        Objective()(v, [z, z[:, 1:]], y)
+        on_logits(Objective(), v, [z, z[:, 1:]], y)
     with pytest.raises(DataError, match="at least 2 classes"):
-        Objective()(v[:, :1], [z[:, :1]], torch.zeros_like(y))
+        on_logits(Objective(), v[:, :1], [z[:, :1]], torch.zeros_like(y))
     with pytest.raises(UsageError, match="found both"):
         Objective(ObjectiveConfig(), method="kd")
     y[0] = -1
     with pytest.raises(DataError, match="1 of 8 unlabelled"):
-        Objective(method="ce")(v, [], y)
-    Objective()(v, [z], y)
+        on_logits(Objective(method="ce"), v, [], y)
+    on_logits(Objective(), v, [z], y)

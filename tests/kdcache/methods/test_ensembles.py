@@ -8,10 +8,11 @@ import formulas
 import numpy as np
 import pytest
 import torch
+from fields import on_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.objectives import (
+from kdcache.methods import (
     Ensemble,
     Noise,
     Objective,
@@ -34,7 +35,7 @@ TEACHERS = [torch.tensor(z) for z in ZS]
 
 
 def distillation(teachers: list[torch.Tensor], step: Step | None = None, **options) -> float:  # type: ignore[no-untyped-def]
-    return Objective(alpha=0, **options)(STUDENT, teachers, LABELS, step)[0].item()
+    return on_logits(Objective(alpha=0, **options), STUDENT, teachers, LABELS, step)[0].item()
 
 
 def test_mean_of_logits() -> None:
@@ -72,7 +73,9 @@ def test_mean_of_losses_has_the_gradient_of_the_mean_of_probabilities() -> None:
     gradients = []
     for combine in ("mean-losses", "mean-probs"):
         student = STUDENT.clone().requires_grad_()
-        loss, _ = Objective(alpha=0, weights=W, combine=combine)(student, TEACHERS, LABELS)
+        loss, _ = on_logits(
+            Objective(alpha=0, weights=W, combine=combine), student, TEACHERS, LABELS
+        )
         gradients.append(torch.autograd.grad(loss, student)[0])
     torch.testing.assert_close(*gradients)
 
@@ -80,10 +83,14 @@ def test_mean_of_losses_has_the_gradient_of_the_mean_of_probabilities() -> None:
 def test_dkd_of_an_ensemble_is_dkd_of_its_mean() -> None:
     mean = sum(w * formulas.softmax(z / 4) for w, z in zip(W, ZS, strict=True))
     expected = formulas.dkd(V, 4 * np.log(mean), Y, 1.0, 8.0, 4.0)
-    found = distillation(TEACHERS, method="dkd", weights=W, combine="mean-probs", dkd_warmup=0)
+    found = distillation(
+        TEACHERS, method="dkd", weights=W, combine="mean-probs", options={"warmup": 0}
+    )
     assert found == pytest.approx(expected)
     each = [dkd(STUDENT, z, LABELS).item() for z in TEACHERS]
-    found = distillation(TEACHERS, method="dkd", weights=W, combine="mean-losses", dkd_warmup=0)
+    found = distillation(
+        TEACHERS, method="dkd", weights=W, combine="mean-losses", options={"warmup": 0}
+    )
     assert found == pytest.approx(np.dot(W, each))
 
 
@@ -187,7 +194,7 @@ def test_expectation_over_noise_is_kl_to_the_mean_probability_and_a_constant() -
         v = np.random.default_rng(seed).standard_normal((B, K))
         student = torch.tensor(v, requires_grad=True)
         objective = Objective(alpha=0, temperature=t, noise=noise)
-        loss, _ = objective(student, TEACHERS[:1], LABELS, step)
+        loss, _ = on_logits(objective, student, TEACHERS[:1], LABELS, step)
         to_mean = formulas.kl(np.log(mean), v).mean()
         losses.append(loss.item() - to_mean)
         gradient = torch.autograd.grad(loss, student)[0].numpy()

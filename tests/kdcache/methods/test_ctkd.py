@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from fields import on_logits
 
-from kdcache.objectives import Objective, Step, ce, ctkd, kd, learned_temperature, reversal
+from kdcache.methods import Objective, Step, ce, ctkd, kd, learned_temperature, reversal
 from kdcache_stores.errors import UsageError
 
 B, K = 8, 10
@@ -44,24 +45,24 @@ def test_gradient_of_theta_is_the_finite_difference_times_the_strength(options: 
 
 def test_objective_is_kd_at_the_learned_temperature() -> None:
     objective = Objective(method="ctkd")
-    assert [name for name, _ in objective.named_parameters()] == ["theta"]
-    loss, parts = objective(V, [Z], Y, Step(epoch=3))
+    assert [name for name, _ in objective.named_parameters()] == ["loss.theta"]
+    loss, parts = on_logits(objective, V, [Z], Y, Step(epoch=3))
     temperature = 1 + 20 * torch.sigmoid(torch.tensor(1.0)).item()
     torch.testing.assert_close(loss, 0.1 * ce(V, Y) + 0.9 * kd(V, Z, temperature=temperature))
     assert parts["temperature"].item() == pytest.approx(temperature)
     assert not parts["temperature"].requires_grad
     standardized = Objective(method="ctkd", standardize="unbiased")
-    assert standardized.config.ctkd_start == 2
+    assert standardized.config.options["start"] == 2
     assert standardized.config.kd_weight == 9
     assert not list(Objective(method="kd").parameters())
 
 
 def test_objective_ramps_the_reversal_by_epoch() -> None:
-    objective = Objective(method="ctkd", ctkd_ramp=4)
+    objective = Objective(method="ctkd", options={"ramp": 4})
     gradients = []
     for epoch in (0, 1, 3, 30):
-        loss, _ = objective(V, [Z], Y, Step(epoch=epoch, epochs=100))
-        gradients.append(torch.autograd.grad(loss, objective.theta)[0])
+        loss, _ = on_logits(objective, V, [Z], Y, Step(epoch=epoch, epochs=100))
+        gradients.append(torch.autograd.grad(loss, [*objective.parameters()])[0])
     expected = torch.tensor([reversal(0, 4), reversal(1, 4), -1.0, -1.0])
     torch.testing.assert_close(torch.stack(gradients) / -gradients[-1], expected)
 
@@ -71,7 +72,7 @@ def test_descent_raises_the_loss_in_theta() -> None:
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
     losses = []
     for _ in range(5):
-        loss, _ = objective(V, [Z], Y, Step(epoch=20))
+        loss, _ = on_logits(objective, V, [Z], Y, Step(epoch=20))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,13 +85,14 @@ def test_certain_teachers_do_not_spoil_the_temperature() -> None:
     # The gradient through a target that underflowed to 0 is where F.kl_div without logs gives NaN.
     certain = torch.full((B, K), -1000.0)
     certain[:, 0] = 1000
-    objective = Objective(method="ctkd", ctkd_start=1, ctkd_end=0.1)
-    loss, _ = objective(V.float(), [certain], Y, Step(epoch=20))
+    objective = Objective(method="ctkd", options={"start": 1, "end": 0.1})
+    loss, _ = on_logits(objective, V.float(), [certain], Y, Step(epoch=20))
     loss.backward()
-    assert objective.theta.grad is not None
-    assert objective.theta.grad.isfinite()
+    (theta,) = objective.parameters()
+    assert theta.grad is not None
+    assert theta.grad.isfinite()
 
 
 def test_no_fixed_temperature() -> None:
-    with pytest.raises(UsageError, match="ctkd_start"):
+    with pytest.raises(UsageError, match="temperature is an option of kd, dkd"):
         Objective(method="ctkd", temperature=4)

@@ -1,14 +1,19 @@
-"""CTKD: a temperature that is learned against the student."""
+"""CTKD: a temperature that is trained against the student."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from kdcache.objectives.losses import kd
-from kdcache.objectives.scaling import Softened
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.logits.ce import Mix
+from kdcache.methods.logits.kd import KD, kd
+from kdcache.methods.loss import Fields, Targets, Terms
+from kdcache.methods.scaling import Target
+from kdcache.methods.step import Step
 
 
 def reversal(epoch: int, ramp: int = 10) -> float:
@@ -34,7 +39,7 @@ def learned_temperature(
 
 def ctkd(
     student: Tensor,
-    teacher: Tensor | Softened,
+    teacher: Tensor | Target,
     theta: Tensor,
     *,
     strength: float = -1.0,
@@ -62,3 +67,34 @@ def ctkd(
     """
     temperature = learned_temperature(theta, strength=strength, start=start, end=end)
     return kd(student, teacher, temperature=temperature, **options)
+
+
+class CTKD(KD):
+    """KD at `learned_temperature` of θ, whose gradient turns round over the first epochs."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__(config)
+        self.start, self.end, self.ramp = (
+            config.options[name] for name in ("start", "end", "ramp")
+        )
+        self.theta = nn.Parameter(torch.ones(()))
+
+    def shared(self, student: Fields, step: Step) -> dict[str, Any]:
+        """The temperature of the step, as of `KD` besides."""
+        temperature = learned_temperature(
+            self.theta, strength=reversal(step.epoch, self.ramp), start=self.start, end=self.end
+        )
+        return super().shared(student, step) | {"temperature": temperature}
+
+    def forward(
+        self,
+        student: Fields,
+        target: Targets,
+        labels: Tensor,
+        step: Step,
+        mix: Mix | None,
+        **shared: Any,
+    ) -> Terms:
+        """The term "kd", (B,), and the "temperature", 0-d."""
+        terms = super().forward(student, target, labels, step, mix, **shared)
+        return terms | {"temperature": shared["temperature"]}

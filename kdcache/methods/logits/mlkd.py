@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kdcache.objectives.losses import kd
-from kdcache.objectives.scaling import (
-    Softened,
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.logits.ce import Mix
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.scaling import (
     Standardize,
+    Target,
     check_shapes,
     full_precision,
     reduced,
     scaled,
 )
-from kdcache_stores.errors import DataError, UnknownName
+from kdcache.methods.step import Step
+from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 VARIANTS = ("as-coded", "as-described")
 
 
 def mlkd(
     student: Tensor,
-    teacher: Tensor | Softened,
+    teacher: Tensor | Target,
     *,
     temperature: float = 4.0,
     standardize: Standardize = False,
@@ -36,8 +42,8 @@ def mlkd(
     - "as-described", the paper: the sum of KD + batch + class over both views and all temperatures.
     - "as-coded", what the published code computes and its published numbers come from:
       m·Σ KD_weak(T) + KD_strong(T₀) + KD_strong(3) + KD_strong(5) + KD_weak(2) + KD_weak(6)
-      + c·Σ class_weak(T) + m·Σ batch_weak(T). Its masks, of samples on which the teacher is no
-      surer than the batch's median (m) and of classes with no more than the median of its
+      + c·Σ class_weak(T) + m·Σ batch_weak(T). Its masks, of samples on which the teacher is no more
+      confident than on the batch's median (m) and of classes with no more than the median of its
       probability (c), meet losses that are sums already; only their means are left, about 1/2.
 
     Standardized, T₀ is τ; "as-coded" takes Z-scores in KD alone, "as-described" at all levels.
@@ -82,7 +88,7 @@ def mlkd(
 
 
 def kd_per_view(
-    student: Tensor, teacher: Tensor | Softened, temperature: float, standardize: Standardize
+    student: Tensor, teacher: Tensor | Target, temperature: float, standardize: Standardize
 ) -> Tensor:
     """(2,) KD of the weak and of the strong view, each a mean over the batch."""
     loss = kd(student, teacher, temperature=temperature, standardize=standardize, reduction="none")
@@ -91,7 +97,7 @@ def kd_per_view(
 
 def level_terms(
     student: Tensor,
-    teacher: Tensor | Softened,
+    teacher: Tensor | Target,
     temperature: float,
     standardize: Standardize,
     views: int = 2,
@@ -110,6 +116,40 @@ def level_terms(
 def mask_means(teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Means m and c of the sample mask and of the class mask, from weak logits (B, K) at T = 1."""
     p = full_precision(teacher).softmax(-1)
-    surest, mass = p.amax(-1), p.sum(0)
-    m, c = ((values <= values.median()).to(p.dtype) for values in (surest, mass))
+    largest, mass = p.amax(-1), p.sum(0)
+    m, c = ((values <= values.median()).to(p.dtype) for values in (largest, mass))
     return reduced(m, "mean"), reduced(c, "mean")
+
+
+class MLKD(Loss):
+    """`mlkd` in the variant of the objective."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__(config)
+        self.variant = config.options["variant"]
+        if config.combine == "mean-zscores" and self.variant == "as-coded":
+            raise UsageError(
+                "MLKD as coded compares raw logits of batches and classes, which a mean of Z-scores "
+                "has not: combine 'mean-logits' or 'mean-losses', or take the variant 'as-described'"
+            )
+
+    def forward(
+        self,
+        student: Fields,
+        target: Targets,
+        labels: Tensor,
+        step: Step,
+        mix: Mix | None,
+        **shared: Any,
+    ) -> Terms:
+        """The term "kd", 0-d."""
+        config = self.config
+        assert config.temperature is not None
+        term = mlkd(
+            student["logits"],
+            target["logits"],
+            temperature=config.temperature,
+            standardize=config.standardize,
+            variant=self.variant,
+        )
+        return {"kd": term}

@@ -30,7 +30,7 @@ students, and constant rows, whose spread is rounding.
 """
 
 
-class Softened(Protocol):
+class Target(Protocol):
     """Teachers combined in a way that depends on the temperature (see `Ensemble`)."""
 
     def scaled(self, temperature: Temperature, convention: Standardize) -> Tensor:
@@ -55,10 +55,10 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
     scaled copy of the teacher has no loss at all.
 
     >>> import torch
-    >>> from kdcache.objectives import kd, standardize
+    >>> from kdcache.methods import kd, standardize
     >>> teacher = torch.tensor([[1.0, 4.0, 3.0, 2.0]])  # cat, dog, bird, frog: a dog
-    >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # says bird
-    >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # says dog
+    >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # a bird
+    >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # a dog
     >>> [f"{kd(student, teacher, temperature=1):.4f}" for student in (wrong, right)]
     ['0.1749', '0.3457']
     >>> [f"{z:.3f}" for z in standardize(teacher)[0].tolist()]
@@ -101,7 +101,7 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
 
 
 def scaled(
-    logits: Tensor | Softened, temperature: Temperature, convention: Standardize = False
+    logits: Tensor | Target, temperature: Temperature, convention: Standardize = False
 ) -> Tensor:
     """`logits` (..., K), standardized if a convention is given, divided by `temperature`."""
     if not isinstance(logits, Tensor):
@@ -128,7 +128,7 @@ def reduced(per_sample: Tensor, reduction: Reduction) -> Tensor:
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
-def check_shapes(student: Tensor, teacher: Tensor | Softened) -> None:
+def check_shapes(student: Tensor, teacher: Tensor | Target) -> None:
     """Refuse a student and a teacher whose logits cannot be compared row by row."""
     if isinstance(teacher, Tensor) and teacher.shape != student.shape:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What part of a teacher's answer does the teaching: switches for studies on cached logits."""
+"""Which part of a teacher's targets helps a student: switches for studies on cached logits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from kdcache.objectives.step import Step
-from kdcache.objectives.target import check_labels, others, target_or_not, with_others
+from kdcache.methods.step import Step
+from kdcache.methods.target import check_labels, others, target_or_not, with_others
 from kdcache_stores.errors import UnknownName, UsageError
 
 ABLATIONS = ("full", "target-only", "target-removed", "non-target-permuted", "non-target-uniform")
@@ -20,13 +20,13 @@ def ablate(
     ablation: str = "full",
     order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Student and teacher, both scaled, with a part of what the teacher knows taken away.
+    """Student and teacher, both scaled, with a part of the teacher's targets taken away.
 
     ======================  ====================================================================
     full                    all K classes, unchanged
     target-only             the label's class against all others together: 2 classes on both sides
     target-removed          the others among themselves: K - 1 classes on both sides
-    non-target-permuted     the teacher's other probabilities, dealt to the wrong classes
+    non-target-permuted     the teacher's other probabilities, moved to wrong classes
     non-target-uniform      the teacher's other probabilities, each replaced by their mean
     ======================  ====================================================================
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcache.objectives.losses import Mix, ce
-from kdcache.objectives.scaling import (
+from kdcache.methods.logits.ce import Mix, ce
+from kdcache.methods.scaling import (
     Standardize,
     Temperature,
     full_precision,
     scaled,
     standardize,
 )
-from kdcache.objectives.step import Step
+from kdcache.methods.step import Step
 from kdcache_stores.errors import UnknownName, UsageError
 
 MEANS = ("mean-logits", "mean-zscores", "mean-probs")
@@ -105,7 +105,7 @@ def shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
 
 
 def entropy_weights(teachers: Sequence[Tensor]) -> Tensor:
-    """More weight to the teacher that is surer of a sample: w_i ∝ 1 - H_i/ΣH.
+    """More weight to the teacher that is more confident of a sample: w_i ∝ 1 - H_i/ΣH.
 
     H is the entropy of softmax(z) at temperature 1. The weights of a sample sum to 1 (the published
     code of EBKD, in CA-MKD's repository, leaves them at (M - 1)/M in sum). Where every teacher is

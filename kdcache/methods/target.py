@@ -1,10 +1,11 @@
-"""The label's class against the others: the two halves of a teacher's answer."""
+"""The label's class against the others: the two parts of a distribution."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from kdcache.methods.table import METHODS, names_of
 from kdcache_stores.errors import DataError
 
 
@@ -19,7 +20,8 @@ def check_labels(labels: Tensor | None, why: str) -> Tensor:
     if labels.device.type == "cpu" and bool((labels < 0).any()):
         raise DataError(
             f"{why} needs the label of each sample, found {int((labels < 0).sum())} of "
-            f"{labels.numel()} unlabelled (-1). Leave those samples out, or use kd, mlkd or ctkd."
+            f"{labels.numel()} unlabelled (-1). Leave those samples out, or use another method: "
+            f"{names_of(m for m in METHODS.values() if not m.needs_labels)} need no labels."
         )
     return labels
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from typing import Any
 
 import pytest
 import torch
+from fields import on_logits
 
-from kdcache.objectives import Noise, Objective, Step, kd, standardize
+from kdcache.methods import METHODS, Noise, Objective, Step, kd, standardize
 
 B = 6
 OBJECTIVES: list[dict[str, Any]] = [
-    {"method": "ce"},
     *(
-        {"method": method, "standardize": standardize}
-        for method in ("kd", "dkd", "mlkd", "ctkd")
-        for standardize in (False, "unbiased", "biased")
+        {"method": name, "standardize": standardize}
+        for name, method in METHODS.items()
+        for standardize in ((False, "unbiased", "biased") if method.standardized else (False,))
     ),
-    {"method": "mlkd", "mlkd_variant": "as-described", "standardize": "unbiased"},
+    {"method": "mlkd", "options": {"variant": "as-described"}, "standardize": "unbiased"},
     {"method": "kd", "combine": "mean-probs", "weights": "entropy"},
     {"method": "kd", "combine": "mean-losses", "weights": "confidence"},
     {"method": "kd", "noise": Noise("laplace", relative=True, copies=2)},
@@ -32,7 +31,7 @@ OBJECTIVES: list[dict[str, Any]] = [
 
 def paired(options: dict[str, Any], *logits: torch.Tensor) -> list[torch.Tensor]:
     """The logits, with a second view where the method needs one."""
-    if options["method"] != "mlkd":
+    if not METHODS[options["method"]].pairs:
         return list(logits)
     return [torch.stack([x, x.flip(0)], 1) for x in logits]
 
@@ -53,9 +52,13 @@ def value_and_gradient(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     objective = Objective(**options)
     student = student.detach().clone().requires_grad_()
-    teachers = [teacher, teacher.flip(0)] if objective.config.method != "ce" else []
-    loss, parts = objective(
-        student, teachers, torch.arange(B) % student.shape[-1], Step(keys=torch.arange(B), epoch=15)
+    teachers = [teacher, teacher.flip(0)] if objective.needs_teacher else []
+    loss, parts = on_logits(
+        objective,
+        student,
+        teachers,
+        torch.arange(B) % student.shape[-1],
+        Step(keys=torch.arange(B), epoch=15),
     )
     loss.backward()
     assert loss.dtype == torch.float32
@@ -88,18 +91,16 @@ def test_half_precision_and_autocast_change_nothing(options: dict[str, Any]) -> 
     assert exact == half == under
 
 
-def test_autocast_is_off_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_is_off_inside() -> None:
     seen = []
-    module = importlib.import_module("kdcache.objectives.objective")
-
-    def watched(*args: Any, **options: Any) -> torch.Tensor:
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return kd(*args, **options)
-
-    monkeypatch.setattr(module, "kd", watched)
+    objective = Objective()
+    assert objective.loss is not None
+    objective.loss.register_forward_pre_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
     logits = torch.randn(B, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        Objective()(logits, [logits.flip(0)], torch.arange(B))
+        on_logits(objective, logits, [logits.flip(0)], torch.arange(B))
         assert torch.is_autocast_enabled("cpu")
     assert seen == [False]
 
@@ -109,7 +110,8 @@ def test_float64_agrees_with_float32(options: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = paired(options, *(rows("plain", generator, 10) for _ in range(2)))
     single, _ = value_and_gradient(options, student, teacher)
-    double, _ = Objective(**options)(
+    double, _ = on_logits(
+        Objective(**options),
         student.double(),
         [teacher.double(), teacher.flip(0).double()],
         torch.arange(B) % 10,
@@ -127,7 +129,7 @@ def test_no_value_is_waited_for(options: dict[str, Any], monkeypatch: pytest.Mon
     words = torch.zeros(B, 2, dtype=torch.int64, device="meta")
     objective = Objective(**options).to("meta")
     teachers = [teacher, teacher] if objective.needs_teacher else []
-    loss, parts = objective(student, teachers, words[:, 0], Step(keys=words))
+    loss, parts = on_logits(objective, student, teachers, words[:, 0], Step(keys=words))
     loss.backward()
     assert {loss.device.type, *(part.device.type for part in parts.values())} == {"meta"}
 

@@ -6,10 +6,11 @@ import formulas
 import numpy as np
 import pytest
 import torch
+from fields import on_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.objectives import Ensemble, Noise, Objective, Step, ce, mlkd
+from kdcache.methods import Ensemble, Noise, Objective, Step, ce, mlkd
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 
@@ -74,14 +75,14 @@ def test_objective_weighs_both_views_alike_in_ce() -> None:
     v, z = (torch.tensor(x) for x in pairs())
     y = torch.arange(8)
     both = ce(v[:, 0], y) + ce(v[:, 1], y)
-    loss, parts = Objective(method="mlkd")(v, [z], y)
+    loss, parts = on_logits(Objective(method="mlkd"), v, [z], y)
     torch.testing.assert_close(loss, 0.1 * both + 0.9 * mlkd(v, z))
     torch.testing.assert_close(parts["ce"], both)
-    loss, _ = Objective(method="mlkd", standardize="unbiased")(v, [z], y)
+    loss, _ = on_logits(Objective(method="mlkd", standardize="unbiased"), v, [z], y)
     standardized = mlkd(v, z, temperature=2.0, standardize="unbiased")
     torch.testing.assert_close(loss, 0.1 * both + 9 * standardized)
     y[:] = -1
-    assert Objective(method="mlkd")(v, [z], y)[1]["ce"] == 0
+    assert on_logits(Objective(method="mlkd"), v, [z], y)[1]["ce"] == 0
 
 
 @pytest.mark.parametrize("combine", ["mean-logits", "mean-probs", "mean-losses", "random"])
@@ -89,7 +90,9 @@ def test_ensembles_teach_pairs(combine: str) -> None:
     v, z = (torch.tensor(x) for x in pairs(0))
     other = torch.tensor(pairs(1)[1])
     y = torch.arange(8)
-    loss, _ = Objective(method="mlkd", combine=combine, weights=(1, 3), alpha=0)(v, [z, other], y)
+    loss, _ = on_logits(
+        Objective(method="mlkd", combine=combine, weights=(1, 3), alpha=0), v, [z, other], y
+    )
     if combine == "mean-losses":
         torch.testing.assert_close(loss, 0.25 * mlkd(v, z) + 0.75 * mlkd(v, other))
     elif combine == "random":
@@ -102,16 +105,16 @@ def test_ensembles_teach_pairs(combine: str) -> None:
 def test_weights_per_sample_and_view(weights: str) -> None:
     v, z = (torch.tensor(x) for x in pairs(0))
     objective = Objective(method="mlkd", weights=weights, combine="mean-probs")
-    loss, _ = objective(v, [z, z], torch.arange(8))
-    alone, _ = Objective(method="mlkd")(v, [z], torch.arange(8))
+    loss, _ = on_logits(objective, v, [z, z], torch.arange(8))
+    alone, _ = on_logits(Objective(method="mlkd"), v, [z], torch.arange(8))
     torch.testing.assert_close(loss, alone)
 
 
 def test_noise_is_of_its_own_on_each_view() -> None:
     v, z = (torch.tensor(x) for x in pairs())
     step = Step(keys=torch.arange(8))
-    loss, _ = Objective(method="mlkd", alpha=0, noise=Noise(scale=1.0))(
-        v, [z], torch.arange(8), step
+    loss, _ = on_logits(
+        Objective(method="mlkd", alpha=0, noise=Noise(scale=1.0)), v, [z], torch.arange(8), step
     )
     torch.testing.assert_close(loss, mlkd(v, Noise(scale=1.0)(z, step)))
 
@@ -121,12 +124,12 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DataError, match="weak and a strong view"):
         mlkd(v[:, 0], z[:, 0])
     with pytest.raises(DataError, match=r"\(samples, 2, classes\)"):
-        Objective(method="mlkd")(v[:, 0], [z[:, 0]], torch.arange(8))
+        on_logits(Objective(method="mlkd"), v[:, 0], [z[:, 0]], torch.arange(8))
     with pytest.raises(UnknownName, match="as-coded"):
         mlkd(v, z, variant="ascoded")
     with pytest.raises(UsageError, match="as-described"):
         Objective(method="mlkd", standardize="unbiased", combine="mean-zscores")
     with pytest.raises(UsageError, match="whole batches"):
         Objective(method="mlkd", weights="entropy", combine="mean-losses")
-    with pytest.raises(UsageError, match="separate temperatures"):
+    with pytest.raises(UsageError, match="teacher_temperature is an option of kd and dkd"):
         Objective(method="mlkd", teacher_temperature=3)

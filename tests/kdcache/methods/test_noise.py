@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdcache.objectives import Noise, Step
+from kdcache.methods import Noise, Step
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 

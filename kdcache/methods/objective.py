@@ -1,0 +1,276 @@
+"""The whole loss of a training step, from the student's fields and the teachers' cached ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.ensembles import (
+    Ensemble,
+    choose,
+    confidence_weights,
+    entropy_weights,
+    shares,
+)
+from kdcache.methods.logits.ce import Mix, ce
+from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.record import Method
+from kdcache.methods.scaling import full_precision
+from kdcache.methods.step import Step
+from kdcache.methods.table import METHODS, names_of
+from kdcache_stores.errors import DataError, UsageError
+
+
+def loss_class(method: Method) -> type[Loss]:
+    """The loss that a method's record names."""
+    assert method.loss is not None
+    module, _, name = method.loss.partition(":")
+    found: type[Loss] = getattr(import_module(module), name)
+    return found
+
+
+class Objective(nn.Module):
+    """ce_weight·CE + kd_weight·D, where D is the distillation term of a method.
+
+    The teachers' logits take one way, in this order: noise per teacher; the teacher's transform
+    (none, Z-score or probabilities, by `combine`); the combination; standardization of what is
+    still a logit, on both sides; the loss. With `copies` of the noise, D is the mean over them.
+    Everything is computed in float32, with autocast off.
+
+    The parameters of a method (CTKD's θ) are parameters of this module: give
+    `objective.parameters()` to the optimizer beside the student's, keep `objective.state_dict()` in
+    checkpoints, and average their gradients over ranks as the student's.
+
+    Args:
+        config: an `ObjectiveConfig`, or nothing and its fields as keywords.
+
+    >>> objective = Objective(method="kd", standardize="unbiased")
+    >>> objective.config.temperature, objective.config.kd_weight
+    (2.0, 9.0)
+
+    Attributes:
+        config: the configuration with every published default filled in.
+        method: the record of the method.
+        loss: the distillation term; None without a teacher.
+        needs_teacher: whether teachers are used (all methods but ce).
+        needs_pair: whether logits are (B, 2, K), of a weak and a strong view.
+        needs_labels: whether a sample without a label is refused.
+        needs_keys: whether `Step.keys` are used (noise, permuted ablation).
+    """
+
+    def __init__(self, config: ObjectiveConfig | None = None, **options: Any) -> None:
+        super().__init__()
+        if config is not None and options:
+            raise UsageError(f"expected a config or options, found both: {', '.join(options)}")
+        self.config = (config or ObjectiveConfig(**options)).resolved()
+        self.method = self.config.record
+        self.loss = loss_class(self.method)(self.config) if self.method.loss else None
+        self.needs_teacher = self.method.needs_teacher
+        self.needs_pair = self.method.pairs
+        self.needs_labels = self.method.needs_labels or self.config.ablation != "full"
+        self.needs_keys = (
+            self.config.noise is not None or self.config.ablation == "non-target-permuted"
+        )
+
+    def check(self, labels: np.ndarray | Tensor, teachers: int = 1) -> None:
+        """Refuse before the first step what no step could use; call it once, with all labels.
+
+        Args:
+            labels: (N,) integers, -1 for unlabelled.
+            teachers: number of teachers.
+
+        Raises:
+            DataError: for unlabelled samples where the method needs labels.
+            UsageError: for no teacher, or another number of weights than of teachers.
+        """
+        labels = np.asarray(labels)
+        missing = int((labels < 0).sum())
+        if self.needs_labels and missing:
+            raise DataError(
+                f"{self._name()} needs the label of each sample, found {missing} of {labels.size} "
+                f"unlabelled (-1). Leave those out, or use a method without ablation among "
+                f"{names_of(m for m in METHODS.values() if not m.needs_labels)}."
+            )
+        if self.needs_teacher and not teachers:
+            raise UsageError(f"{self._name()} needs at least one teacher, found none")
+        if self.needs_teacher and not isinstance(self.config.weights, str):
+            shares(self.config.weights, teachers)
+
+    def forward(
+        self,
+        student: Fields,
+        teachers: Sequence[Fields],
+        labels: Tensor,
+        step: Step | None = None,
+        mix: Mix | None = None,
+    ) -> tuple[Tensor, Terms]:
+        """The loss and its parts.
+
+        Args:
+            student: the student's outputs by field, of any floating dtype: "logits" (B, K), or
+                (B, 2, K), weak then strong, for pairs; and what else the method reads.
+            teachers: for each teacher its outputs by field, logits of the student's shape; empty
+                where the method has no teacher. Fields that the method does not read may be there.
+            labels: (B,) int64, -1 for unlabelled.
+            step: where in the training this is; seeds noise, permutation and choice, and is the
+                clock of DKD's warm-up, CTKD's ramp and the noise's schedule.
+            mix: partner labels and lam of mixup or cutmix, when the images are mixed.
+
+        Returns:
+            The loss, 0-d, and detached 0-d tensors on its device: "ce", "ce_weighted" and, but for
+            ce, "kd" (the distillation term as it enters, warm-up included), "kd_weighted",
+            "kd_share" (of the loss), and what else the method's loss gives ("tckd" and "nckd" of
+            DKD, "temperature" of CTKD). A weight of 0 leaves "ce" out of the graph, not out of the
+            parts.
+
+        Raises:
+            DataError: for absent fields, shapes that do not fit, or labels that are needed and
+                absent.
+            UsageError: for a wrong number of teachers, a step without keys where noise needs them,
+                or an ablation on mixed images.
+        """
+        step = Step() if step is None else step
+        with torch.autocast(labels.device.type, enabled=False):
+            student = self._fields(student, ("logits", *self.method.student_fields), "the student")
+            self._check_batch(student["logits"], len(teachers), labels, mix)
+            ce_weight, kd_weight = self.config.ce_weight, self.config.kd_weight
+            assert ce_weight is not None
+            assert kd_weight is not None
+            parts: Terms = {"ce": self._cross_entropy(student["logits"], labels, mix)}
+            loss = parts["ce_weighted"] = ce_weight * parts["ce"]
+            if self.loss is not None:
+                parts |= self._distillation(
+                    self.loss, student, self._outputs(teachers, student), labels, step, mix
+                )
+                parts["kd_weighted"] = kd_weight * parts["kd"]
+                loss = loss + parts["kd_weighted"]
+            parts = {name: part.detach() for name, part in parts.items()}
+            if self.loss is not None:
+                # Of a loss of 0 it is 0: a student equal to its teacher, without labels.
+                whole = loss.detach()
+                parts["kd_share"] = torch.where(whole == 0, whole, parts["kd_weighted"] / whole)
+            return loss, parts
+
+    def _name(self) -> str:
+        ablation = self.config.ablation
+        return self.method.name + ("" if ablation == "full" else f" with ablation {ablation!r}")
+
+    def _fields(self, outputs: Fields, wanted: Sequence[str], whose: str) -> dict[str, Tensor]:
+        """The fields that the method reads, in float32."""
+        for field in wanted:
+            if field not in outputs:
+                raise DataError(
+                    f"{self._name()} reads the field {field!r} of {whose}, found "
+                    f"{', '.join(outputs) or 'none'}"
+                )
+        return {field: full_precision(outputs[field]) for field in wanted}
+
+    def _outputs(self, teachers: Sequence[Fields], student: Fields) -> list[dict[str, Tensor]]:
+        """What the method reads of each teacher, without a gradient."""
+        if not teachers:
+            raise UsageError(
+                f"{self._name()} needs the outputs of at least one teacher, found none"
+            )
+        found = []
+        for number, teacher in enumerate(teachers):
+            whose = f"teacher {number} (counted from 0)"
+            outputs = self._fields(teacher, self.method.teacher_fields, whose)
+            found.append({field: output.detach() for field, output in outputs.items()})
+            shape = student["logits"].shape
+            if "logits" in outputs and outputs["logits"].shape != shape:
+                raise DataError(
+                    f"expected logits of {whose} of the student's shape {tuple(shape)}, found "
+                    f"{tuple(outputs['logits'].shape)}"
+                )
+        return found
+
+    def _check_batch(self, logits: Tensor, teachers: int, labels: Tensor, mix: Mix | None) -> None:
+        expected = 3 if self.needs_pair else 2
+        if logits.ndim != expected or len(logits) != len(labels):
+            shape = "(samples, 2, classes)" if self.needs_pair else "(samples, classes)"
+            raise DataError(
+                f"{self._name()} expects student logits {shape} with one label each, found "
+                f"{tuple(logits.shape)} and {tuple(labels.shape)} labels"
+            )
+        if logits.shape[-1] < 2:
+            raise DataError(f"expected logits of at least 2 classes, found {logits.shape[-1]}")
+        if self.config.ablation != "full" and mix is not None:
+            raise UsageError(
+                f"the ablation {self.config.ablation!r} needs one label per image, and mixed "
+                "images have two: use an augmentation without mixup and cutmix"
+            )
+        if self.needs_labels and labels.device.type == "cpu":
+            self.check(labels, teachers)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, mix: Mix | None) -> Tensor:
+        views = logits.unbind(1) if self.needs_pair else (logits,)
+        smoothing = self.config.label_smoothing
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.ce_weight != 0):
+            losses = [ce(view, labels, label_smoothing=smoothing, mix=mix) for view in views]
+            return torch.stack(losses).sum()
+
+    def _distillation(
+        self,
+        loss: Loss,
+        student: Fields,
+        teachers: Sequence[dict[str, Tensor]],
+        labels: Tensor,
+        step: Step,
+        mix: Mix | None,
+    ) -> Terms:
+        noise = self.config.noise
+        copies = 1 if noise is None else noise.copies
+        shared = loss.shared(student, step)
+        total: Terms = {}
+        for copy in range(copies):
+            noisy = [
+                outputs if noise is None
+                else outputs | {"logits": noise(outputs["logits"], step, teacher, copy)}
+                for teacher, outputs in enumerate(teachers)
+            ]  # fmt: skip
+            for weight, target in self._targets(noisy, labels, step, mix):
+                terms = loss(student, target, labels, step, mix, **shared)
+                for name, term in terms.items():
+                    part = (weight * term).mean() / copies
+                    total[name] = total[name] + part if name in total else part
+        return total
+
+    def _targets(
+        self,
+        teachers: Sequence[Mapping[str, Tensor]],
+        labels: Tensor,
+        step: Step,
+        mix: Mix | None,
+    ) -> Iterator[tuple[float | Tensor, Targets]]:
+        """(weight of the loss, what it compares with): one pair, or one per teacher."""
+        combine, weights = self.config.combine, self.config.weights
+        if len(teachers) == 1:
+            if not isinstance(weights, str):
+                shares(weights, 1)
+            yield 1.0, teachers[0]
+            return
+        logits = [teacher["logits"] for teacher in teachers]
+        if isinstance(weights, str):
+            per_sample = (
+                entropy_weights(logits)
+                if weights == "entropy"
+                else confidence_weights(logits, labels, mix)
+            )
+            if combine == "mean-losses":
+                yield from zip(per_sample, teachers, strict=True)
+            else:
+                yield 1.0, {"logits": Ensemble(logits, list(per_sample[..., None]), combine)}
+        else:
+            fixed = shares(weights, len(teachers))
+            if combine == "mean-losses":
+                yield from zip(fixed, teachers, strict=True)
+            elif combine == "random":
+                yield 1.0, teachers[choose(fixed, step)]
+            else:
+                yield 1.0, {"logits": Ensemble(logits, fixed, combine)}

@@ -1,0 +1,105 @@
+"""The table of methods. A new method is a row here, a file with its loss, and a test of its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdcache.methods.record import Defaults, Method, Option
+
+TWO_TEMPERATURES = ("temperature", "teacher_temperature", "student_temperature")
+
+_ROWS = (
+    Method(
+        name="ce",
+        title="cross-entropy with the labels, without a teacher",
+        source="the baseline",
+        loss=None,
+        teacher_fields=(),
+        needs_labels=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=0.0),
+    ),
+    Method(
+        name="kd",
+        title="T²·KL of the two softmaxes at one temperature",
+        source="Hinton et al. 2015",
+        loss="kdcache.methods.logits.kd:KD",
+        plain_kl=True,
+        takes=(*TWO_TEMPERATURES, "ablation", "reverse"),
+        plain=Defaults(ce_weight=0.1, kd_weight=0.9, temperature=4.0),
+        standardized=Defaults(ce_weight=0.1, kd_weight=9.0, temperature=2.0),
+    ),
+    Method(
+        name="dkd",
+        title="target and non-target parts of KD with weights of their own",
+        source="Zhao et al., CVPR 2022",
+        loss="kdcache.methods.logits.dkd:DKD",
+        needs_labels=True,
+        takes=TWO_TEMPERATURES,
+        plain=Defaults(ce_weight=1.0, kd_weight=1.0, temperature=4.0),
+        standardized=Defaults(ce_weight=1.0, kd_weight=9.0, temperature=2.0),
+        options=(
+            Option("alpha", 1.0, "weight of the target part; 0 leaves it out", least=0),
+            Option("beta", 8.0, "weight of the non-target part; 0 leaves it out", least=0),
+            Option("warmup", 20, "epochs over which the term grows to its weight", least=0),
+        ),
+    ),
+    Method(
+        name="mlkd",
+        title="instance, batch and class terms at five temperatures, on pairs of views",
+        source="Jin et al., CVPR 2023",
+        loss="kdcache.methods.logits.mlkd:MLKD",
+        pairs=True,
+        whole_batch=True,
+        takes=("temperature",),
+        plain=Defaults(ce_weight=0.1, kd_weight=0.9, temperature=4.0),
+        standardized=Defaults(ce_weight=0.1, kd_weight=9.0, temperature=2.0),
+        options=(
+            Option(
+                "variant",
+                "as-coded",
+                "as-coded (the published code) or as-described (the paper)",
+                choices=("as-coded", "as-described"),
+            ),
+        ),
+    ),
+    Method(
+        name="ctkd",
+        title="KD at a temperature that is trained against the student",
+        source="Li et al., AAAI 2023",
+        loss="kdcache.methods.logits.ctkd:CTKD",
+        takes=("ablation", "reverse"),
+        plain=Defaults(ce_weight=0.1, kd_weight=0.9),
+        standardized=Defaults(ce_weight=0.1, kd_weight=9.0),
+        options=(
+            Option("start", 1.0, "smallest temperature", above=0, standardized=2.0),
+            Option("end", 20.0, "range of the temperatures above it", above=0),
+            Option("ramp", 10, "epochs until the temperature is trained in full", least=0),
+        ),
+    ),
+    Method(
+        name="dist",
+        title="correlation of probabilities over classes, and over the samples of a batch",
+        source="Huang et al., NeurIPS 2022",
+        loss="kdcache.methods.logits.dist:DIST",
+        whole_batch=True,
+        takes=("temperature",),
+        plain=Defaults(ce_weight=1.0, kd_weight=1.0, temperature=4.0),
+        options=(
+            Option("beta", 2.0, "weight of the correlation over classes", least=0),
+            Option("gamma", 2.0, "weight of the correlation over samples", least=0),
+        ),
+    ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
+
+
+def names_of(methods: Iterable[Method]) -> str:
+    """Some methods in a sentence: "kd, dkd and mlkd"."""
+    *first, last = [method.name for method in methods]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def without_teacher(name: str) -> bool:
+    """Whether this is a method of kdcache, by its name in a run, that trains from labels alone."""
+    return name in METHODS and not METHODS[name].needs_teacher

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdcache.methods.logits.ce import Mix
 from kdcache.methods.loss import Fields, Loss, Targets, Terms
-from kdcache.methods.scaling import Target, Temperature, check_shapes, scaled
+from kdcache.methods.scaling import FLOOR, Target, Temperature, check_shapes, scaled
 from kdcache.methods.step import Step
 
 EPSILON = 1e-8
@@ -29,8 +29,8 @@ def dist(
     over the samples of the batch, with ρ Pearson's correlation of student and teacher: it asks for
     the teacher's preferences, not for its probabilities. Both lie between 0 and 2.
 
-    A constant row or column has ρ = 0. The gradient of a student grows as the spread of its row
-    falls: to 10³ at a deviation of .001 over 100 classes, and to 10⁵ at a zero-initialised head.
+    A constant row or column has ρ = 0, and one that varies by less than a hundredth of its mean is
+    flat (see `correlation`): a zero-initialised head has a gradient of the usual size.
 
     Args:
         student: (B, K) logits v, any floating dtype.
@@ -55,9 +55,17 @@ def dist(
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation along the last axis: two (N, M) -> (N,); 0 where either is constant."""
-    a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))
-    norms: Tensor = a.norm(dim=-1) * b.norm(dim=-1)
+    """Pearson's correlation along the last axis: two (N, M) of probabilities -> (N,).
+
+    Where the deviation is below `FLOOR` times the mean, it is divided by that instead: the
+    correlation then goes to 0 with the deviation, and its gradient stays bounded. To first order
+    softmax(v/T) varies by std(v)/T of its mean, so what is flat here is flat to `standardize` too.
+    """
+    (a, least_a), (b, least_b) = (
+        (x - x.mean(-1, keepdim=True), FLOOR * x.detach().mean(-1).abs() * x.shape[-1] ** 0.5)
+        for x in (a, b)
+    )
+    norms = a.norm(dim=-1).maximum(least_a) * b.norm(dim=-1).maximum(least_b)
     return (a * b).sum(-1) / (norms + EPSILON)
 
 

@@ -91,6 +91,25 @@ def test_constant_rows_and_single_samples_are_finite() -> None:
     assert dist(flat, z).item() == pytest.approx(64, abs=0.1)  # all correlations are 0
 
 
+@pytest.mark.parametrize("deviation", [0, 1e-6, 1e-3, 0.03])
+def test_a_student_of_hardly_any_spread_has_a_gradient_of_the_usual_size(deviation: float) -> None:
+    def gradient(student: torch.Tensor) -> float:
+        v = student.clone().requires_grad_()
+        dist(v, logits(1, k=100)).backward()
+        assert v.grad is not None
+        return float(v.grad.norm())
+
+    usual = gradient(0.3 * logits(0, k=100))
+    assert 0 < gradient(deviation * logits(0, k=100)) < 20 * usual
+
+
+def test_rows_of_normal_spread_have_the_published_correlation() -> None:
+    q, p = ((0.1 * logits(seed, k=100).float()).softmax(-1) for seed in (0, 1))
+    a, b = q - q.mean(-1, keepdim=True), p - p.mean(-1, keepdim=True)
+    published = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + 1e-8)
+    assert torch.equal(correlation(q, p), published)
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     v, z = logits(0).half(), logits(1).half()
     exact = dist(v.float(), z.float())

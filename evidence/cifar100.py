@@ -4,8 +4,8 @@
 
 Students of small networks leave most of a GPU idle, so several train side by side (--jobs), each in a
 process of its own, all from the same store. What is finished in --folder is not done again: an
-interrupted comparison goes on where it stopped. Shorter runs (--epochs) keep the recipe's shape, since
-its milestones are fractions of the epochs; the JSON says how long they were.
+interrupted comparison goes on where it stopped. Shorter runs (--epochs, --teacher-epochs) keep the recipe's
+shape, since its milestones are fractions of the epochs; the JSON says how long they were.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,8 +28,8 @@ PUBLISHED = {  # Sun et al., CVPR 2024, resnet32x4 -> resnet8x4: best epoch, mea
 }  # fmt: skip
 
 
-def main() -> None:
-    """Train, dump, distill and write one JSON file."""
+def options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--data-root")
@@ -37,32 +38,65 @@ def main() -> None:
     parser.add_argument("--student", default="resnet8x4")
     parser.add_argument("--methods", default="ce,kd,kd-ls,dkd,dkd-ls")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=240, help="of the students")
     parser.add_argument("--teacher-epochs", type=int, default=240)
     parser.add_argument("--encoding", default="float16")
     parser.add_argument("--jobs", type=int, default=5, help="students side by side")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--extra", default="", help="more flags of the students, such as --compile")
+    parser.add_argument("--precision", help="of all stages [default: bf16 on a GPU, else float32]")
+    parser.add_argument("--extra", default="", help="more flags of every stage, such as --compile")
+    for stage, command in (("teacher", "train-teacher"), ("dump", "dump-teacher"),
+                           ("student", "train-student")):  # fmt: skip
+        parser.add_argument(f"--{stage}-extra", default="", help=f"more flags of {command}")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "float32")
+    return args
+
+
+def shared(args: argparse.Namespace) -> list[str]:
+    """The flags of all stages; a GPU gets bf16 and channels-last, which it computes fastest."""
+    gpu = args.device.startswith("cuda")
+    words = ["--dataset", args.dataset, "--device", args.device, "-q"]
+    words += ["--data-root", args.data_root] if args.data_root else []
+    words += ["--precision", args.precision, *(["--channels-last"] if gpu else [])]
+    return [*words, *args.extra.split()]
+
+
+def train_teacher(args: argparse.Namespace) -> list[str]:
+    """The command that trains the teacher."""
+    return ["train-teacher", "--model", args.teacher, "--out", str(args.folder / "teacher"), "--epochs",
+            str(args.teacher_epochs), *shared(args), *args.teacher_extra.split()]  # fmt: skip
+
+
+def dump_teacher(args: argparse.Namespace, teacher: Path) -> list[str]:
+    """The command that stores the teacher's logits for all 162 views."""
+    return ["dump-teacher", "--teacher", str(teacher), "--augment", "exhaustive", "--views", "162",
+            "--encoding", args.encoding, "--batch-size", "1024", "--out",
+            str(args.folder / "teacher.zarr"), *shared(args), *args.dump_extra.split()]  # fmt: skip
+
+
+def train_student(args: argparse.Namespace, method: str, seed: int) -> list[str]:
+    """The command that trains one student."""
+    return ["train-student", "--store", str(args.folder / "teacher.zarr"), "--student", args.student,
+            "--recipe", f"cifar100/{method}", "--schedule", "random", "--epochs", str(args.epochs),
+            "--seed", str(seed), "--out", str(args.folder / f"{method}-seed{seed}"), *shared(args),
+            *args.student_extra.split()]  # fmt: skip
+
+
+def main() -> None:
+    """Train, dump, distill and write one JSON file."""
+    args = options()
     args.folder.mkdir(parents=True, exist_ok=True)
-    data = ["--dataset", args.dataset, "--device", args.device, "-q"]
-    data += ["--data-root", args.data_root] if args.data_root else []
     teacher = Path(args.teacher)
     if not teacher.is_dir():
         teacher = args.folder / "teacher"
-        run("train-teacher", "--model", args.teacher, "--out", teacher, "--epochs",
-            args.teacher_epochs, *data, log=args.folder / "teacher.log")  # fmt: skip
-    store = args.folder / "teacher.zarr"
-    run("dump-teacher", "--teacher", teacher, "--augment", "exhaustive", "--views", 162, "--encoding",
-        args.encoding, "--batch-size", 1024, "--out", store, *data,
-        log=args.folder / "store.log")  # fmt: skip
+        run(train_teacher(args), args.folder / "teacher.log")
+    run(dump_teacher(args, teacher), args.folder / "store.log")
 
     def student(method: str, seed: int) -> Path:
         out: Path = args.folder / f"{method}-seed{seed}"
-        run("train-student", "--store", store, "--student", args.student, "--recipe",
-            f"cifar100/{method}", "--schedule", "random", "--epochs", args.epochs, "--seed", seed,
-            "--out", out, *args.extra.split(), *data, log=out.with_suffix(".log"))  # fmt: skip
+        run(train_student(args, method, seed), out.with_suffix(".log"))
         return out
 
     jobs = [(method, seed) for seed in range(args.seeds) for method in args.methods.split(",")]
@@ -84,20 +118,21 @@ def main() -> None:
     more = {
         "teacher_top1": 100 * read_summary(teacher)["last_top1"] if (teacher / SUMMARY).exists() else None,
         "epochs": args.epochs,
+        "teacher_epochs": args.teacher_epochs,
+        "precision": args.precision,
         "students_side_by_side": args.jobs,
     }  # fmt: skip
     args.out.write_text(json.dumps(about() | more | {"found": found}, indent=1) + "\n")
 
 
-def run(*words: object, log: Path) -> None:
+def run(words: Sequence[str], log: Path) -> None:
     """One command of kdcache in a process of its own; its page goes to ``log``."""
     with log.open("w") as stream:
-        subprocess.run(
-            [sys.executable, "-m", "kdcache", *map(str, words)],
-            check=True,
-            stderr=stream,
-            stdout=stream,
+        done = subprocess.run(
+            [sys.executable, "-m", "kdcache", *words], stderr=stream, stdout=stream
         )
+    if done.returncode:
+        raise SystemExit(f"kdcache {words[0]} failed, see {log}:\n{log.read_text()[-2000:]}")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class Study:
             epochs=epochs or self.args.epochs,
             batch_size=self.args.batch_size,
             lr=self.args.lr,
-            schedule="cosine",
+            lr_schedule="cosine",
             warmup_epochs=1,
         )
 

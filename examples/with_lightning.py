@@ -7,7 +7,7 @@ python examples/with_lightning.py teacher.zarr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import lightning
 import torch
@@ -20,17 +20,19 @@ from kdcache.views.cached import Batch
 
 
 class Epochs(IterableDataset[Batch]):
-    """The cached views as Lightning wants data: each pass is the next epoch."""
+    """The cached views as Lightning wants data: each pass is the epoch that the training is in.
 
-    def __init__(self, views: CachedViews) -> None:
-        self.views, self.epoch = views, 0
+    Passes cannot be counted here: Lightning begins more of them than it trains, and ends none.
+    """
+
+    def __init__(self, views: CachedViews, epoch: Callable[[], int]) -> None:
+        self.views, self.epoch = views, epoch
 
     def __len__(self) -> int:
         return len(self.views)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self.views.epoch(self.epoch)
-        self.epoch += 1
+        yield from self.views.epoch(self.epoch())
 
 
 class Distillation(lightning.LightningModule):
@@ -48,10 +50,15 @@ class Distillation(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of one batch."""
-        step = Step(epoch=self.current_epoch, index=index, epochs=self.epochs, keys=batch.keys)
+        step = Step(
+            epoch=self.current_epoch,
+            index=index,
+            epochs=self.epochs,
+            keys=batch.keys,
+            views=batch.views,
+        )
         student = {"logits": self.student(self.normalise(batch.images))}
-        teachers = [{"logits": logits} for logits in batch.logits]
-        loss, _ = self.objective(student, teachers, batch.labels, step, batch.mix)
+        loss, _ = self.objective(student, batch.teachers, batch.labels, step, batch.mix)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -70,7 +77,8 @@ def main(store: str, epochs: int = 3) -> float:
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     with CachedViews(train, [store], batch_size=64, seed=0) as views:
-        trainer.fit(module, DataLoader(Epochs(views), batch_size=None))
+        data = Epochs(views, lambda: module.current_epoch)
+        trainer.fit(module, DataLoader(data, batch_size=None))
     student = module.student.eval()
     with torch.inference_mode():
         right = student(normalise(test.images)).argmax(1) == torch.from_numpy(test.labels)

@@ -3,10 +3,10 @@
 The names below are imported when they are first used, so that what needs no torch does not load it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdcache._version import __version__
+from kdcache.lazy import lazily
 
 if TYPE_CHECKING:
     from kdcache.datasets import load_dataset
@@ -56,12 +56,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -1,11 +1,13 @@
 """A run: the directory that a training leaves behind.
 
-    RUN/config.toml        everything that decides the result, resolved, with the digests of the stores read
+    RUN/config.toml        everything that decides the result, resolved, with the digests of the stores read;
+                           [[resumed]] for each resume by another version of kdcache than began it
     RUN/metrics.jsonl      one line per epoch
     RUN/model.safetensors  the weights after the last epoch
     RUN/checkpoint.pt      what is needed to go on after the last finished epoch
     RUN/summary.json       last and best accuracy, seconds per epoch, teacher forwards
     RUN/tensorboard/       events, where they were asked for
+    RUN/writer.lock        who trains here now; one that a killed training left locks nothing
 
 Files are written to a temporary name, flushed and renamed, so a killed run leaves whole files. Nothing
 in a run is ever executed: TOML, JSON and safetensors are data, and the checkpoint is read with
@@ -17,7 +19,8 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -29,15 +32,23 @@ from torch import nn
 
 from kdcache.models import build_model
 from kdcache.preprocessing import Preprocessing
-from kdcache_stores.errors import DataError, MismatchError, UsageError
+from kdcache_stores.errors import (
+    DataError,
+    MismatchError,
+    StoreInUse,
+    TrainingError,
+    UsageError,
+)
+from kdcache_stores.files import LocalFiles
 
-CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY, TENSORBOARD = (
+CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY, TENSORBOARD, LOCK = (
     "config.toml",
     "metrics.jsonl",
     "model.safetensors",
     "checkpoint.pt",
     "summary.json",
     "tensorboard",
+    "writer.lock",
 )
 
 
@@ -52,6 +63,33 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Be the one training that writes this run, until the end of the block or of the process.
+
+    A finished run is only read, by any number.
+
+    Raises:
+        UsageError: the path is a file.
+        TrainingError: another training is writing it; names the process and the machine.
+    """
+    _require_no_file(path)
+    if (path / SUMMARY).exists():
+        yield
+        return
+    with ExitStack() as held:
+        try:
+            held.enter_context(LocalFiles(path).lock(LOCK))
+        except StoreInUse as error:
+            raise TrainingError(f"one training writes a run at a time. {error}") from None
+        yield
+
+
+def _require_no_file(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; --out needs a directory for the run.")
 
 
 class Run:
@@ -69,14 +107,13 @@ class Run:
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.config = config
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file; --out needs a directory for the run.")
+        _require_no_file(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         if (self.path / CONFIG).exists():
             self._require_same(read_config(self.path))
-        elif any(file.name != TENSORBOARD for file in self.path.iterdir()):
+        elif any(file.name not in (TENSORBOARD, LOCK) for file in self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty and holds no {CONFIG}, so it is no run; "
                 "choose another --out."
@@ -89,7 +126,7 @@ class Run:
         differ = [
             key
             for key in sorted(was.keys() | now.keys())
-            if not (key in _FREE_ON_RESUME or key.startswith("store_paths."))
+            if not (key in _FREE_ON_RESUME or key.startswith(_NOT_COMPARED))
             and was.get(key) != now.get(key)
         ]
         if not differ:
@@ -98,10 +135,35 @@ class Run:
         first = next((key for key in _TELLING if key in differ), differ[0])
         more = f" and {len(differ) - 1} more differ" if len(differ) > 1 else ""
         begun = (self.path / CHECKPOINT).exists()
+        instead = "" if begun else "; it has not finished an epoch, so you may also delete it"
+        versions = was.get("kdcache"), now.get("kdcache")
+        by = f" (by kdcache {versions[0]}, this is {versions[1]})" if len(set(versions)) > 1 else ""
         raise MismatchError(
-            f"{self.path} holds a run with another configuration: {first} was {was.get(first)!r}, now "
-            f"{now.get(first)!r}{more}. Use the old value to go on with that run, or another --out for a "
-            f"new one{'' if begun else '; it has not finished an epoch, so you may also delete it'}."
+            f"{self.path} holds a run with another configuration{by}: {first} was "
+            f"{was.get(first)!r}, now {now.get(first)!r}{more}. Use the old value to go on with that "
+            f"run, or another --out for a new one{instead}."
+        )
+
+    def note_version(self, epochs_done: int) -> str | None:
+        """Record that another version of kdcache than the last goes on with this run.
+
+        Args:
+            epochs_done: how many epochs the versions before it finished.
+
+        Returns:
+            What to tell the user, or None where the version is the same.
+        """
+        began = read_config(self.path)
+        resumed = began.get("resumed", [])
+        was, now = (resumed[-1] if resumed else began).get("kdcache"), self.config.get("kdcache")
+        if was == now:
+            return None
+        resumed = [*resumed, {"after_epoch": epochs_done, "kdcache": now}]
+        text = tomli_w.dumps(began | {"resumed": resumed})
+        write_atomically(self.path / CONFIG, lambda s: s.write(text.encode()))
+        return (
+            f"{epochs_done} epochs of {self.path} were trained by kdcache {was}, the rest is by {now}: its "
+            "config records both. The result may differ from that of one version."
         )
 
     # -- metrics ------------------------------------------------------------------------------
@@ -163,7 +225,8 @@ class Run:
 _TELLING = ("objective.method", "data.name", "model.name", "data.fingerprint")
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
-_FREE_ON_RESUME = {"data.root", "training.device", "training.threads"}
+_FREE_ON_RESUME = {"kdcache", "data.root", "training.device", "training.threads"}
+_NOT_COMPARED = ("store_paths.", "resumed.")
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

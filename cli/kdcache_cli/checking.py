@@ -84,21 +84,20 @@ def check(
 
 
 def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any:
-    from dataclasses import fields
-
     from kdcache.judgement.check import Check
     from kdcache.methods import ObjectiveConfig
 
     if recipe:
-        settings |= from_recipe(recipe, settings)
+        # Of the optimization only the number of epochs is judged.
+        found = from_recipe(recipe, settings)
+        settings |= {name: value for name, value in found.items() if name in settings}
     named = settings["method"] is not None
-    objective = options.objective_config(settings | {"method": settings["method"] or "kd"})
     loss = {*ObjectiveConfig.flags(), "biased_std", "reverse_kl", "teacher_weights"}
     if not named and (alone := sorted(given & loss)):
         raise click.UsageError(f"{', '.join(alone)}: of which --method (or --recipe)?")
-    known = {field.name for field in fields(Check)}
-    values = {name: value for name, value in settings.items() if name in known}
-    values |= {"student": settings["model"], "objective": objective if named else None}
+    settings["student"] = settings.pop("model")
+    values = options.with_objective(settings)
+    (values,) = options.deal(values if named else values | {"objective": None}, Check)
     return Check(**_texts(values))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +89,10 @@ steps = together(
     ),
     click.option(
         "--milestones",
-        callback=lambda ctx, param, value: value and fractions(value),
-        help="Fractions of the epochs for `step` [default: 0.625,0.75,0.875].",
+        default="0.625,0.75,0.875",
+        show_default=True,
+        callback=lambda ctx, param, value: fractions(value),
+        help="Fractions of the epochs for `step`.",
     ),
     click.option("--warmup-epochs", type=float, default=0.0, help="Linear rise of the rate."),
     click.option("--clip", type=float, help="Largest norm of the gradient."),
@@ -190,18 +194,20 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def optimization(settings: dict[str, Any]) -> Any:
-    """Take what `Optimization` holds out of a command's arguments."""
-    from dataclasses import fields
+def deal(settings: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
+    """A command's options, for each of some dataclasses those that are named like its fields.
 
-    from kdcache.training.optim import Optimization
-
-    settings["schedule"] = settings.pop("lr_schedule")
-    names = [field.name for field in fields(Optimization) if field.name in settings]
-    values = {name: settings.pop(name) for name in names}
-    if values["milestones"] is None:
-        del values["milestones"]
-    return Optimization(**values)
+    Raises:
+        TypeError: a field of two of the dataclasses, which one option cannot set apart, or an option
+            that is a field of none: it would not arrive.
+    """
+    names = [{field.name for field in fields(kind)} for kind in kinds]
+    for (kind, mine), (other, its) in combinations(zip(kinds, names, strict=True), 2):
+        if shared := sorted(mine & its):
+            raise TypeError(f"{kind.__name__} and {other.__name__} both have {', '.join(shared)}")
+    if homeless := sorted(settings.keys() - set().union(*names)):
+        raise TypeError(f"no field for the options {', '.join(homeless)}")
+    return [{key: settings[key] for key in settings if key in mine} for mine in names]
 
 
 def method_options() -> list[Decorator]:
@@ -249,10 +255,15 @@ objective = together(
 )
 
 
-def objective_config(settings: dict[str, Any]) -> Any:
-    """Take what `ObjectiveConfig` holds out of a command's arguments."""
+def with_objective(settings: dict[str, Any]) -> dict[str, Any]:
+    """A command's arguments with those of the loss as one `ObjectiveConfig`, named objective.
+
+    Raises:
+        click.BadParameter: weights of teachers that begin like numbers and are none.
+    """
     from kdcache.methods import ObjectiveConfig
 
+    settings = dict(settings)
     unbiased, biased = settings.pop("standardize"), settings.pop("biased_std")
     settings["standardize"] = "biased" if biased else "unbiased" if unbiased else False
     settings["reverse"] = settings.pop("reverse_kl")
@@ -265,8 +276,8 @@ def objective_config(settings: dict[str, Any]) -> Any:
                 f"--teacher-weights {weights!r}: expected numbers such as 2,1,1, entropy or confidence"
             ) from error
     settings["weights"] = weights
-    names = [name for name in ObjectiveConfig.flags() if name in settings]
-    return ObjectiveConfig.from_flags({name: settings.pop(name) for name in names})
+    flags = {name: settings.pop(name) for name in ObjectiveConfig.flags() if name in settings}
+    return settings | {"objective": ObjectiveConfig.from_flags(flags)}
 
 
 foreign = together(

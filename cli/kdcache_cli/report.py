@@ -48,7 +48,7 @@ def report(
         torch.set_num_threads(threads)
     done = write_report(
         runs, stores, out, teacher=teacher, dataset=dataset, data_root=data_root,
-        device=options.resolve_device(device),
+        device=options.resolve_device(device), workers=workers,
     )  # fmt: skip
     emit({"page": str(done.page), "files": [str(file) for file in done.files],
           "left_out": done.left_out}, as_json)  # fmt: skip

@@ -79,16 +79,16 @@ def _train(
         say(f"run: {run.path}")
 
 
-def _settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The options that a `Training` takes as they are."""
+def _training(settings: dict[str, Any]) -> Any:
+    """The `Training` that a command's arguments describe; every one of them has its field."""
+    from kdcache.training import Training
+    from kdcache.training.optim import Optimization
+
+    for name in ("data_root", "init_weights"):
+        settings[name] = str(settings[name]) if settings.get(name) else None
     settings["device"] = options.resolve_device(settings["device"])
-    for name in ("stores", "online"):
-        settings[name] = tuple(settings.get(name, ()))
-    root = settings.pop("data_root")
-    return settings | {
-        "optimization": options.optimization(settings),
-        "data_root": str(root) if root else None,
-    }
+    steps, rest = options.deal(settings, Optimization, Training)
+    return Training(**rest, optimization=Optimization(**steps))
 
 
 @click.command("train-teacher")
@@ -106,9 +106,8 @@ def train_teacher(
 ) -> None:
     """Train a network from labels."""
     from kdcache.methods import ObjectiveConfig
-    from kdcache.training import Training
 
-    training = Training(**_settings(settings), objective=ObjectiveConfig(method="ce"))
+    training = _training(settings | {"objective": ObjectiveConfig(method="ce")})
     title = f"teacher {training.model}"
     _train(training, out, title, as_json, quiet, tensorboard=tensorboard)
 
@@ -172,7 +171,6 @@ def train_student(
 ) -> None:
     """Train a student from labels and cached logits, without its teacher."""
     from kdcache.augment.custom import is_import_path
-    from kdcache.training import Training
 
     if recipe:
         settings |= from_recipe(recipe, settings)
@@ -183,11 +181,8 @@ def train_student(
             "--augment is for training without a store, or names the MODULE:FUNCTION that the store's "
             "views were made with; other views a store brings itself."
         )
-    if settings["init_weights"]:
-        settings["init_weights"] = str(settings["init_weights"])
-    objective = options.objective_config(settings)
-    training = Training(**_settings(settings), objective=objective)
-    title = f"student {training.model} by {objective.method}"
+    training = _training(options.with_objective(settings))
+    title = f"student {training.model} by {training.objective.method}"
     _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code,
            baseline=baseline, strict=strict)  # fmt: skip
 
@@ -202,7 +197,6 @@ def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         with open_store(settings["stores"][0]) as store:
             teacher = store.teacher.architecture
     found = resolve(name, settings["model"], teacher)
-    found["lr_schedule"] = found.pop("schedule")
     found["milestones"] = tuple(found["milestones"])
     source = click.get_current_context().get_parameter_source
     given = {key for key in found if source(key) is ParameterSource.COMMANDLINE}

@@ -1,4 +1,4 @@
-"""Rules about several teachers: is each of them heard, and does it add something?"""
+"""Rules about several teachers: does each of them count, and does it add something?"""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ ALIKE = 0.99
 
 
 def scales(case: Case) -> Iterator[Finding]:
-    """A mean of logits in which one teacher drowns another."""
+    """A mean of logits that one teacher decides alone."""
     loss = case.loss
     if len(case.stores) < 2 or loss.combine != "mean-logits":
         return
     fixed = None if isinstance(loss.weights, str) else loss.weights
     spreads = [float(z.std(-1).mean()) for z in case.sample.logits]
-    heard = [w * s for w, s in zip(shares(fixed, len(spreads)), spreads, strict=True)]
-    heard = [h for h in heard if h > 0]
-    uneven = len(heard) > 1 and max(heard) > SCALES * min(heard)
+    parts = [w * s for w, s in zip(shares(fixed, len(spreads)), spreads, strict=True)]
+    parts = [part for part in parts if part > 0]
+    uneven = len(parts) > 1 and max(parts) > SCALES * min(parts)
     if not uneven or max(spreads) <= SCALES * min(spreads):  # uneven weights alone are wanted
         return
-    loud, quiet = int(np.argmax(spreads)), int(np.argmin(spreads))
+    largest, smallest = int(np.argmax(spreads)), int(np.argmin(spreads))
     even = ",".join(f"{min(spreads) / spread:.2g}" for spread in spreads)
     yield Finding(
         "scales",
-        f"The logits of {case.stores[loud].where} spread by {spreads[loud]:.2g}, those of "
-        f"{case.stores[quiet].where} by {spreads[quiet]:.2g}: with these weights one has "
-        f"{max(heard) / min(heard):.1f} times the other's part in the mean of logits and decides it alone.",
+        f"The logits of {case.stores[largest].where} spread by {spreads[largest]:.2g}, those of "
+        f"{case.stores[smallest].where} by {spreads[smallest]:.2g}: with these weights one has "
+        f"{max(parts) / min(parts):.1f} times the other's part in the mean of logits and decides it alone.",
         f"--combine mean-zscores with --standardize, or --combine mean-probs, or "
         f"--teacher-weights {even}.",
     )
 
 
 def alike(case: Case) -> Iterator[Finding]:
-    """Teachers that say the same of every sample: more stores to read, and nothing more to learn.
+    """Teachers whose logits are alike for every sample: more stores to read, and nothing more to learn.
 
     By Pearson's correlation over the classes of each row: of two teachers that are right everywhere
-    it still tells whether they think alike of the other classes.
+    it still tells whether they agree on the other classes.
     """
     if len(case.stores) < 2:
         return
@@ -61,7 +61,7 @@ def alike(case: Case) -> Iterator[Finding]:
     same = len({store.teacher.digest for store in case.stores}) == 1
     yield Finding(
         "alike",
-        f"The {len(case.stores)} teachers say the same: their logits correlate by {min(found):.4f} "
+        f"The {len(case.stores)} teachers are alike: their logits correlate by {min(found):.4f} "
         f"over the classes of a sample{', and they are one and the same teacher' if same else ''}. "
         "Nothing is gained over one of them.",
         "a single --store, or teachers of another seed or architecture.",

@@ -28,26 +28,32 @@ if TYPE_CHECKING:
     from kdcache.methods.step import Step
     from kdcache.methods.table import METHODS
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "kdcache.methods.ablations": ("ablate", "permutation"),
-        "kdcache.methods.config": ("ObjectiveConfig",),
-        "kdcache.methods.ensembles": ("Ensemble", "confidence_weights", "entropy_weights"),
-        "kdcache.methods.logits.ce": ("ce",),
-        "kdcache.methods.logits.ctkd": ("ctkd", "learned_temperature", "reversal"),
-        "kdcache.methods.logits.dkd": ("dkd", "dkd_warmup", "tckd_nckd"),
-        "kdcache.methods.logits.kd": ("kd",),
-        "kdcache.methods.logits.mlkd": ("mlkd",),
-        "kdcache.methods.loss": ("Loss",),
-        "kdcache.methods.noise": ("Noise",),
-        "kdcache.methods.objective": ("Objective",),
-        "kdcache.methods.record": ("Method",),
-        "kdcache.methods.scaling": ("divergence", "scaled", "standardize"),
-        "kdcache.methods.step": ("Step",),
-        "kdcache.methods.table": ("METHODS",),
-    },
-)
+_HOMES = {
+    "Ensemble": "kdcache.methods.ensembles",
+    "Loss": "kdcache.methods.loss",
+    "METHODS": "kdcache.methods.table",
+    "Method": "kdcache.methods.record",
+    "Noise": "kdcache.methods.noise",
+    "Objective": "kdcache.methods.objective",
+    "ObjectiveConfig": "kdcache.methods.config",
+    "Step": "kdcache.methods.step",
+    "ablate": "kdcache.methods.ablations",
+    "ce": "kdcache.methods.logits.ce",
+    "confidence_weights": "kdcache.methods.ensembles",
+    "ctkd": "kdcache.methods.logits.ctkd",
+    "divergence": "kdcache.methods.scaling",
+    "dkd": "kdcache.methods.logits.dkd",
+    "dkd_warmup": "kdcache.methods.logits.dkd",
+    "entropy_weights": "kdcache.methods.ensembles",
+    "kd": "kdcache.methods.logits.kd",
+    "learned_temperature": "kdcache.methods.logits.ctkd",
+    "mlkd": "kdcache.methods.logits.mlkd",
+    "permutation": "kdcache.methods.ablations",
+    "reversal": "kdcache.methods.logits.ctkd",
+    "scaled": "kdcache.methods.scaling",
+    "standardize": "kdcache.methods.scaling",
+    "tckd_nckd": "kdcache.methods.logits.dkd",
+}
 
 __all__ = [
     "METHODS",
@@ -75,3 +81,5 @@ __all__ = [
     "standardize",
     "tckd_nckd",
 ]
+
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -105,7 +105,7 @@ def shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
 
 
 def entropy_weights(teachers: Sequence[Tensor]) -> Tensor:
-    """More weight to the teacher that is surer of a sample: w_i ∝ 1 - H_i/ΣH.
+    """More weight to the teacher that is more confident of a sample: w_i ∝ 1 - H_i/ΣH.
 
     H is the entropy of softmax(z) at temperature 1. The weights of a sample sum to 1 (the published
     code of EBKD, in CA-MKD's repository, leaves them at (M - 1)/M in sum). Where every teacher is

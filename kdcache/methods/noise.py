@@ -21,7 +21,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Noise:
     """z + ε on the teacher's logits: fresh each epoch, the same for the same seed.
 
-    TALD-KD (Information Processing and Management, 2025) teaches with the expectation
+    TALD-KD (Information Processing and Management, 2025) minimises the expectation
     E_ε[CE(v, y) + λ·L_KD(v, z + ε)]. No code was published, and the formula names neither the
     distribution of ε nor its size, schedule or number of draws. **All of these are choices of
     kdcache, not the paper's:** the three families, each with `scale` as its standard deviation; the

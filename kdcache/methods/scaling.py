@@ -21,6 +21,14 @@ Reduction = Literal["mean", "none"]
 EPSILON = 1e-7
 """Added to the standard deviation, as in the published code of logit standardization."""
 
+FLOOR = 1e-2
+"""A row whose standard deviation is below this is flat: it has no spread that could be divided by.
+
+Rows of teachers have 2 to 4, of fresh networks .1 to 1, of students under standardization .2 to .5.
+Below a hundredth are zero-initialised heads (0, or 5e-4 where a head is scaled by .001), collapsed
+students, and constant rows, whose spread is rounding.
+"""
+
 
 class Target(Protocol):
     """Teachers combined in a way that depends on the temperature (see `Ensemble`)."""
@@ -49,8 +57,8 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
     >>> import torch
     >>> from kdcache.methods import kd, standardize
     >>> teacher = torch.tensor([[1.0, 4.0, 3.0, 2.0]])  # cat, dog, bird, frog: a dog
-    >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # says bird
-    >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # says dog
+    >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # a bird
+    >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # a dog
     >>> [f"{kd(student, teacher, temperature=1):.4f}" for student in (wrong, right)]
     ['0.1749', '0.3457']
     >>> [f"{z:.3f}" for z in standardize(teacher)[0].tolist()]
@@ -65,8 +73,13 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
     Args:
         logits: (..., K), any floating dtype.
         convention: "unbiased" divides by the standard deviation with K - 1 (the published code),
-            "biased" by that with K (the paper). 1e-7 is added to either, so a row of equal logits
-            gives zeros instead of 0/0 (its gradient is large, up to 1e7, but finite).
+            "biased" by that with K (the paper). 1e-7 is added to either, as published.
+
+    Flat rows, of a deviation below `FLOOR`, are divided by `FLOOR` instead, so the Z-scores go to 0
+    with the deviation, without a jump, and rounding in a constant row is no target. Their gradient is
+    that of the centred logits themselves, as in plain distillation: it points to the teacher and
+    never exceeds it in size. (Divided by 1e-7 or by `FLOOR` it would be up to 1e7 or 100 times that;
+    with the first the first step of a zero-initialised head gives logits in the hundred thousands.)
 
     Returns:
         (..., K) float32 (float64 for float64).
@@ -82,7 +95,9 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
         raise UsageError(f"expected 'unbiased' or 'biased' standardization, found {convention!r}")
     logits = full_precision(logits)
     deviation = logits.std(-1, correction=int(convention == "unbiased"), keepdim=True)
-    return (logits - logits.mean(-1, keepdim=True)) / (deviation + EPSILON)
+    scores = (logits - logits.mean(-1, keepdim=True)) / (deviation.clamp(min=FLOOR) + EPSILON)
+    value = scores.detach()
+    return torch.where(deviation < FLOOR, value + FLOOR * (scores - value), scores)
 
 
 def scaled(

@@ -76,6 +76,19 @@ _ROWS = (
             Option("ramp", 10, "epochs until the temperature is trained in full", least=0),
         ),
     ),
+    Method(
+        name="dist",
+        title="correlation of probabilities over classes, and over the samples of a batch",
+        source="Huang et al., NeurIPS 2022",
+        loss="kdcache.methods.logits.dist:DIST",
+        whole_batch=True,
+        takes=("temperature",),
+        plain=Defaults(ce_weight=1.0, kd_weight=1.0, temperature=4.0),
+        options=(
+            Option("beta", 2.0, "weight of the correlation over classes", least=0),
+            Option("gamma", 2.0, "weight of the correlation over samples", least=0),
+        ),
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}

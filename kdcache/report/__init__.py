@@ -47,6 +47,7 @@ def report(
     dataset: str | None = None,
     data_root: Path | None = None,
     device: str = "cpu",
+    workers: int = 0,
 ) -> Report:
     """Write the report of some runs and stores into a folder.
 
@@ -59,6 +60,8 @@ def report(
         teacher: as `load_teacher` takes it; default: the run among ``runs`` that filled a store.
         dataset: as `load_dataset` takes it; default: the one that the runs were trained on.
         data_root: folder of the datasets; default: the one that the runs used.
+        device: where the networks run.
+        workers: processes that decode image files.
 
     Raises:
         UsageError: neither a run nor a store.
@@ -82,7 +85,7 @@ def report(
                 "The logits of teacher and students",
                 left_out,
             )
-            sections += _runs(groups, taught_by, testset, teacher, device, left_out)
+            sections += _runs(groups, taught_by, testset, teacher, device, workers, left_out)
         for store, path in zip(read, stores, strict=True):
             sections.append(_store(store, path, config, dataset, data_root, left_out))
     parts = [f"{len(records)} run{'s' * (len(records) != 1)}"] * bool(records)
@@ -98,14 +101,15 @@ def _runs(
     testset: Dataset | None,
     spec: str | None,
     device: str,
+    workers: int,
     left_out: list[str],
 ) -> list[Section]:
     said: dict[str, dict[int, TestLogits]] = {}
     taught: TestLogits | None = None
     if testset is not None:
-        said = by_group(groups, testset, device, left_out)
+        said = by_group(groups, testset, device, workers, left_out)
         try:
-            taught = _taught(spec, teacher, testset, device)
+            taught = _taught(spec, teacher, testset, device, workers)
         except KDCacheError as error:
             left_out.append(f"Figures that compare with the teacher: {error}")
     row = Group(f"teacher {teacher.config['model']['name']}", (teacher,)) if teacher else None
@@ -117,14 +121,16 @@ def _runs(
     return [training, standardization_section(taught, students)]
 
 
-def _taught(spec: str | None, run: RunRecord | None, testset: Dataset, device: str) -> TestLogits:
+def _taught(
+    spec: str | None, run: RunRecord | None, testset: Dataset, device: str, workers: int
+) -> TestLogits:
     if spec is None and run is None:
         raise UsageError(
             "its answers on the test split need its weights: give --teacher, or its run beside the "
             "students and --store"
         )
     return teacher_logits(
-        spec_teacher(spec or str(run and run.path), testset, device), testset, device
+        spec_teacher(spec or str(run and run.path), testset, device), testset, device, workers
     )
 
 

@@ -37,7 +37,9 @@ class TestLogits:
     labels: Tensor
 
 
-def run_logits(run: RunRecord, label: str, dataset: Dataset, device: str) -> TestLogits:
+def run_logits(
+    run: RunRecord, label: str, dataset: Dataset, device: str, workers: int
+) -> TestLogits:
     """Of a finished run.
 
     Raises:
@@ -52,15 +54,15 @@ def run_logits(run: RunRecord, label: str, dataset: Dataset, device: str) -> Tes
     trained = model.config["model"]
     size = trained.get("height", trained["size"]), trained["size"]
     return _test_logits(
-        label, lambda images: module(model.preprocessing(images)), dataset, device, size
+        label, lambda images: module(model.preprocessing(images)), dataset, device, workers, size
     )
 
 
-def teacher_logits(teacher: Teacher, dataset: Dataset, device: str) -> TestLogits:
+def teacher_logits(teacher: Teacher, dataset: Dataset, device: str, workers: int) -> TestLogits:
     """Of a teacher; images that differ in size are cropped to the usual 224 pixels."""
     size = None if dataset.image_shape else 224
     return _test_logits(
-        f"teacher {Path(teacher.architecture).name}", teacher.logits, dataset, device, size
+        f"teacher {Path(teacher.architecture).name}", teacher.logits, dataset, device, workers, size
     )
 
 
@@ -69,9 +71,10 @@ def _test_logits(
     network: Callable[[Tensor], Tensor],
     dataset: Dataset,
     device: str,
+    workers: int,
     size: int | tuple[int, int] | None,
 ) -> TestLogits:
-    logits, labels = clean_logits(network, dataset, size=size, device=device)
+    logits, labels = clean_logits(network, dataset, size=size, device=device, workers=workers)
     return TestLogits(label, logits.cpu(), labels.cpu())
 
 
@@ -102,7 +105,7 @@ def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecor
 
 
 def by_group(
-    groups: Sequence[Group], dataset: Dataset, device: str, left_out: list[str]
+    groups: Sequence[Group], dataset: Dataset, device: str, workers: int, left_out: list[str]
 ) -> dict[str, dict[int, TestLogits]]:
     """Group's label -> seed -> logits, of every finished run; what cannot be had goes to ``left_out``."""
     found: dict[str, dict[int, TestLogits]] = {}
@@ -110,7 +113,7 @@ def by_group(
         for run in group.runs:
             try:
                 found.setdefault(group.label, {})[run.seed] = run_logits(
-                    run, group.label, dataset, device
+                    run, group.label, dataset, device, workers
                 )
             except KDCacheError as error:
                 left_out.append(f"Test logits of {run.path.name}: {error}")

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from kdcache.report.figures import Figure
+from kdcache.runs import write_atomically
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,16 @@ def write_page(
         beside.update(section.files)
         beside.update(section.pictures)
     page = out / "index.html"
-    page.write_text(render(title, intro, sections, left_out), encoding="utf-8")
+    _write(page, render(title, intro, sections, left_out))
     for name, content in beside.items():
-        data = content if isinstance(content, bytes) else content.encode()
-        (out / name).write_bytes(data)
+        _write(out / name, content)
     return [page, *(out / name for name in beside)]
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Whole or not at all, whoever else writes a report into the folder."""
+    data = content if isinstance(content, bytes) else content.encode()
+    write_atomically(path, lambda stream: stream.write(data))
 
 
 def render(title: str, intro: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:

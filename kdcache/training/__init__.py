@@ -19,7 +19,7 @@ from kdcache.judgement.preflight import Judged
 from kdcache.methods import ObjectiveConfig
 from kdcache.precision import require_precision
 from kdcache.preprocessing import normalisation
-from kdcache.runs import Run, is_run, read_config
+from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers import Teacher, load_teacher
 from kdcache.training.loop import Loop, Silent, TrainingObserver
 from kdcache.training.optim import Optimization
@@ -126,7 +126,8 @@ def train(
 
     Raises:
         KDCacheError: see `load_dataset`, `CachedViews`, `Run`; TrainingError for a loss that is not
-            finite, and for warnings if ``strict``, before ``out`` is made.
+            finite or explodes, for an ``out`` that another training is writing, and for warnings if
+            ``strict``, before ``out`` is made.
     """
     with prepared(training, out, watch, tensorboard=tensorboard, allow_code=allow_code,
                   baseline=baseline, strict=strict) as loop:  # fmt: skip
@@ -209,6 +210,8 @@ def prepared(
                 watch.note(f"warning: {finding}")
         teachers = _online_teachers(training, fields, stores, views.plan, device, allow_code)
         training = replace(training, device=device)
+        if ranks.is_first:
+            opened.enter_context(writing(out))
         yield Loop(training, out, testset, held_out, views, teachers, watch, ranks, judged)
 
 

@@ -27,10 +27,11 @@ from kdcache.precision import autocast
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
 from kdcache.teachers import Teacher
+from kdcache.training.explosion import LossWatch
 from kdcache.training.gathering import gather_batch
 from kdcache.training.outcome import resolved, summarized, view_size
 from kdcache.views.cached import Batch, CachedViews
-from kdcache_stores import MismatchError, TrainingError, UsageError
+from kdcache_stores import MismatchError, UsageError
 
 if TYPE_CHECKING:
     from kdcache.judgement.preflight import Judged
@@ -111,7 +112,11 @@ class Loop:
         learned = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = optimization.make_optimizer(learned)
         self.scheduler = optimization.make_scheduler(self.optimizer, len(views))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
+        # From torch's own 65536 the gradients of a standardized loss overflow in the first steps.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=2.0**10, enabled=training.precision == "fp16"
+        )
+        self.losses = LossWatch(len(views) * optimization.epochs, self.device)
         self.stores_read = views.digests
         self.teacher_forwards = 0
         config = resolved(
@@ -153,15 +158,10 @@ class Loop:
         records = run.metrics()[:first]
         if self.ranks.is_first:
             run.keep_metrics(first)
+            if changed := run.note_version(first):
+                self.watch.note(changed)
         for epoch in range(first, epochs):
             record = {"epoch": epoch + 1} | self.train_epoch(epoch)
-            if not np.isfinite(record["train_loss"]):
-                raise TrainingError(
-                    f"the loss became {record['train_loss']} in epoch {epoch + 1} of {run.path}, first "
-                    f"at step {record['bad_step']}. The last good checkpoint "
-                    f"{'is of epoch ' + str(epoch) if epoch else 'is none yet'}; use a lower --lr, "
-                    "lower loss weights, or --precision float32."
-                )
             self.ranks.share_buffers(self._evaluated)
             record |= self._test()
             records.append(record)
@@ -192,7 +192,6 @@ class Loop:
         torch.manual_seed(derive_seed(self.training.seed, "layers", epoch, self.ranks.rank))
         rate, total = self.optimizer.param_groups[0]["lr"], len(self.views)
         sums: dict[str, Tensor] = {}
-        finite = torch.full((), total, device=self.device)
         seen, waited, begun = 0, 0.0, time.perf_counter()
         batches = self.views.epoch(epoch)
         for index in range(total):
@@ -200,7 +199,7 @@ class Loop:
             batch = next(batches)
             waited += time.perf_counter() - asked
             loss, parts = self._step(batch, epoch, index)
-            finite = torch.where(loss.isfinite(), finite, finite.clamp(max=index))
+            self.losses.add(index, loss)
             seen += batch.total
             for name, value in ({"loss": loss} | parts).items():
                 sums[name] = sums.get(name, 0) + value.detach() * batch.total
@@ -212,8 +211,8 @@ class Loop:
             "data_wait_seconds": waited,
             "images_per_second": seen / seconds,
         }
-        bad = {} if np.isfinite(means["train_loss"]) else {"bad_step": int(finite.item()) + 1}
-        return means | {"lr": rate} | times | bad
+        self.losses.end(epoch, self.run_directory.path)
+        return means | {"lr": rate} | times
 
     def _step(self, batch: Batch, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward, loss, backward, update; the loss and its parts, on the device."""
@@ -239,7 +238,13 @@ class Loop:
             keys=batch.keys,
             views=batch.views,
         )
-        loss, parts = self.objective(student, batch.teachers, batch.labels, step, batch.mix)
+        targets = batch.teachers, batch.labels, step, batch.mix
+        if index == 0:
+            with torch.no_grad():
+                nothing = {name: torch.zeros_like(values) for name, values in student.items()}
+                uniform, _ = self.objective(nothing, *targets)
+            self.losses.begin(uniform, len(self.views))
+        loss, parts = self.objective(student, *targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if training.optimization.clip is not None:
@@ -292,7 +297,7 @@ class Loop:
     # -- state ----------------------------------------------------------------------------------
     def _stateful(self) -> dict[str, Any]:
         parts = {"model": self.model, "objective": self.objective, "optimizer": self.optimizer,
-                 "scheduler": self.scheduler, "scaler": self.scaler}  # fmt: skip
+                 "scheduler": self.scheduler, "scaler": self.scaler, "losses": self.losses}  # fmt: skip
         return parts if self.average is None else parts | {"average": self.average}
 
     def _state(self, epochs_done: int) -> dict[str, Any]:
@@ -312,7 +317,8 @@ class Loop:
                 "Give the same stores, or another --out."
             )
         for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
+            if name != "losses" or name in state:  # checkpoints of 0.1.0 have none
+                part.load_state_dict(state[name])
         self.teacher_forwards = state["teacher_forwards"]
         done: int = state["epochs_done"]
         return done

@@ -31,7 +31,7 @@ class Optimization:
     (150, 180 and 210 of 240).
 
     Attributes:
-        milestones: fractions of the epochs after which schedule "step" multiplies the rate by
+        milestones: fractions of the epochs after which the schedule "step" multiplies the rate by
             ``gamma``, rounded to whole epochs.
         warmup_epochs: the rate rises linearly from nearly 0 over so many epochs; with "one-cycle" the
             part of the cycle that rises (30% of the epochs if it is 0).
@@ -45,7 +45,7 @@ class Optimization:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
-    schedule: str = "step"
+    lr_schedule: str = "step"
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
     gamma: float = 0.1
     warmup_epochs: float = 0.0
@@ -54,8 +54,8 @@ class Optimization:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise UnknownName("optimizer", self.optimizer, OPTIMIZERS)
-        if self.schedule not in SCHEDULES:
-            raise UnknownName("schedule", self.schedule, SCHEDULES)
+        if self.lr_schedule not in SCHEDULES:
+            raise UnknownName("learning-rate schedule", self.lr_schedule, SCHEDULES)
         limits = {"epochs": 1, "batch_size": 1, "lr": 0, "weight_decay": 0, "warmup_epochs": 0}
         for name, least in limits.items():
             if not getattr(self, name) >= least:
@@ -85,17 +85,17 @@ class Optimization:
             steps: optimizer steps in an epoch.
         """
         total, rise = self.epochs * steps, round(self.warmup_epochs * steps)
-        if self.schedule == "one-cycle":
+        if self.lr_schedule == "one-cycle":
             share = rise / total if rise else 0.3
             momentum = self.optimizer == "sgd" and self.momentum > 0
             return OneCycleLR(
                 optimizer, self.lr, total_steps=total, pct_start=share, cycle_momentum=momentum
             )
         after: LRScheduler
-        if self.schedule == "cosine":
+        if self.lr_schedule == "cosine":
             after = CosineAnnealingLR(optimizer, T_max=total - rise)
         else:
-            fractions = self.milestones if self.schedule == "step" else ()
+            fractions = self.milestones if self.lr_schedule == "step" else ()
             marks = [round(fraction * self.epochs) * steps - rise for fraction in fractions]
             after = MultiStepLR(optimizer, marks, gamma=self.gamma)
         if not rise:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import secrets
+import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,9 @@ from typing import Any, Protocol
 from kdcache_stores.errors import FormatError, StoreError, StoreInUse
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_HOLDER = re.compile(rb"process \d{1,10} on [A-Za-z0-9._-]{1,255}\n")
+_HELD: set[int] = set()
+"""Handles of the locks that this process holds."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
@@ -221,20 +225,57 @@ class LocalFiles:
 
     @contextmanager
     def lock(self, key: str, wait: bool = False) -> Iterator[None]:
-        """Hold a lock that the system drops if this process dies.
+        """Hold a lock that the system drops if this process dies, even by SIGKILL.
 
-        Raises `StoreInUse` if it is taken, unless told to `wait`.
+        Its file names the holder and goes with the lock, and so does its folder, once empty. A
+        killed holder leaves the file behind; it locks nothing, and whoever takes the lock next
+        takes the file over.
+
+        Raises `StoreInUse` naming the holder if it is taken, unless told to `wait`.
         """
         path = self.path(key)
-        self._make_folders(os.path.dirname(path))
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = self._locked(path, key, wait)
+        _HELD.add(handle)
         try:
+            with suppress(OSError):  # a full disk: the lock holds all the same
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            yield
+        finally:
+            if _is_at(handle, path):
+                with suppress(
+                    OSError
+                ):  # it stays, as after a kill; and a folder with others' files
+                    os.unlink(path)
+                    if os.path.dirname(path) != self._real:
+                        os.rmdir(os.path.dirname(path))
+            _HELD.discard(handle)
+            os.close(handle)
+
+    def _locked(self, path: str, key: str, wait: bool) -> int:
+        """The handle of the lock's file, locked; one that its last holder removed meanwhile is none."""
+        while True:
+            self._make_folders(os.path.dirname(path))
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                handle = os.open(path, flags, 0o666)
+            except FileNotFoundError:  # the folder went with the last holder
+                continue
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise StoreInUse(f"{self.where}: another writer holds {key}") from None
-            yield
-        finally:
+                holder = _HOLDER.fullmatch(os.pread(handle, 300, 0))
+                os.close(handle)
+                who = holder[0].decode().strip() if holder else "another process"
+                raise StoreInUse(
+                    f"{self.where}: {who} is writing here and holds {key}. Wait until it has ended, or "
+                    "end it, and run the same again; or write to another place."
+                ) from None
+            except OSError:
+                os.close(handle)
+                raise
+            if _is_at(handle, path):
+                return handle
             os.close(handle)
 
     def remove(self, key: str) -> None:
@@ -268,6 +309,24 @@ class LocalFiles:
         for path in reversed(missing):
             self._disk.mkdir(path)
             self._disk.fsync(os.path.dirname(path))
+
+
+def _is_at(handle: int, path: str) -> bool:
+    """Whether the path still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _let_go() -> None:
+    """A forked worker must not hold its parent's locks beyond the parent's death."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def is_temporary(key: str) -> bool:

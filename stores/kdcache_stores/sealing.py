@@ -23,6 +23,8 @@ from kdcache_stores.manifest import (
 )
 from kdcache_stores.records import Record, announcement, probes_key, write_probes
 
+SEALING = f"{RECORDS}/seal.lock"
+
 
 def seal_store(
     files: LocalFiles,
@@ -84,7 +86,7 @@ def tidy(files: LocalFiles, views: int) -> None:
     left = 0
     for key in list(files.walk(RECORDS)):
         match = names.fullmatch(key)
-        if match and int(match[1]) < views:
+        if key == SEALING or (match and int(match[1]) < views):
             files.remove(key)
         else:
             left += 1

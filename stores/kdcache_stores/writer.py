@@ -30,7 +30,7 @@ from kdcache_stores.packing import check_rows, pack
 from kdcache_stores.reader import Store
 from kdcache_stores.records import Record, record_key
 from kdcache_stores.repair import unseal_damaged
-from kdcache_stores.sealing import finish_seal, seal_store, tidy
+from kdcache_stores.sealing import SEALING, finish_seal, seal_store, tidy
 from kdcache_stores.shared_arrays import Shared, is_published, load_shared
 
 _KEPT = ("shard", "once", "probes", "head")
@@ -261,9 +261,14 @@ class StoreWriter:
         """
         if self.sealed:
             return
+        with self.files.lock(SEALING, wait=True):  # two at once would clear away each other's files
+            self._seal()
+
+    def _seal(self) -> None:
         self._work.records.committed.clear()  # look again: every object must still be there
         if missing := self.pending():
             if self._sealed_by_another():
+                tidy(self.files, self.views)  # records that this writer added since
                 return
             raise UnfinishedStore(
                 f"{self.files.where}: {len(missing)} of {len(self.shards)} shards are missing, "

@@ -95,6 +95,6 @@ class CTKD(KD):
         mix: Mix | None,
         **shared: Any,
     ) -> Terms:
-        """ "kd" (B,), and the "temperature", 0-d."""
+        """The term "kd", (B,), and the "temperature", 0-d."""
         terms = super().forward(student, target, labels, step, mix, **shared)
         return terms | {"temperature": shared["temperature"]}

@@ -134,7 +134,7 @@ class DKD(Loss):
         mix: Mix | None,
         **shared: Any,
     ) -> Terms:
-        """ "kd", and its parts "tckd" and "nckd" before warm-up and weights, each (B,)."""
+        """The term "kd", and its parts "tckd" and "nckd" before warm-up and weights, each (B,)."""
         v, z = student["logits"], target["logits"]
         tckd, nckd = tckd_nckd(v, z, labels, reduction="none", **self.scaling)
         if mix is not None:  # a mixed image has two target classes

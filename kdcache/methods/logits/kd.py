@@ -100,7 +100,7 @@ class KD(Loss):
         mix: Mix | None,
         **shared: Any,
     ) -> Terms:
-        """ "kd" (B,)."""
+        """The term "kd", (B,)."""
         options = self.options | shared
         v, z = student["logits"], target["logits"]
         return {"kd": kd(v, z, labels=labels, reduction="none", **options)}

@@ -42,8 +42,8 @@ def mlkd(
     - "as-described", the paper: the sum of KD + batch + class over both views and all temperatures.
     - "as-coded", what the published code computes and its published numbers come from:
       m·Σ KD_weak(T) + KD_strong(T₀) + KD_strong(3) + KD_strong(5) + KD_weak(2) + KD_weak(6)
-      + c·Σ class_weak(T) + m·Σ batch_weak(T). Its masks, of samples on which the teacher is no
-      surer than the batch's median (m) and of classes with no more than the median of its
+      + c·Σ class_weak(T) + m·Σ batch_weak(T). Its masks, of samples on which the teacher is no more
+      confident than on the batch's median (m) and of classes with no more than the median of its
       probability (c), meet losses that are sums already; only their means are left, about 1/2.
 
     Standardized, T₀ is τ; "as-coded" takes Z-scores in KD alone, "as-described" at all levels.
@@ -116,8 +116,8 @@ def level_terms(
 def mask_means(teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Means m and c of the sample mask and of the class mask, from weak logits (B, K) at T = 1."""
     p = full_precision(teacher).softmax(-1)
-    surest, mass = p.amax(-1), p.sum(0)
-    m, c = ((values <= values.median()).to(p.dtype) for values in (surest, mass))
+    largest, mass = p.amax(-1), p.sum(0)
+    m, c = ((values <= values.median()).to(p.dtype) for values in (largest, mass))
     return reduced(m, "mean"), reduced(c, "mean")
 
 
@@ -142,7 +142,7 @@ class MLKD(Loss):
         mix: Mix | None,
         **shared: Any,
     ) -> Terms:
-        """ "kd", 0-d."""
+        """The term "kd", 0-d."""
         config = self.config
         assert config.temperature is not None
         term = mlkd(

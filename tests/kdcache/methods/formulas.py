@@ -31,7 +31,7 @@ def zscore(x: Array, biased: bool = False) -> Array:
     n = x.shape[-1]
     mean = x.sum(-1, keepdims=True) / n
     variance = ((x - mean) ** 2).sum(-1, keepdims=True) / (n if biased else n - 1)
-    return (x - mean) / (np.sqrt(variance) + 1e-7)
+    return (x - mean) / (np.maximum(np.sqrt(variance), 0.01) + 1e-7)
 
 
 def ce(v: Array, y: NDArray[np.int64]) -> Array:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fields import on_logits
 
-from kdcache.methods import METHODS, Noise, Objective, Step
+from kdcache.methods import METHODS, Noise, Objective, Step, kd, standardize
 
 B = 6
 OBJECTIVES: list[dict[str, Any]] = [
@@ -132,3 +132,75 @@ def test_no_value_is_waited_for(options: dict[str, Any], monkeypatch: pytest.Mon
     loss, parts = on_logits(objective, student, teachers, words[:, 0], Step(keys=words))
     loss.backward()
     assert {loss.device.type, *(part.device.type for part in parts.values())} == {"meta"}
+
+
+FLAT = (0.0, 1e-9, 1e-6, 1e-4, 9e-3)
+"""Standard deviations of rows that have no spread to speak of."""
+
+
+def spread(deviation: float, generator: torch.Generator, k: int = 10) -> torch.Tensor:
+    z = torch.randn(B, k, generator=generator, dtype=torch.float64)
+    return deviation * (z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd", "mlkd", "ctkd"])
+@pytest.mark.parametrize("convention", ["unbiased", "biased"])
+@pytest.mark.parametrize("deviation", FLAT)
+def test_a_row_without_spread_is_pulled_no_harder_than_by_plain_distillation(
+    method: str, convention: str, deviation: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    options = {"method": method, "kd_weight": 1.0, "ce_weight": 0.0}
+    if method != "ctkd":
+        options["temperature"] = 2.0
+    rows = spread(deviation, generator).float(), spread(1, generator).float()
+    flat, teacher = paired(options, *rows)
+    _, (plain, *_) = value_and_gradient(options, flat, teacher)
+    options["standardize"] = convention
+    _, (standardized, *_) = value_and_gradient(options, flat, teacher)
+    assert 0.2 * plain.norm() < standardized.norm() < 5 * plain.norm()
+
+
+@pytest.mark.parametrize("convention", ["unbiased", "biased"])
+@pytest.mark.parametrize("deviation", [0.011, 0.05, 0.3, 3.0, 40.0])
+def test_rows_of_normal_spread_are_standardized_as_published(
+    convention: Any, deviation: float
+) -> None:
+    logits = spread(deviation, torch.Generator().manual_seed(1)).float()
+    ours, published = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    std = published.std(-1, correction=int(convention == "unbiased"), keepdim=True)
+    expected = (published - published.mean(-1, keepdim=True)) / (std + 1e-7)
+    z = standardize(ours, convention)
+    weights = torch.randn(B, 10, generator=torch.Generator().manual_seed(2))
+    for scores in (z, expected):
+        (scores.softmax(-1) * weights).sum().backward()
+    assert torch.equal(z, expected)
+    assert torch.equal(ours.grad, published.grad)  # type: ignore[arg-type]
+
+
+def test_standardization_has_no_jump_on_the_way_to_a_constant_row() -> None:
+    direction = spread(1, torch.Generator().manual_seed(1))
+    steps = torch.linspace(0, 0.02, 2001, dtype=torch.float64)
+    z = torch.stack([standardize(3 + step * direction) for step in steps])
+    assert (z[1:] - z[:-1]).abs().max() < 0.01 * direction.abs().max()
+    assert z[0].abs().max() < 1e-10
+    torch.testing.assert_close(z[-1], direction, rtol=1e-4, atol=0)
+
+
+def test_the_rounding_of_a_constant_teacher_is_no_target() -> None:
+    step = torch.nextafter(torch.tensor(7.0), torch.tensor(8.0))
+    teacher = torch.full((1, 10), 7.0)
+    teacher[0, 3] = step
+    assert standardize(teacher).softmax(-1).sub(0.1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_constant_row_in_half_precision_has_a_gradient_in_it(dtype: torch.dtype) -> None:
+    teacher = spread(3, torch.Generator().manual_seed(0)).float()
+    student = torch.zeros(B, 10, dtype=dtype, requires_grad=True)
+    loss = 2.0**10 * kd(student, teacher, temperature=2, standardize="unbiased")
+    loss.backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    towards = -student.grad.float()
+    assert (towards.argmax(-1) == teacher.argmax(-1)).all()

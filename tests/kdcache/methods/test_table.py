@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import kdcache.methods
 from kdcache.methods import METHODS, Loss, Method, ObjectiveConfig
 from kdcache.methods.objective import loss_class
 from kdcache_stores.errors import UnknownName, UsageError
@@ -79,3 +80,10 @@ def test_the_command_line_refuses_another_method_s_option(kdcache: Any) -> None:
         )  # fmt: skip
         assert done.code == 2
         assert "dkd_beta is an option of dkd, found method kd" in done.err
+
+
+def test_the_package_exports_what_it_says() -> None:
+    assert set(dir(kdcache.methods)) == set(kdcache.methods.__all__)
+    assert all(getattr(kdcache.methods, name) is not None for name in kdcache.methods.__all__)
+    with pytest.raises(AttributeError, match=r"'kdcache\.methods' has no attribute 'dkdd'"):
+        kdcache.methods.dkdd  # noqa: B018

@@ -43,8 +43,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("options", [
     {"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": True, "model": "resnet8"},
     {"optimization": {"epochs": 2, "batch_size": 16, "optimizer": "adamw", "lr": 1e-3,
-                      "schedule": "cosine", "warmup_epochs": 0.5}},
-    {"optimization": {"epochs": 2, "batch_size": 16, "schedule": "one-cycle", "nesterov": True}},
+                      "lr_schedule": "cosine", "warmup_epochs": 0.5}},
+    {"optimization": {"epochs": 2, "batch_size": 16, "lr_schedule": "one-cycle", "nesterov": True}},
 ], ids=["bf16", "fp16", "channels-last", "adamw-cosine-warmup", "one-cycle-nesterov"])  # fmt: skip
 def test_it_learns(trained: Trained, tmp_path: Path, options: dict[str, Any]) -> None:
     run = train(training(kd(trained, **options)), tmp_path / "run")
@@ -65,7 +65,7 @@ def test_a_compiled_network_gives_the_same_losses(trained: Trained, tmp_path: Pa
 def test_clip_bounds_the_step(trained: Trained, tmp_path: Path) -> None:
     """One step of SGD without momentum and decay moves the weights by lr times the clipped norm."""
     step = {"epochs": 1, "batch_size": 50, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0,
-            "schedule": "constant"}  # fmt: skip
+            "lr_schedule": "constant"}  # fmt: skip
     still = train(training(kd(trained, optimization=step | {"lr": 0.0})), tmp_path / "still")
     moved = train(training(kd(trained, optimization=step | {"clip": 1e-2})), tmp_path / "clip")
     start, end = weights(still.path), weights(moved.path)
@@ -75,7 +75,7 @@ def test_clip_bounds_the_step(trained: Trained, tmp_path: Path) -> None:
 
 def test_ema_is_the_average_that_it_says(trained: Trained, tmp_path: Path) -> None:
     """One step with decay d: the saved weights are d of the first copy, which is the state itself."""
-    two = {"epochs": 2, "batch_size": 50, "lr": 0.5, "momentum": 0.0, "schedule": "constant"}
+    two = {"epochs": 2, "batch_size": 50, "lr": 0.5, "momentum": 0.0, "lr_schedule": "constant"}
     one = two | {"epochs": 1}
     first = weights(train(training(kd(trained, optimization=one)), tmp_path / "1").path)
     last = weights(train(training(kd(trained, optimization=two)), tmp_path / "2").path)

@@ -45,7 +45,7 @@ def test_words_are_bit_equal_and_normals_nearly() -> None:
         ("pad-crop-flip+cutmix", 0),
         ("pad-crop-flip+mixup", 1),
         ("resized-crop-flip", 1),
-        ("color-jitter:hue=0", 1),
+        ("color-jitter:hue=0", 2),  # three roundings in a row, each scaled by the next factor
     ],
 )
 def test_views_on_the_gpu(spec: str, tolerance: int) -> None:

@@ -1,0 +1,89 @@
+"""DIST: the correlation of probabilities, over the classes of a sample and over the samples of a class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kdcache.methods.logits.ce import Mix
+from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.scaling import FLOOR, Target, Temperature, check_shapes, scaled
+from kdcache.methods.step import Step
+
+EPSILON = 1e-8
+"""Added to the product of the two norms, as in the published code."""
+
+
+def dist(
+    student: Tensor,
+    teacher: Tensor | Target,
+    *,
+    temperature: Temperature = 4.0,
+    beta: float = 2.0,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Distillation from a stronger teacher: T²·(beta·inter + gamma·intra), on softmax(·/T).
+
+    inter is the mean over samples of 1 - ρ over the classes, intra the mean over classes of 1 - ρ
+    over the samples of the batch, with ρ Pearson's correlation of student and teacher: it asks for
+    the teacher's preferences, not for its probabilities. Both lie between 0 and 2.
+
+    A constant row or column has ρ = 0, and one that varies by less than a hundredth of its mean is
+    flat (see `correlation`): a zero-initialised head has a gradient of the usual size.
+
+    Args:
+        student: (B, K) logits v, any floating dtype.
+        teacher: (B, K) logits z, or several teachers as an `Ensemble`.
+        temperature: T.
+        beta: weight of inter.
+        gamma: weight of intra.
+
+    Returns:
+        A 0-d tensor: samples are compared with each other, so there is no value of one of them.
+
+    Raises:
+        DataError: if the shapes differ.
+
+    Source: Huang et al., Knowledge Distillation from a Stronger Teacher, NeurIPS 2022, and its code
+    with the settings of CIFAR-100.
+    """
+    check_shapes(student, teacher)
+    q, p = (scaled(logits, temperature).softmax(-1) for logits in (student, teacher))
+    inter, intra = 1 - correlation(q, p).mean(), 1 - correlation(q.mT, p.mT).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation along the last axis: two (N, M) of probabilities -> (N,).
+
+    Where the deviation is below `FLOOR` times the mean, it is divided by that instead: the
+    correlation then goes to 0 with the deviation, and its gradient stays bounded. To first order
+    softmax(v/T) varies by std(v)/T of its mean, so what is flat here is flat to `standardize` too.
+    """
+    (a, least_a), (b, least_b) = (
+        (x - x.mean(-1, keepdim=True), FLOOR * x.detach().mean(-1).abs() * x.shape[-1] ** 0.5)
+        for x in (a, b)
+    )
+    norms = a.norm(dim=-1).maximum(least_a) * b.norm(dim=-1).maximum(least_b)
+    result: Tensor = (a * b).sum(-1) / (norms + EPSILON)
+    return result
+
+
+class DIST(Loss):
+    """`dist` with the objective's temperature, beta and gamma."""
+
+    def forward(
+        self,
+        student: Fields,
+        target: Targets,
+        labels: Tensor,
+        step: Step,
+        mix: Mix | None,
+        **shared: Any,
+    ) -> Terms:
+        """The term "kd", 0-d."""
+        temperature = self.config.temperature
+        assert temperature is not None
+        v, z = student["logits"], target["logits"]
+        return {"kd": dist(v, z, temperature=temperature, **self.config.options)}

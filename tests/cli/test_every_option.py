@@ -19,6 +19,8 @@ from unittest.mock import Mock, NonCallableMagicMock
 import click
 import pytest
 
+from kdcache.methods.record import Method, Option
+from kdcache.methods.table import METHODS
 from kdcache.runs import read_config
 from kdcache_cli.app import COMMANDS, app
 from kdcache_cli.options import deal
@@ -170,8 +172,11 @@ def value(words: str, beside: str = "", alone: bool = False) -> Value:
     return Value(tuple(words.split()), tuple(beside.split()), alone)
 
 
-def of_method(method: str, option: str) -> Value:
-    return value(f"--method {method} {option}", f"--method {method}")
+def of_method(method: Method, option: Option) -> Value:
+    flag = f"--{method.flag(option).replace('_', '-')}"
+    other = next((choice for choice in option.choices if choice != option.default), None)
+    changed = other or type(option.default)(float(option.default) + 1)
+    return value(f"--method {method.name} {flag} {changed}", f"--method {method.name}")
 
 
 #: By option, and where a command's differs by "command option".
@@ -181,17 +186,12 @@ VALUES = {
     "--cache-size": value("--cache-size 2GB"),
     "--ablation": value("--ablation target-only"),
     "--combine": value("--combine mean-probs"),
-    "--ctkd-ramp": of_method("ctkd", "--ctkd-ramp 5"),
     "--device": value("--device cpu:0"),
-    "--dkd-alpha": of_method("dkd", "--dkd-alpha 2"),
-    "--dkd-beta": of_method("dkd", "--dkd-beta 2"),
-    "--dkd-warmup": of_method("dkd", "--dkd-warmup 2"),
     "--ema": value("--ema 0.9"),
     "--lr-schedule": value("--lr-schedule cosine"),
     "--mean": value("--mean 0.4 --std 0.2", "--mean 0.5 --std 0.2"),
     "--method": value("--method dkd"),
     "--milestones": value("--milestones 0.5,0.7"),
-    "--mlkd-variant": of_method("mlkd", "--mlkd-variant as-described"),
     "--noise": value("--noise gaussian:0.1"),
     "--normalize": value("--normalize cifar10"),
     "--optimizer": value("--optimizer adamw"),
@@ -209,6 +209,10 @@ VALUES = {
                             alone=True),
     "export --format": value("--format onnx"),
     "pull --views": value("--views 1:3"),
+} | {
+    f"--{method.flag(option).replace('_', '-')}": of_method(method, option)
+    for method in METHODS.values()
+    for option in method.options
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kdcache.methods.logits.ce import Mix
@@ -57,17 +58,23 @@ def dist(
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation along the last axis: two (N, M) of probabilities -> (N,).
 
-    Where the deviation is below `FLOOR` times the mean, it is divided by that instead: the
-    correlation then goes to 0 with the deviation, and its gradient stays bounded. To first order
-    softmax(v/T) varies by std(v)/T of its mean, so what is flat here is flat to `standardize` too.
+    Flat rows, of a deviation below `FLOOR` times their mean, are treated as `standardize` treats flat
+    logits (to first order softmax(v/T) varies by std(v)/T of its mean): divided by that instead, so
+    the correlation goes to 0 with the deviation, with the gradient of a row that varies by its mean.
     """
-    (a, least_a), (b, least_b) = (
-        (x - x.mean(-1, keepdim=True), FLOOR * x.detach().mean(-1).abs() * x.shape[-1] ** 0.5)
-        for x in (a, b)
-    )
-    norms = a.norm(dim=-1).maximum(least_a) * b.norm(dim=-1).maximum(least_b)
-    result: Tensor = (a * b).sum(-1) / (norms + EPSILON)
-    return result
+    (a, one), (b, other) = centred(a), centred(b)
+    return (a * b).sum(-1) / (one * other + EPSILON)
+
+
+def centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (N, M) less their mean, and what they are divided by, (N,): their norm, if not flat."""
+    mean = x.mean(-1, keepdim=True)
+    x, floor = x - mean, FLOOR * x.shape[-1] ** 0.5 * mean.detach().abs().squeeze(-1)
+    norm = x.norm(dim=-1)
+    flat = norm < floor
+    value = x.detach()
+    gentle = torch.where(flat[..., None], value + FLOOR * (x - value), x)
+    return gentle, torch.where(flat, floor, norm)
 
 
 class DIST(Loss):

@@ -65,6 +65,25 @@ def test_reading_starts_no_thread(store_path: Path) -> None:
     assert done.stdout == "0\n"
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_no_thread_is_left_when_a_command_ends(command: str, store_path: Path) -> None:
+    """But jemalloc's own, which holds nothing of Python's."""
+    code = (
+        "import os, sys\n"
+        "from kdcache_cli import main\n"
+        "assert main([*sys.argv[1:], '--quiet']) == 0\n"
+        "names = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]\n"
+        "print(len([name for name in names if not name.startswith('jemalloc')]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, str(store_path)],
+        capture_output=True, text=True, check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.stdout == "1\n"
+
+
 def test_a_table_and_its_metadata_come_back(tmp_path: Path) -> None:
     schema = pa.schema([("a", pa.int64()), ("b", pa.string())], {b"k": b"v"})
     table = pa.table({"a": np.arange(3), "b": ["x", "y", None]}, schema)

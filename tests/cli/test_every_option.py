@@ -126,6 +126,7 @@ CASES = {
             f"{TARGETS}:stored_plan": (stand_in(), 4),
             "kdcache.dumping.recheck:load_stored_teacher": stand_in(),
         },
+        {"kdcache_stores:verify": stand_in(ok=True)},
     ),
     "import": Case(
         ("logits.npz", "--out", "s.zarr", "--dataset", "digits"),

@@ -22,7 +22,7 @@ from kdcache.methods import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.views.cached import CachedViews
-from kdcache_stores import MismatchError, Store, UsageError, open_store
+from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def check(asked: Check) -> list[Finding]:
         raise UsageError("a teacher, or a part of the samples, needs the dataset: give --dataset")
     with ExitStack() as opened:
         stores = [opened.enter_context(open_store(path)) for path in asked.stores]
-        case = Case(stores=stores, objective=asked.objective, epochs=asked.epochs)
+        judged = [fields["logits"] for fields in join_fields(stores, ("logits",))]
+        case = Case(stores=judged, objective=asked.objective, epochs=asked.epochs)
         fingerprint = None
         if asked.dataset is None:
-            _require_one_plan(stores)
             case = replace(case, views=case.used[: asked.views])
         else:
             root = Path(asked.data_root) if asked.data_root else None
@@ -131,7 +131,7 @@ def check(asked: Check) -> list[Finding]:
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
             if asked.teacher:
-                case = replace(case, trials=_trials(asked, stores[0], data))
+                case = replace(case, trials=_trials(asked, judged[0], data))
         if asked.baseline:
             wanted = {"model.name": asked.student, "data.fingerprint": fingerprint}
             known = {name: value for name, value in wanted.items() if value is not None}
@@ -140,15 +140,6 @@ def check(asked: Check) -> list[Finding]:
             _require_stores_of(asked.run, stores)
             case = replace(case, fit=Fit.of_run(asked.run))
         return judge(case)
-
-
-def _require_one_plan(stores: Sequence[Store]) -> None:
-    for store in stores[1:]:
-        if store.plan.digest != stores[0].plan.digest:
-            raise MismatchError(
-                f"{store.where} is of view plan {store.plan.digest[:12]}, {stores[0].where} of "
-                f"{stores[0].plan.digest[:12]}: an ensemble needs stores of one plan."
-            )
 
 
 def _require_stores_of(run: str, stores: Sequence[Store]) -> None:

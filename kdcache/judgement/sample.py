@@ -50,7 +50,7 @@ def draw(stores: Sequence[Store], views: Sequence[int], rows: Rows | None = None
     """Read a sample.
 
     Args:
-        stores: of one plan, one at least.
+        stores: of one plan, one at least, each with logits.
         views: numbers of stored views to choose from.
         rows: rows of the stores that the student trains on (default: all).
     """
@@ -69,9 +69,9 @@ def draw(stores: Sequence[Store], views: Sequence[int], rows: Rows | None = None
         read = np.empty((len(chosen), len(own), store.classes), np.float32)
         for place, view in enumerate(chosen):
             with_rest = number == 0 and place == 0
-            found = store.read(int(view), both if with_rest else own)
-            read[place] = found[: len(own)]
-            rest = found[len(own) :] if with_rest else rest
+            rows_read = store.read(int(view), both if with_rest else own)
+            read[place] = rows_read[: len(own)]
+            rest = rows_read[len(own) :] if with_rest else rest
         logits.append(read)
     return Sample(
         own,
@@ -89,7 +89,7 @@ def _near(stores: Sequence[Store], views: int, rows: Rows) -> Rows:
     shards = first.shards(first.first_view)
     starts = np.array([shard.start for shard in shards], np.int64)
     touched = np.unique(np.searchsorted(starts, rows, side="right") - 1)
-    size = sum(store.nbytes / store.n_views for store in stores) / len(shards)
+    size = sum(store.nbytes_of("logits") / store.n_views for store in stores) / len(shards)
     numbers = _even(touched, max(2, int(BUDGET / (views * max(size, 1)))))
     return np.concatenate([np.arange(shards[n].start, shards[n].stop) for n in numbers])
 

@@ -21,7 +21,7 @@ from kdcache.report.logits import (
 from kdcache.report.page import Section, write_page
 from kdcache.report.samples import varied_samples
 from kdcache.report.standardization import standardization_section
-from kdcache.report.store import store_section
+from kdcache.report.store import plain_section, store_section
 from kdcache.report.survey import survey
 from kdcache.report.training import training_section
 from kdcache_stores import KDCacheError, Store, UsageError, open_store
@@ -126,7 +126,7 @@ def _taught(
 ) -> TestLogits:
     if spec is None and run is None:
         raise UsageError(
-            "its answers on the test split need its weights: give --teacher, or its run beside the "
+            "its logits on the test split need its weights: give --teacher, or its run beside the "
             "students and --store"
         )
     return teacher_logits(
@@ -143,6 +143,8 @@ def _store(
     left_out: list[str],
 ) -> Section:
     name = Path(path).name.removesuffix(".zarr")
+    if "logits" not in store.fields:
+        return plain_section(store, name)
     found = survey(store)
     wanted = dataset or (config["data"]["name"] if config else store.plan.dataset)
     images = _dataset(

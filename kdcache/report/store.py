@@ -31,7 +31,6 @@ def store_section(store: Store, name: str, found: Survey) -> Section:
         name: for the files, unique among the report's stores.
         found: from `survey`.
     """
-    info = describe(store)
     figures = [top1_per_view(name, found)] if found.top1 else []
     figures += [distribution(name, found, kind) for kind in _DISTRIBUTIONS]
     if found.top1:
@@ -47,40 +46,38 @@ def store_section(store: Store, name: str, found: Survey) -> Section:
         notes.append("The samples have no labels, so there is no accuracy to show.")
     return Section(
         f"Store {name}",
-        f"The answers of {store.teacher.architecture.rpartition('/')[2]} to {store.n_views} views of "
+        f"The outputs of {store.teacher.architecture.rpartition('/')[2]} to {store.n_views} views of "
         f"each of {len(store):,} samples of {store.plan.dataset} ({store.plan.split}).",
-        tables=[facts(info, found)],
+        tables=[facts(describe(store))],
         figures=figures,
         notes=notes,
     )
 
 
-def facts(info: dict[str, Any], found: Survey) -> Table:
+def plain_section(store: Store, name: str) -> Section:
+    """A store without logits: what there is to know of it, and no figure, as all are of logits."""
+    return Section(
+        f"Store {name}",
+        f"{', '.join(store.fields)} of {store.teacher.architecture.rpartition('/')[2]} for {store.n_views} "
+        f"views of each of {len(store):,} samples of {store.plan.dataset} ({store.plan.split}).",
+        tables=[facts(describe(store))],
+    )
+
+
+def facts(info: dict[str, Any]) -> Table:
     """What there is to know in words and numbers."""
-    plan, teacher, logits = info["plan"], info["teacher"], info["fields"]["logits"]
+    plan, teacher = info["plan"], info["teacher"]
     account = break_even(info)
     settings = ", ".join(f"{k} {v}" for k, v in plan["augmentation"].items() if k != "name")
-    encoding = dict(logits["encoding"])
-    encoded = encoding.pop("name") + "".join(f", {key} {value}" for key, value in encoding.items())
     rows = [
         ["Views", f"{info['views']} of {plan['augmentation'].get('name')} ({settings or 'no options'}), "
                   f"seed {plan['seed']}"],
         ["Teacher", f"{teacher['architecture'].rpartition('/')[2]}, {teacher['precision']}, weights "
                     f"{teacher['weights_sha256'][:12]}"],
-        ["Teacher's top-1 on the views",
-         "no labels" if logits["top1"] is None else f"{logits['top1']:.2%}"],
-        ["Size", f"{info['nbytes']:,} bytes, {logits['bytes_per_row']:.1f} per row of logits ({encoded})"],
+        ["Size", f"{info['nbytes']:,} bytes"],
     ]  # fmt: skip
-    if logits["fidelity"]:
-        f = logits["fidelity"]
-        rows.append([
-            "Fidelity of the encoding",
-            f"KL to the live logits, mean (worst) over {f['rows']:,.0f} rows: "
-            f"{f['kl_t1_mean']:.2g} ({f['kl_t1_worst']:.2g}) nats at T=1, "
-            f"{f['kl_t4_mean']:.2g} ({f['kl_t4_worst']:.2g}) at T=4, "
-            f"{f['kl_z_mean']:.2g} ({f['kl_z_worst']:.2g}) Z-scored at τ=2; "
-            f"same best class in {f['top1_agreement']:.3%}",
-        ])  # fmt: skip
+    for name, field in info["fields"].items():
+        rows += _field_facts(name, field)
     rows += [
         ["Spent once", f"{account.spent:,} teacher forwards"],
         [
@@ -90,6 +87,28 @@ def facts(info: dict[str, Any], found: Survey) -> Table:
         ["Content digest", info["digest"]],
     ]
     return Table(f"{plan['dataset']} {plan['split']}", ["", ""], rows)
+
+
+def _field_facts(name: str, field: dict[str, Any]) -> list[list[str]]:
+    encoding = dict(field["encoding"])
+    encoded = encoding.pop("name") + "".join(f", {key} {value}" for key, value in encoding.items())
+    shape = " x ".join(map(str, field["shape"]))
+    rows = [[f"Field {name}", f"{shape}, {field['bytes_per_row']:.1f} bytes a row ({encoded})"]]
+    if name == "logits":
+        top1 = "no labels" if field["top1"] is None else f"{field['top1']:.2%}"
+        rows.append(["Teacher's top-1 on the views", top1])
+    if f := field["fidelity"]:
+        rows.append([
+            "Fidelity of the encoding",
+            f"KL to the live logits, mean (worst) over {f['rows']:,.0f} rows: "
+            f"{f['kl_t1_mean']:.2g} ({f['kl_t1_worst']:.2g}) nats at T=1, "
+            f"{f['kl_t4_mean']:.2g} ({f['kl_t4_worst']:.2g}) at T=4, "
+            f"{f['kl_z_mean']:.2g} ({f['kl_z_worst']:.2g}) Z-scored at τ=2; "
+            f"same best class in {f['top1_agreement']:.3%}",
+        ])  # fmt: skip
+    if field["error"] is not None:
+        rows.append([f"Error of {name}", f"{field['error']:.2g} of its squared norm"])
+    return rows
 
 
 def top1_per_view(name: str, found: Survey) -> Figure:

@@ -17,7 +17,7 @@ from kdcache_stores.protocol import Encoding, Floats
 from kdcache_stores.sealed_objects import SealedObjects
 from kdcache_stores.shards import ShardReader
 
-Rows = slice | NDArray[np.integer[Any]] | Iterable[int] | None
+Selection = slice | NDArray[np.integer[Any]] | Iterable[int] | None
 
 
 def cores() -> int:
@@ -36,7 +36,7 @@ class Wanted:
         where: how errors name the store.
     """
 
-    def __init__(self, rows: Rows, count: int, where: str) -> None:
+    def __init__(self, rows: Selection, count: int, where: str) -> None:
         if rows is None:
             rows = slice(None)
         self._span: range | None = None

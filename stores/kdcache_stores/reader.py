@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache_stores.canonical import Json
-from kdcache_stores.decode import Rows, Wanted, read_shards
+from kdcache_stores.decode import Selection, Wanted, read_shards
 from kdcache_stores.errors import MismatchError, UnknownName, UsageError
 from kdcache_stores.files import Objects
 from kdcache_stores.head import Head, read_head
@@ -207,10 +207,15 @@ class Store:
         """Size of all objects, bytes."""
         return sum(entry.size for entry in self.source.entries.values())
 
+    def nbytes_of(self, field: str) -> int:
+        """Size of the objects of one field, bytes."""
+        entries = self.source.entries.items()
+        return sum(entry.size for key, entry in entries if key.startswith(f"{field}/"))
+
     # ---- reading ---------------------------------------------------------------------------------
 
     def read(
-        self, view: int, rows: Rows = None, field: str = LOGITS, out: Floats | None = None
+        self, view: int, rows: Selection = None, field: str = LOGITS, out: Floats | None = None
     ) -> Floats:
         """Decoded rows of one view.
 

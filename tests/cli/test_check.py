@@ -85,10 +85,10 @@ def test_the_settings_of_a_student(trained: Trained, kdcache: Run) -> None:
         assert kdcache("check", *flags).code == 2
 
 
-def test_an_ensemble_of_one(trained: Trained, kdcache: Run) -> None:
-    done = kdcache("check", trained.store, trained.store, "--epochs", 4, "--json")
-    assert rules(done) == ["alike"]
-    assert "one and the same teacher" in done.json["findings"][0]["message"]
+def test_an_ensemble_of_one_is_refused(trained: Trained, kdcache: Run) -> None:
+    done = kdcache("check", trained.store, trained.store, "--epochs", 4)
+    assert done.code == 1
+    assert "both hold logits of one teacher" in done.err
 
 
 def test_the_teacher_tried(

@@ -18,6 +18,7 @@ from kdcache.dumping import Target, dump
 from kdcache.dumping.estimate import estimate
 from kdcache.dumping.outputs import check_outputs
 from kdcache.dumping.recheck import recheck
+from kdcache.judgement.check import Check, check
 from kdcache.methods import METHODS, ObjectiveConfig, kd
 from kdcache.methods.loss import Fields, Loss, Targets, Terms
 from kdcache.methods.record import Defaults, Method
@@ -318,6 +319,23 @@ def test_memory_is_by_the_fields_specs(
         assert row_bytes(views.teachers) == 10 * 4 + 64 * 2
         assert views.resident.nbytes == len(digits) * (10 * 4 + 64 * 2)
         assert next(views.epoch(0)).teachers[0]["pooled"].dtype == torch.float32
+
+
+def test_what_is_of_logits_alone_says_so(apart: dict[str, Path], tmp_path: Path) -> None:
+    """Reports tell what there is of any field; the checks look at logits."""
+    assert (
+        main(
+            ["report", "--store", str(apart["pooled"]), "--out", str(tmp_path / "page"), "--quiet"]
+        )
+        == 0
+    )
+    page = next((tmp_path / "page").glob("*.html")).read_text()
+    assert "Field pooled" in page
+    assert "64, 256." in page
+    with pytest.raises(MismatchError, match="no field logits of resnet8, it holds pooled"):
+        check(Check(stores=(str(apart["pooled"]),)))
+    stores = tuple(str(path) for path in apart.values())
+    assert check(Check(stores=stores)) == check(Check(stores=stores[:1]))
 
 
 # -- a loss ------------------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ def check_committed(path: Path, views: int = 2, encoding: str = "float16") -> in
     with open_writer(path, views, encoding, **SMALL) as writer:
         book = RecordBook(writer.files, writer.shards)
         book.refresh()
-        for record in book.found.values():
+        for record in book.committed.values():
             for entry in record.entries:
                 assert sha256(writer.files.get(entry.key)) == entry.sha256
-        return len(book.found)
+        return len(book.committed)
 
 
 # `compact` keeps more objects, some of which other shards hang on: four times as many calls.

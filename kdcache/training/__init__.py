@@ -210,9 +210,11 @@ def prepared(
                 watch.note(f"warning: {finding}")
         teachers = _online_teachers(training, fields, stores, views.plan, device, allow_code)
         training = replace(training, device=device)
+        loop = Loop(training, testset, held_out, views, teachers, watch, ranks, judged)
         if ranks.is_first:
             opened.enter_context(writing(out))
-        yield Loop(training, out, testset, held_out, views, teachers, watch, ranks, judged)
+        loop.begin(out)
+        yield loop
 
 
 def _resident_views(

@@ -70,7 +70,6 @@ class Loop:
     def __init__(
         self,
         training: Training,
-        out: Path,
         testset: Dataset,
         held_out: Rows,
         views: CachedViews,
@@ -119,16 +118,24 @@ class Loop:
         self.losses = LossWatch(len(views) * optimization.epochs, self.device)
         self.stores_read = views.digests
         self.teacher_forwards = 0
+
+    def begin(self, out: Path) -> None:
+        """Open the run; what could be refused of the training was refused before anything is written."""
         config = resolved(
-            training, views, self.preprocessing, self.objective.config, teachers, ranks.world
+            self.training,
+            self.views,
+            self.preprocessing,
+            self.objective.config,
+            self.teachers,
+            self.ranks.world,
         )
         # Rank 0 makes the run; the others then find the same one there, before anything is written.
-        if not ranks.is_first:
-            ranks.wait()
+        if not self.ranks.is_first:
+            self.ranks.wait()
         self.run_directory = Run(out, config)
-        if ranks.is_first:
-            ranks.wait()
-        ranks.wait()
+        if self.ranks.is_first:
+            self.ranks.wait()
+        self.ranks.wait()
 
     def _require_last_batch(self) -> None:
         """Refuse now, not at the end of an epoch, a last batch too small for batch norm."""

@@ -94,7 +94,8 @@ def after(
     for entry in stores:
         rows = [written, skipped, *page(entry["info"])]
         console.print(table(f"store {entry['store']}", ("", ""), rows))
-    say("next: " + student_command(given))
+    if "logits" in given["fields"]:
+        say("next: " + student_command(given))
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from methods import objectives
 from study import Arm, Study
 
-from kdcache.training import Training, prepared
+from kdcache.training.preparation import Training, prepared
 
 ROUNDS = 3
 

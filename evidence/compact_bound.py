@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from study import about
 
-from kdcache.bench.stores import write_store
+from kdcache.bench.store_bench import write_store
 from kdcache_stores import Store, describe, open_store
-from kdcache_stores.fidelity import standardize
+from kdcache_stores.encodings.fidelity import standardize
 
 Floats = NDArray[np.float32]
 TARGETS = (3e-4, 2.5e-5)

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from study import Arm, Study
 
-from kdcache.methods import METHODS, ObjectiveConfig
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.table import METHODS
 
 
 def objectives(epochs: int) -> dict[str, ObjectiveConfig]:

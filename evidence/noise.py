@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images_of
 
 from kdcache import load_dataset, load_teacher
-from kdcache.methods import Noise
+from kdcache.methods.noise import Noise
 from kdcache.methods.scaling import standardize
 from kdcache.methods.step import Step
 from kdcache_stores import open_store

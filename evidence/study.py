@@ -31,7 +31,7 @@ from scipy.stats import t as student_t
 
 import kdcache
 from kdcache import Training, ViewPlan, dump, load_dataset, load_teacher, make_augmentation, train
-from kdcache.methods import ObjectiveConfig
+from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import PREPROCESSINGS
 from kdcache.runs import read_summary
 from kdcache.training.optim import Optimization

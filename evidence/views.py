@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from study import Arm, Study
 
-from kdcache.methods import ObjectiveConfig
+from kdcache.methods.config import ObjectiveConfig
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from kdcache import CachedViews, Preprocessing, build_model, load_dataset
-from kdcache.methods import kd
+from kdcache.methods.logits.kd import kd
 
 
 def main(store: str, epochs: int = 3) -> float:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdcache import CachedViews, Preprocessing, build_model, load_dataset
-from kdcache.methods import Objective, Step
+from kdcache.methods.objective import Objective
+from kdcache.methods.step import Step
 from kdcache.views.cached import Batch
 
 

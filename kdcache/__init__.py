@@ -9,14 +9,15 @@ from kdcache._version import __version__
 from kdcache.lazy import lazily
 
 if TYPE_CHECKING:
-    from kdcache.datasets import load_dataset
-    from kdcache.dumping import dump
-    from kdcache.models import build_model
+    from kdcache.augment.specs import make_augmentation
+    from kdcache.data.loading import load_dataset
+    from kdcache.dumping.dump import dump
+    from kdcache.models.zoo import build_model
     from kdcache.preprocessing import Preprocessing
     from kdcache.teachers import Teacher, load_teacher
-    from kdcache.training import Training, train
-    from kdcache.views import ViewPlan, make_augmentation
+    from kdcache.training.preparation import Training, train
     from kdcache.views.cached import CachedViews
+    from kdcache.views.plan import ViewPlan
     from kdcache_stores import KDCacheError, Store, StoreWriter, open_store
 
 _HOMES = {
@@ -26,15 +27,15 @@ _HOMES = {
     "Preprocessing": "kdcache.preprocessing",
     "StoreWriter": "kdcache_stores",
     "Teacher": "kdcache.teachers",
-    "Training": "kdcache.training",
-    "ViewPlan": "kdcache.views",
-    "build_model": "kdcache.models",
-    "dump": "kdcache.dumping",
-    "load_dataset": "kdcache.datasets",
+    "Training": "kdcache.training.preparation",
+    "ViewPlan": "kdcache.views.plan",
+    "build_model": "kdcache.models.zoo",
+    "dump": "kdcache.dumping.dump",
+    "load_dataset": "kdcache.data.loading",
     "load_teacher": "kdcache.teachers",
-    "make_augmentation": "kdcache.views",
+    "make_augmentation": "kdcache.views.plan",
     "open_store": "kdcache_stores",
-    "train": "kdcache.training",
+    "train": "kdcache.training.preparation",
 }
 
 __all__ = [

@@ -15,15 +15,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from kdcache.datasets import load_dataset
-from kdcache.dumping import DumpObserver, dump
-from kdcache.methods import Noise, ObjectiveConfig
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.loading import load_dataset
+from kdcache.dumping.dump import DumpObserver, dump
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.noise import Noise
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher
-from kdcache.training import Training, train
 from kdcache.training.loop import TrainingObserver
 from kdcache.training.optim import Optimization
-from kdcache.views import ViewPlan, make_augmentation
+from kdcache.training.preparation import Training, train
+from kdcache.views.plan import ViewPlan
 
 DATASET, TEACHER, STUDENT = "digits", "resnet20", "resnet8"
 AUGMENT, ENCODING = "pad-crop-flip", "float16"

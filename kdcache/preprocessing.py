@@ -18,7 +18,7 @@ from torch import Tensor
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
-    from kdcache.datasets import Dataset
+    from kdcache.data.dataset import Dataset
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 

@@ -30,16 +30,10 @@ import tomli_w
 import torch
 from torch import nn
 
-from kdcache.models import build_model
+from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
-from kdcache_stores.errors import (
-    DataError,
-    MismatchError,
-    StoreInUse,
-    TrainingError,
-    UsageError,
-)
-from kdcache_stores.files import LocalFiles
+from kdcache_stores.errors import DataError, MismatchError, StoreInUse, TrainingError, UsageError
+from kdcache_stores.objects.files import LocalFiles
 
 CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY, TENSORBOARD, LOCK = (
     "config.toml",

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdcache.models import MODELS, build_model
 from kdcache.models.dropout import fix_dropout
 from kdcache.models.library import (
     Pretrained,
@@ -29,6 +28,7 @@ from kdcache.models.library import (
 )
 from kdcache.models.taps import head_of, read_outputs, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
+from kdcache.models.zoo import MODELS, build_model
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.methods import METHODS
+from kdcache.methods.table import METHODS
 from kdcache_cli.app import COMMANDS, app
 from tests.conftest import Trained
 

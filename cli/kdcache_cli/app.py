@@ -16,7 +16,10 @@ from kdcache._version import __version__
 # Command -> (module:function that is it, its line of help). Modules are imported when their command runs,
 # so that `kdcache -h`, `inspect` and `verify` answer without importing torch.
 COMMANDS = {
-    "demo": ("demo:demo", "Teacher, store and students on embedded data, compared in one table."),
+    "demo": (
+        "demonstrating:demo",
+        "Teacher, store and students on embedded data, compared in one table.",
+    ),
     "train-teacher": ("training:train_teacher", "Train a network from labels."),
     "dump-teacher": (
         "dumping:dump_teacher",
@@ -30,10 +33,10 @@ COMMANDS = {
     ),
     "evaluate": ("evaluating:evaluate", "Accuracy, calibration, cost and agreement of a network."),
     "export": ("evaluating:export", "Write a trained network as a file that others can run."),
-    "report": ("report:report", "A page of figures about runs and stores."),
-    "bench": ("bench:bench", "Measure the claims of the README on this machine."),
-    "inspect": ("stores:inspect", "Describe a store."),
-    "verify": ("stores:verify", "Check every byte of a store."),
+    "report": ("reporting:report", "A page of figures about runs and stores."),
+    "bench": ("measuring:bench", "Measure the claims of the README on this machine."),
+    "inspect": ("inspecting:inspect", "Describe a store."),
+    "verify": ("inspecting:verify", "Check every byte of a store."),
     "import": ("making:import_logits", "Make a store of logits in an .npz file."),
     "export-views": (
         "making:export_views",
@@ -41,9 +44,9 @@ COMMANDS = {
     ),
     "push": ("sharing:push", "Copy a sealed store to a folder, bucket or the Hub."),
     "pull": ("sharing:pull", "Copy a store, or some of its views, to this disk."),
-    "ls": ("finding:ls", "List the stores in a folder, bucket or on a web server."),
-    "diff": ("finding:diff", "Compare two stores, view by view."),
-    "card": ("finding:card", "Write a store's README.md and croissant.json."),
+    "ls": ("cataloguing:ls", "List the stores in a folder, bucket or on a web server."),
+    "diff": ("cataloguing:diff", "Compare two stores, view by view."),
+    "card": ("cataloguing:card", "Write a store's README.md and croissant.json."),
     "cache": ("sharing:cache", "Show or clear the local cache of remote stores."),
     "list": (
         "listing:list_names",

@@ -57,8 +57,8 @@ def check(
 
     It is silent where all is well. A sample of the logits is read, some thousand rows of a few views.
     """
-    from kdcache.judgement.check import Check
-    from kdcache.judgement.check import check as judge
+    from kdcache.checks.check import Check
+    from kdcache.checks.check import check as judge
 
     settings["stores"] = stores
     settings["device"] = options.resolve_device(settings["device"])
@@ -84,8 +84,8 @@ def check(
 
 
 def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any:
-    from kdcache.judgement.check import Check
-    from kdcache.methods import ObjectiveConfig
+    from kdcache.checks.check import Check
+    from kdcache.methods.config import ObjectiveConfig
 
     if recipe:
         # Of the optimization only the number of epochs is judged.

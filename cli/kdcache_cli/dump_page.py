@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdcache_cli.inspecting import page
 from kdcache_cli.output import console, emit, percent, say, size, table
-from kdcache_cli.stores import page
 
 if TYPE_CHECKING:
-    from kdcache.dumping import Dumped, Target
+    from kdcache.dumping.dump import Dumped
     from kdcache.dumping.estimate import Estimate
+    from kdcache.dumping.opening import Target
     from kdcache.teachers import Teacher
 
 # Parameters that do not decide what a store holds: they are not recorded in it.

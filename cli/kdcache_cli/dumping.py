@@ -14,10 +14,10 @@ from kdcache_cli.app import common
 from kdcache_cli.output import emit, percent, progress, say, size
 
 if TYPE_CHECKING:
-    from kdcache.datasets import Dataset
-    from kdcache.dumping.targets import TeacherRequest
+    from kdcache.data.dataset import Dataset
+    from kdcache.dumping.requests import TeacherRequest
     from kdcache.teachers import Teacher
-    from kdcache.views import ViewPlan
+    from kdcache.views.plan import ViewPlan
 
 
 class Bar:
@@ -136,10 +136,11 @@ def dump_teacher(
     import torch
 
     from kdcache.distributed import PATIENCE, join
-    from kdcache.dumping import Target, dump
+    from kdcache.dumping.dump import dump
     from kdcache.dumping.estimate import estimate
+    from kdcache.dumping.opening import Target
     from kdcache.dumping.outputs import CHECKED, check_outputs
-    from kdcache.dumping.targets import (
+    from kdcache.dumping.requests import (
         clean_top1,
         labelled_splits,
         posterior,
@@ -213,7 +214,7 @@ def dump_teacher(
 
 def _requests(given: dict[str, Any]) -> list[TeacherRequest]:
     """One request per teacher; an option given once holds for all of them."""
-    from kdcache.dumping.targets import TeacherRequest
+    from kdcache.dumping.requests import TeacherRequest
 
     specs = given["teachers"]
     if len(given["outs"]) != len(specs):
@@ -235,7 +236,7 @@ def _requests(given: dict[str, Any]) -> list[TeacherRequest]:
 
 def _plan(given: dict[str, Any], device: str, silent: bool) -> tuple[Dataset, ViewPlan, int]:
     """The dataset, the plan over it, and how many views: as asked for, or as another store's."""
-    from kdcache.dumping.targets import asked_plan, stored_plan
+    from kdcache.dumping.requests import asked_plan, stored_plan
     from kdcache.views import replay
     from kdcache_stores import open_store
 

@@ -57,9 +57,9 @@ def evaluate(
     """
     import torch
 
-    from kdcache.datasets import load_dataset
+    from kdcache.data.loading import load_dataset
     from kdcache.evaluation.measured import measure
-    from kdcache.models import MODELS
+    from kdcache.models.zoo import MODELS
     from kdcache.preprocessing import normalisation
 
     if threads:

@@ -12,7 +12,7 @@ from kdcache_cli.output import emit
 
 
 def _models() -> dict[str, str]:
-    from kdcache.models import MODELS
+    from kdcache.models.zoo import MODELS
 
     others = {
         "torchvision:NAME": "A classifier of torchvision; @WEIGHTS takes its own weights.",
@@ -23,7 +23,7 @@ def _models() -> dict[str, str]:
 
 
 def _datasets() -> dict[str, str]:
-    from kdcache.datasets import DATASETS, PREFIXES
+    from kdcache.data.loading import DATASETS, PREFIXES
 
     return {name: first_line(loader) for name, loader in DATASETS.items()} | PREFIXES
 
@@ -33,7 +33,7 @@ def _methods() -> dict[str, str]:
 
 
 def _augmentations() -> dict[str, str]:
-    from kdcache.augment import AUGMENTATIONS
+    from kdcache.augment.specs import AUGMENTATIONS
 
     return {name: first_line(kind) for name, kind in AUGMENTATIONS.items()}
 
@@ -45,7 +45,7 @@ def _encodings() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
-    from kdcache.recipes import names
+    from kdcache.recipes.published import names
 
     return names()
 

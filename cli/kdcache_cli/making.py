@@ -10,8 +10,8 @@ import click
 from kdcache_cli import options
 from kdcache_cli.app import common
 from kdcache_cli.dump_page import command_line
+from kdcache_cli.inspecting import page
 from kdcache_cli.output import console, emit, say, size, table
-from kdcache_cli.stores import page
 
 
 @click.command("seal")
@@ -23,7 +23,8 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
 
     Refused while a shard is missing; the message says which.
     """
-    from kdcache_stores import describe, open_store, reopen
+    from kdcache_stores import describe, open_store
+    from kdcache_stores.write import reopen
 
     with reopen(store, views) as writer:
         writer.seal()
@@ -74,7 +75,7 @@ def import_logits(
     if dataset is None:
         store = import_npz(file, out, **how)
     else:
-        from kdcache.datasets import load_dataset
+        from kdcache.data.loading import load_dataset
         from kdcache.dumping.imported import import_for
 
         data = load_dataset(dataset, split, data_root)
@@ -114,7 +115,7 @@ def export_views(
 
     A reader that has no kdcache can make the same views from this table.
     """
-    from kdcache.dumping.targets import asked_plan, stored_plan
+    from kdcache.dumping.requests import asked_plan, stored_plan
     from kdcache.views.export import write_parameters
 
     if store is not None:

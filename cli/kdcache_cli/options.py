@@ -120,7 +120,7 @@ steps = together(
 
 def _set_cache_size(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None:
-        from kdcache_stores.cache import parse_size
+        from kdcache_stores.objects.cache import parse_size
 
         parse_size(value)
         os.environ["KDCACHE_CACHE_SIZE"] = value  # so that worker processes keep to it too
@@ -261,7 +261,7 @@ def with_objective(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         click.BadParameter: weights of teachers that begin like numbers and are none.
     """
-    from kdcache.methods import ObjectiveConfig
+    from kdcache.methods.config import ObjectiveConfig
 
     settings = dict(settings)
     unbiased, biased = settings.pop("standardize"), settings.pop("biased_std")

@@ -44,7 +44,7 @@ def transfer(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
 @common
 def push(store: str, url: str, take_over: bool, as_json: bool, quiet: bool) -> None:
     """Copy a sealed STORE to URL: what is missing there, never over other data."""
-    from kdcache_stores.push import push_store
+    from kdcache_stores.share.push import push_store
 
     with transfer(quiet or as_json, "push") as progress:
         done = push_store(store, url, progress, take_over)
@@ -63,7 +63,7 @@ def push(store: str, url: str, take_over: bool, as_json: bool, quiet: bool) -> N
 @common
 def pull(url: str, folder: str, views: tuple[int, int] | None, as_json: bool, quiet: bool) -> None:
     """Copy the store at URL, or some of its views, into FOLDER, and verify it."""
-    from kdcache_stores.pull import pull_store
+    from kdcache_stores.share.pull import pull_store
 
     with transfer(quiet or as_json, "pull") as progress:
         done = pull_store(url, folder, views, progress)
@@ -97,7 +97,7 @@ def view_range(text: str) -> tuple[int, int]:
 @common
 def cache(clear: bool, as_json: bool, quiet: bool) -> None:
     """Show or clear the local cache of remote stores."""
-    from kdcache_stores.cache import ObjectCache
+    from kdcache_stores.objects.cache import ObjectCache
 
     found = ObjectCache()
     state = found.clear() if clear else found.state()

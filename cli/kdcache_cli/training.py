@@ -46,7 +46,7 @@ class Bars:
 def _train(
     training: Any, out: Path, title: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
-    from kdcache.training import train
+    from kdcache.training.preparation import train
 
     # Of the processes that torchrun starts, one speaks.
     first = os.environ.get("RANK", "0") == "0"
@@ -81,8 +81,8 @@ def _train(
 
 def _training(settings: dict[str, Any]) -> Any:
     """The `Training` that a command's arguments describe; every one of them has its field."""
-    from kdcache.training import Training
     from kdcache.training.optim import Optimization
+    from kdcache.training.preparation import Training
 
     for name in ("data_root", "init_weights"):
         settings[name] = str(settings[name]) if settings.get(name) else None
@@ -105,7 +105,7 @@ def train_teacher(
     out: Path, as_json: bool, quiet: bool, tensorboard: bool, **settings: Any
 ) -> None:
     """Train a network from labels."""
-    from kdcache.methods import ObjectiveConfig
+    from kdcache.methods.config import ObjectiveConfig
 
     training = _training(settings | {"objective": ObjectiveConfig(method="ce")})
     title = f"teacher {training.model}"
@@ -189,7 +189,7 @@ def train_student(
 
 def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The recipe's options, but for those given on the command line of ``settings``."""
-    from kdcache.recipes import resolve
+    from kdcache.recipes.published import resolve
     from kdcache_stores import open_store
 
     teacher = None

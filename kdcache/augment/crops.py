@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from kdcache.augment.base import Augmentation, Parameters, Sizes, tensor
+from kdcache.augment.augmentation import Augmentation, Parameters, Sizes, tensor
 from kdcache.philox import Draws, below, exp
 from kdcache_stores.errors import UsageError
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.augment.base import Augmentation, Parameters, Sizes
+from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
 from kdcache.imports import import_own
 from kdcache.philox import Draws
 from kdcache_stores.errors import DataError, UsageError

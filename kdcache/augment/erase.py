@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.augment.base import Augmentation, Parameters, Sizes, tensor
+from kdcache.augment.augmentation import Augmentation, Parameters, Sizes, tensor
 from kdcache.augment.crops import check_range, draw_box
 from kdcache.philox import Draws, below
 from kdcache_stores.errors import DataError, UsageError

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 
-from kdcache.augment.base import Augmentation, Identity, Parameters, Sizes, tensor
+from kdcache.augment.augmentation import Augmentation, Identity, Parameters, Sizes, tensor
 from kdcache.philox import Draws, below
 from kdcache_stores.errors import UsageError
 

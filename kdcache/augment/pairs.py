@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcache.augment.base import Augmentation, Parameters, Sizes, within
+from kdcache.augment.augmentation import Augmentation, Parameters, Sizes, within
 from kdcache.augment.mix import Mix
 from kdcache.philox import Draws
 from kdcache_stores.errors import UsageError

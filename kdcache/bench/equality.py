@@ -17,14 +17,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from kdcache.methods import METHODS, Objective, ObjectiveConfig, Step
-from kdcache.models import build_model
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.objective import Objective
+from kdcache.methods.step import Step
+from kdcache.methods.table import METHODS
 from kdcache.models.taps import as_fields, tapped
+from kdcache.models.zoo import build_model
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher
-from kdcache.training import Training, prepared, train
 from kdcache.training.outcome import view_shape
+from kdcache.training.preparation import Training, prepared, train
 from kdcache.views.cached import Batch, CachedViews
 
 #: Every method with its published defaults, on logits as they are and, where it has that form, standardized.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from kdcache.teachers import Teacher
-from kdcache.views import ViewPlan
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import StoreWriter
 
 

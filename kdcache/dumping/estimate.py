@@ -16,7 +16,7 @@ import torch
 
 from kdcache.break_even import account
 from kdcache.dumping.opening import Target, find_outstanding, target_encodings
-from kdcache.views import ViewPlan
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import Plan, Samples, StoreError, write_arrays
 
 #: The warm-up ends after so many batches of a view, or seconds; the first batch is not timed.

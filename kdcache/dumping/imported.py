@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.datasets import Dataset
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset
 from kdcache.dumping.opening import provenance
 from kdcache.dumping.sanity import Check
-from kdcache.views import ViewPlan, make_augmentation, replay
+from kdcache.views import replay
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError, MismatchError, Probe, Shard, Store
-from kdcache_stores.importing import read_npz, write_arrays
+from kdcache_stores.write.importing import read_npz, write_arrays
 
 
 def import_for(

@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 import torch
 
 from kdcache._version import __version__
-from kdcache.dumping.encoding import choose_encodings
+from kdcache.dumping.default_encoding import choose_encodings
 from kdcache.teachers import Teacher
-from kdcache.views import ViewPlan, replay
+from kdcache.views import replay
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import (
     FieldSpec,
     MismatchError,
     StoreWriter,
     UsageError,
     begun_encodings,
-    outstanding,
 )
-from kdcache_stores.outstanding import Outstanding
+from kdcache_stores.write import outstanding
+from kdcache_stores.write.outstanding import Outstanding
 
 
 class Target(NamedTuple):

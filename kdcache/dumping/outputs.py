@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcache.teachers import Teacher
 from kdcache_stores.errors import DataError, MismatchError
-from kdcache_stores.importing import PROBABILITIES, kind_of_rows
+from kdcache_stores.write.importing import PROBABILITIES, kind_of_rows
 
 #: Views that a teacher is checked on.
 CHECKED = 32

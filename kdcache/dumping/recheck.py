@@ -11,9 +11,10 @@ import torch
 
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher, load_teacher, mc_dropout
-from kdcache.views import ViewPlan, replay
+from kdcache.views import replay
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import Store, UsageError, describe
-from kdcache_stores.fidelity import measure, relative_error
+from kdcache_stores.encodings.fidelity import measure, relative_error
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
 TOLERANCE = {"float32": (1e-3, 1e-4), "fp16": (1e-2, 1e-3), "bf16": (3e-2, 3e-3)}
@@ -32,9 +33,9 @@ class Recheck:
     Attributes:
         rows: rows computed again.
         problems: why these are not that teacher's outputs; empty if they are.
-        measured: by field. Of logits KL(live || stored) and top-1 agreement, as
-            `kdcache_stores.fidelity.measure`, and `spread`, the mean standard deviation of stored rows
-            over that of live ones; of other fields `error`, as `kdcache_stores.fidelity.relative_error`.
+        measured: by field. Of logits KL(live || stored) and top-1 agreement, as `fidelity.measure`, and
+            `spread`, the mean standard deviation of stored rows over that of live ones; of other fields
+            `error`, as `fidelity.relative_error`.
         recorded: the same measures as the dump recorded them for the encoding.
         worst: key, row, view and field of the row that differs most from its live one.
     """

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 from torch import Tensor
 
-from kdcache.augment import Augmentation
-from kdcache.datasets import Dataset
-from kdcache.methods import kd
+from kdcache.augment.augmentation import Augmentation
+from kdcache.data.dataset import Dataset
+from kdcache.methods.logits.kd import kd
 from kdcache.views.cached import CachedViews
 from kdcache_stores import Store
 

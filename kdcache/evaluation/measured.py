@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from kdcache.augment import make_augmentation
-from kdcache.datasets import Dataset
-from kdcache.evaluation import calibration, clean_logits, scores
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset
 from kdcache.evaluation.agreement import agreement_with_store
 from kdcache.evaluation.cost import costs, weights_file
-from kdcache.models import MODELS
+from kdcache.evaluation.scores import calibration, clean_logits, scores
+from kdcache.models.zoo import MODELS
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import SUMMARY, is_run, read_config, read_summary
 from kdcache.teachers import Teacher, load_teacher

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcache.methods.logits.ce import Mix, ce
-from kdcache.methods.scaling import (
-    Standardize,
-    Temperature,
-    full_precision,
-    scaled,
-    standardize,
-)
+from kdcache.methods.scaling import Standardize, Temperature, full_precision, scaled, standardize
 from kdcache.methods.step import Step
 from kdcache_stores.errors import UnknownName, UsageError
 

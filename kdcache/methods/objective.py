@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.methods.ensembles import (
-    Ensemble,
-    choose,
-    confidence_weights,
-    entropy_weights,
-    shares,
-)
+from kdcache.methods.ensembles import Ensemble, choose, confidence_weights, entropy_weights, shares
 from kdcache.methods.logits.ce import Mix, ce
 from kdcache.methods.loss import Fields, Loss, Targets, Terms
 from kdcache.methods.record import Method

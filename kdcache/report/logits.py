@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.datasets import Dataset
-from kdcache.evaluation import calibration, clean_logits
+from kdcache.data.dataset import Dataset
+from kdcache.evaluation.scores import calibration, clean_logits
 from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Group, RunRecord
 from kdcache.runs import WEIGHTS, load_run_model

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdcache.datasets import Dataset
-from kdcache.datasets.base import Rows
+from kdcache.data.dataset import Dataset, Rows
 from kdcache.distributed import Ranks
-from kdcache.evaluation import calibration, clean_logits, scores
-from kdcache.methods import Objective, Step
-from kdcache.models import build_model
+from kdcache.evaluation.scores import calibration, clean_logits, scores
+from kdcache.methods.objective import Objective
+from kdcache.methods.step import Step
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
+from kdcache.models.zoo import build_model
 from kdcache.philox import derive_seed
 from kdcache.precision import autocast
 from kdcache.preprocessing import normalisation
@@ -34,8 +34,8 @@ from kdcache.views.cached import Batch, CachedViews
 from kdcache_stores import MismatchError, UsageError
 
 if TYPE_CHECKING:
-    from kdcache.judgement.preflight import Judged
-    from kdcache.training import Training
+    from kdcache.training.preflight import Judged
+    from kdcache.training.preparation import Training
 
 
 class TrainingObserver(Protocol):

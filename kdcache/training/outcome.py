@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcache._version import __version__
-from kdcache.methods import ObjectiveConfig
+from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
-from kdcache.views import ViewPlan
 from kdcache.views.cached import CachedViews
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import UsageError
-from kdcache_stores.urls import redact
+from kdcache_stores.objects.urls import redact
 
 if TYPE_CHECKING:
-    from kdcache.training import Training
     from kdcache.training.loop import Loop
+    from kdcache.training.preparation import Training
 
 
 def view_shape(plan: ViewPlan) -> tuple[int, int]:

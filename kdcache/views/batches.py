@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcache.datasets.base import Rows
+from kdcache.data.dataset import Rows
 from kdcache_stores.errors import UsageError
 
 #: Rows and views of one batch: int64 (B,) each.

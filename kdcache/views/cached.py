@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.augment import Augmentation, Mix
-from kdcache.datasets import Dataset
-from kdcache.datasets.base import Rows
+from kdcache.augment.augmentation import Augmentation
+from kdcache.augment.mix import Mix
+from kdcache.data.dataset import Dataset, Rows
 from kdcache.philox import key_words
-from kdcache.views import ViewPlan, replay
-from kdcache.views.resident import ResidentFields, views_that_fit
+from kdcache.views import replay
+from kdcache.views.plan import ViewPlan
+from kdcache.views.window import ResidentFields, views_that_fit
 from kdcache_stores import (
     MismatchError,
     Samples,

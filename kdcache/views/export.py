@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kdcache.augment import Parameters
-from kdcache.views import ViewPlan
-from kdcache_stores.tables import table_writer
+from kdcache.augment.augmentation import Parameters
+from kdcache.views.plan import ViewPlan
+from kdcache_stores.format.tables import table_writer
 
 _ROWS = 65536
 

@@ -22,12 +22,12 @@ import PIL.features
 import torch
 import torchvision
 
-from kdcache.datasets.base import Rows
+from kdcache.data.dataset import Rows
 from kdcache.philox import derive_seed
-from kdcache.views import ViewPlan
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import Plan, Probe
 from kdcache_stores.errors import MismatchError, StoreError
-from kdcache_stores.probing import make_probe
+from kdcache_stores.format.probing import make_probe
 
 PROBES_PER_VIEW = 8
 PROBES_CHECKED = 32

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcache.augment import Augmentation, Parameters
-from kdcache.datasets.base import Dataset, Rows
+from kdcache.augment.augmentation import Augmentation, Parameters
+from kdcache.data.dataset import Dataset, Rows
 from kdcache_stores.errors import DataError
 
 

@@ -1,7 +1,6 @@
 """Stores of teacher outputs: format, writer, reader, encodings, verification. NumPy, no torch."""
 
-from kdcache_stores.describing import describe
-from kdcache_stores.encoding_names import ENCODINGS
+from kdcache_stores.encodings.encoding_names import ENCODINGS
 from kdcache_stores.errors import (
     CorruptStore,
     DataError,
@@ -17,14 +16,15 @@ from kdcache_stores.errors import (
     UnknownName,
     UsageError,
 )
-from kdcache_stores.importing import import_npz, write_arrays
-from kdcache_stores.join import common_views, join_fields
-from kdcache_stores.nouns import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
-from kdcache_stores.probing import item_digest, make_probe
-from kdcache_stores.reader import Store, open_store
-from kdcache_stores.reopen import begun_encodings, reopen
-from kdcache_stores.verifying import Problem, Report, verify
-from kdcache_stores.writer import StoreWriter
+from kdcache_stores.format.probing import item_digest, make_probe
+from kdcache_stores.read.describing import describe
+from kdcache_stores.read.join import common_views, join_fields
+from kdcache_stores.read.reader import Store, open_store
+from kdcache_stores.read.verifying import Problem, Report, verify
+from kdcache_stores.types import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.write.importing import import_npz, write_arrays
+from kdcache_stores.write.reopen import begun_encodings, reopen
+from kdcache_stores.write.writer import StoreWriter
 
 __all__ = [
     "ENCODINGS",

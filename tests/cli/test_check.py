@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.datasets import load_dataset
+from kdcache.data.loading import load_dataset
 from kdcache_stores import FieldSpec, StoreWriter, open_store
 from tests.conftest import Result, Trained
 from tests.sharing.servers import StaticServer
@@ -94,7 +94,7 @@ def test_an_ensemble_of_one_is_refused(trained: Trained, kdcache: Run) -> None:
 def test_the_teacher_tried(
     trained: Trained, kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcache.judgement.trials.SIZES", (8, 16))  # larger ones take seconds
+    monkeypatch.setattr("kdcache.checks.trials.SIZES", (8, 16))  # larger ones take seconds
     common = ("--dataset", "digits", "--device", "cpu", "--json", "--epochs", 4)
     assert rules(kdcache("check", trained.store, "--teacher", trained.teacher, *common)) == []
     wrong = tmp_path / "wrong.zarr"

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kdcache.datasets import load_dataset
-from kdcache.models import build_model
+from kdcache.data.loading import load_dataset
 from kdcache.models.classes import save_class_map
+from kdcache.models.zoo import build_model
 from kdcache_stores import open_store
 from tests.conftest import Result, Trained
 

@@ -61,17 +61,17 @@ class Case:
     plain: dict[str, Any] = field(default_factory=dict)
 
 
-DATASET = "kdcache.datasets:load_dataset"
+DATASET = "kdcache.data.loading:load_dataset"
 OPEN = "kdcache_stores:open_store"
-TARGETS = "kdcache.dumping.targets"
+TARGETS = "kdcache.dumping.requests"
 CASES = {
     "demo": Case(ends=("kdcache.demo:steps",)),
     "train-teacher": Case(
-        ("--dataset", "digits", "--model", "resnet8", "--out", "run"), ("kdcache.training:train",)
+        ("--dataset", "digits", "--model", "resnet8", "--out", "run"), ("kdcache.training.preparation:train",)
     ),
     "dump-teacher": Case(
         ("--dataset", "digits", "--teacher", "t", "--out", "s.zarr"),
-        ("kdcache.dumping:dump",),
+        ("kdcache.dumping.dump:dump",),
         {
             f"{TARGETS}:asked_plan": (stand_in(), 4),
             f"{TARGETS}:stored_plan": (stand_in(), 4),
@@ -94,14 +94,14 @@ CASES = {
     "train-student": Case(
         ("--dataset", "digits", "--student", "resnet8", "--method", "kd", "--store", "s.zarr",
          "--out", "run"),
-        ("kdcache.training:train",),
+        ("kdcache.training.preparation:train",),
         plain={OPEN: stand_in()},
     ),
     "check": Case(
         ("s.zarr", "--method", "kd"),
         noted={
-            "kdcache.judgement.check:check": [stand_in()],
-            "kdcache.judgement.check:Check.of_run": None,
+            "kdcache.checks.check:check": [stand_in()],
+            "kdcache.checks.check:Check.of_run": None,
         },
         plain={OPEN: stand_in()},
     ),
@@ -113,9 +113,9 @@ CASES = {
     "export": Case(
         ("run",), ("kdcache.deploy:export",), {"kdcache.runs:load_run_model": stand_in()}
     ),
-    "report": Case(("run", "--out", "page"), ("kdcache.report:report",)),
+    "report": Case(("run", "--out", "page"), ("kdcache.report.building:report",)),
     "bench": Case(noted={
-        "kdcache.bench:bench": {}, "kdcache_cli.options:resolve_device": "device",
+        "kdcache.bench.claims:bench": {}, "kdcache_cli.options:resolve_device": "device",
     }),
     "inspect": Case(("s.zarr",), (OPEN,)),
     "verify": Case(
@@ -142,13 +142,13 @@ CASES = {
             f"{TARGETS}:stored_plan": (stand_in(), 4),
         },
     ),
-    "push": Case(("s.zarr", "there"), ("kdcache_stores.push:push_store",)),
-    "pull": Case(("there", "s.zarr"), ("kdcache_stores.pull:pull_store",)),
-    "ls": Case((), ("kdcache_stores.listing:list_stores",)),
+    "push": Case(("s.zarr", "there"), ("kdcache_stores.share.push:push_store",)),
+    "pull": Case(("there", "s.zarr"), ("kdcache_stores.share.pull:pull_store",)),
+    "ls": Case((), ("kdcache_stores.share.store_list:list_stores",)),
     "diff": Case(("a", "b"), (OPEN,)),
-    "card": Case(("s.zarr",), ("kdcache_stores.card:write_card",)),
+    "card": Case(("s.zarr",), ("kdcache_stores.share.card:write_card",)),
     "cache": Case(
-        (), ("kdcache_stores.cache:ObjectCache.clear", "kdcache_stores.cache:ObjectCache.state")
+        (), ("kdcache_stores.objects.cache:ObjectCache.clear", "kdcache_stores.objects.cache:ObjectCache.state")
     ),
     "list": Case(("models",)),
 }  # fmt: skip

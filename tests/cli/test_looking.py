@@ -13,8 +13,8 @@ import pytest
 
 from kdcache_cli import main
 from kdcache_stores import open_store
-from kdcache_stores.manifest import ANNOUNCEMENT, MANIFEST, SEAL, seal_text, sha256
-from kdcache_stores.records import announcement
+from kdcache_stores.format.manifest import ANNOUNCEMENT, MANIFEST, SEAL, seal_text, sha256
+from kdcache_stores.format.records import announcement
 from tests.conftest import Result, Trained
 
 Run = Callable[..., Result]

@@ -100,7 +100,7 @@ def test_what_is_refused_before_a_teacher_is_loaded(
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr("kdcache.dumping.targets.load_teacher", never)
+    monkeypatch.setattr("kdcache.dumping.requests.load_teacher", never)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     odd = dump("--augment", "weak+strong", "--views", 3, "--out", tmp_path / "s")

@@ -14,11 +14,11 @@ import torch
 
 from kdcache import CachedViews, Training, load_dataset, load_teacher, train
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
-from kdcache.bench.train import bench_train
-from kdcache.methods import ObjectiveConfig
+from kdcache.bench.training_bench import bench_train
+from kdcache.methods.config import ObjectiveConfig
 from kdcache.runs import read_metrics, read_summary
-from kdcache.training import prepared
 from kdcache.training.optim import Optimization
+from kdcache.training.preparation import prepared
 from tests.conftest import Trained
 
 pytestmark = [

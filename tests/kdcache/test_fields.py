@@ -13,25 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcache.datasets import Dataset, load_dataset
-from kdcache.dumping import Target, dump
+from kdcache.augment.specs import make_augmentation
+from kdcache.checks.check import Check, check
+from kdcache.data.dataset import Dataset
+from kdcache.data.loading import load_dataset
+from kdcache.dumping.dump import dump
 from kdcache.dumping.estimate import estimate
+from kdcache.dumping.opening import Target
 from kdcache.dumping.outputs import check_outputs
 from kdcache.dumping.recheck import recheck
-from kdcache.judgement.check import Check, check
-from kdcache.methods import METHODS, ObjectiveConfig, kd
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.logits.kd import kd
 from kdcache.methods.loss import Fields, Loss, Targets, Terms
 from kdcache.methods.record import Defaults, Method
-from kdcache.models import build_model
+from kdcache.methods.table import METHODS
 from kdcache.models.taps import tapped
 from kdcache.models.weights import tensor_digest
+from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
-from kdcache.training import Training, prepared, train
 from kdcache.training.optim import Optimization
-from kdcache.views import ViewPlan, make_augmentation
+from kdcache.training.preparation import Training, prepared, train
 from kdcache.views.cached import CachedViews
-from kdcache.views.resident import row_bytes
+from kdcache.views.plan import ViewPlan
+from kdcache.views.window import row_bytes
 from kdcache_cli import main
 from kdcache_stores import (
     DataError,
@@ -43,11 +48,11 @@ from kdcache_stores import (
     open_store,
     verify,
 )
-from kdcache_stores.files import LocalFiles
-from kdcache_stores.pull import pull_store
-from kdcache_stores.push import push_store
+from kdcache_stores.objects.files import LocalFiles
+from kdcache_stores.share.pull import pull_store
+from kdcache_stores.share.push import push_store
 from tests.conftest import Trained
-from tests.kdcache.dump.conftest import tree
+from tests.kdcache.dumping.conftest import tree
 
 BOTH = ("logits", "pooled")
 EXACT = {"logits": "float32", "pooled": "float32"}

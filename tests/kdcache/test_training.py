@@ -22,7 +22,7 @@ from kdcache import (
     open_store,
     train,
 )
-from kdcache.methods import ObjectiveConfig
+from kdcache.methods.config import ObjectiveConfig
 from kdcache.runs import load_run_model, read_metrics, read_summary
 from kdcache.training.loop import Silent
 from kdcache.training.optim import Optimization
@@ -169,7 +169,7 @@ def test_a_folder_that_is_no_run_is_left_alone(trained: Trained, tmp_path: Path)
 
 
 def test_training_samples_are_balanced_and_seeded(trained: Trained) -> None:
-    from kdcache.datasets.choice import choose
+    from kdcache.data.choice import choose
 
     dataset = load_dataset("digits", "train")
     rows, held = choose(dataset, 50, 0.2, 0)

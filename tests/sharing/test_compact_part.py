@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcache_stores import open_store, verify
-from kdcache_stores.pull import pull_store
+from kdcache_stores.share.pull import pull_store
 from tests.stores.test_compact import dump, teacher_like
 
 

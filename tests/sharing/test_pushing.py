@@ -23,15 +23,15 @@ from kdcache_stores import (
     open_store,
     verify,
 )
-from kdcache_stores import bucket as bucket_module
-from kdcache_stores.bucket import Bucket
-from kdcache_stores.card import write_card
-from kdcache_stores.catalog import CATALOG, read_catalog
-from kdcache_stores.compare import compare_stores
-from kdcache_stores.listing import list_stores
-from kdcache_stores.manifest import ANNOUNCEMENT, SEAL
-from kdcache_stores.pull import pull_store
-from kdcache_stores.push import push_store
+from kdcache_stores.format.manifest import ANNOUNCEMENT, SEAL
+from kdcache_stores.objects import bucket as bucket_module
+from kdcache_stores.objects.bucket import Bucket
+from kdcache_stores.share.card import write_card
+from kdcache_stores.share.catalog import CATALOG, read_catalog
+from kdcache_stores.share.compare import compare_stores
+from kdcache_stores.share.pull import pull_store
+from kdcache_stores.share.push import push_store
+from kdcache_stores.share.store_list import list_stores
 from tests.sharing.servers import FAULTS, StaticServer
 from tests.stores.conftest import (
     dump,

@@ -27,12 +27,12 @@ from kdcache_stores import (
     open_store,
     verify,
 )
-from kdcache_stores.bucket import Bucket
-from kdcache_stores.cache import ObjectCache, parse_size
-from kdcache_stores.manifest import sha256
-from kdcache_stores.push import push_store
-from kdcache_stores.remote import RemoteFiles
-from kdcache_stores.urls import redact
+from kdcache_stores.format.manifest import sha256
+from kdcache_stores.objects.bucket import Bucket
+from kdcache_stores.objects.cache import ObjectCache, parse_size
+from kdcache_stores.objects.remote import RemoteFiles
+from kdcache_stores.objects.urls import redact
+from kdcache_stores.share.push import push_store
 from tests.sharing.servers import FAULTS, StaticServer
 from tests.stores.conftest import dump, make_samples, open_writer, write_pending
 

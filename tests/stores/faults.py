@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcache_stores.files import Disk
+from kdcache_stores.objects.files import Disk
 
 
 class QuickDisk(Disk):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdcache_stores.canonical import pretty_json
-from kdcache_stores.manifest import (
+from kdcache_stores.format.canonical_json import pretty_json
+from kdcache_stores.format.manifest import (
     MANIFEST,
     SEAL,
     Entry,

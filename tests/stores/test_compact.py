@@ -22,14 +22,14 @@ from kdcache_stores import (
     StoreWriter,
     UnfinishedStore,
     UsageError,
-    compact,
     describe,
     open_store,
     verify,
 )
-from kdcache_stores.calibration import calibration_rows
-from kdcache_stores.fidelity import measure
-from kdcache_stores.header import Field
+from kdcache_stores.encodings import compact
+from kdcache_stores.encodings.fidelity import measure
+from kdcache_stores.format.header import Field
+from kdcache_stores.write.fitting import calibration_rows
 
 from .conftest import make_plan, make_teacher, tree
 

@@ -20,10 +20,14 @@ from kdcache_stores import (
     open_store,
     verify,
 )
-from kdcache_stores.encoding_names import encoding_from_dict, encoding_to_dict, make_encoding
-from kdcache_stores.fidelity import measure
-from kdcache_stores.layout import choose_shard_rows
-from kdcache_stores.topk import TopK
+from kdcache_stores.encodings.encoding_names import (
+    encoding_from_dict,
+    encoding_to_dict,
+    make_encoding,
+)
+from kdcache_stores.encodings.fidelity import measure
+from kdcache_stores.encodings.topk import TopK
+from kdcache_stores.format.layout import choose_shard_rows
 
 from .conftest import CLASSES, dump, make_logits
 

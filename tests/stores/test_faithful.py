@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kdcache_stores import DataError, open_store, write_arrays
-from kdcache_stores.compact import Compact
-from kdcache_stores.encoding_names import make_encoding
-from kdcache_stores.fidelity import keeps_order, measure, require_faithful
+from kdcache_stores.encodings.compact import Compact
+from kdcache_stores.encodings.encoding_names import make_encoding
+from kdcache_stores.encodings.fidelity import keeps_order, measure, require_faithful
 
 from .conftest import make_logits, make_samples, open_writer
 

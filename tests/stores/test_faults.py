@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from kdcache_stores import KDCacheError, StoreError, UnfinishedStore, open_store, verify
-from kdcache_stores.fidelity import measure
-from kdcache_stores.manifest import sha256
-from kdcache_stores.records import RecordBook
+from kdcache_stores.encodings.fidelity import measure
+from kdcache_stores.format.manifest import sha256
+from kdcache_stores.format.records import RecordBook
 
 from .conftest import dump, make_logits, make_samples, open_writer, tree, write_pending
 from .faults import FailingDisk, LossyDisk, after_power_cut, restore

@@ -29,18 +29,18 @@ from kdcache_stores import (
     item_digest,
     make_probe,
     open_store,
-    reopen,
     verify,
     write_arrays,
 )
-from kdcache_stores.channels import Channels
-from kdcache_stores.compare import compare_stores
-from kdcache_stores.head import head_layouts
-from kdcache_stores.importing import read_npz
-from kdcache_stores.manifest import Entry
-from kdcache_stores.pull import pull_store
-from kdcache_stores.push import push_store
-from kdcache_stores.shards import encode_shard
+from kdcache_stores.encodings.channels import Channels
+from kdcache_stores.format.head import head_layouts
+from kdcache_stores.format.manifest import Entry
+from kdcache_stores.format.shards import encode_shard
+from kdcache_stores.share.compare import compare_stores
+from kdcache_stores.share.pull import pull_store
+from kdcache_stores.share.push import push_store
+from kdcache_stores.write import reopen
+from kdcache_stores.write.importing import read_npz
 
 from .conftest import (
     CLASSES,

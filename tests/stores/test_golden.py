@@ -12,8 +12,8 @@ import pytest
 import zarr
 
 from kdcache_stores import Store, open_store, verify
-from kdcache_stores.encoding_names import make_encoding
-from kdcache_stores.protocol import FittedEncoding
+from kdcache_stores.encodings.encoding_names import make_encoding
+from kdcache_stores.encodings.protocol import FittedEncoding
 from tests.data.make_golden import STORES, head, make, samples, values
 
 from .format_reader import FormatReader

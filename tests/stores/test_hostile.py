@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from kdcache_stores import FormatError, KDCacheError, StoreNotFound, describe, open_store, verify
-from kdcache_stores.canonical import parse_json, pretty_json
-from kdcache_stores.encoding_names import make_encoding
-from kdcache_stores.files import LocalFiles, check_key
-from kdcache_stores.header import read_header
-from kdcache_stores.layout import SHARD_BYTES, ArrayLayout, choose_shard_rows, read_layout
-from kdcache_stores.manifest import Entry, read_manifest
-from kdcache_stores.records import read_probes, read_record
-from kdcache_stores.samples import read_samples
-from kdcache_stores.shards import ShardReader, encode_shard
+from kdcache_stores.encodings.encoding_names import make_encoding
+from kdcache_stores.format.canonical_json import parse_json, pretty_json
+from kdcache_stores.format.header import read_header
+from kdcache_stores.format.layout import SHARD_BYTES, ArrayLayout, choose_shard_rows, read_layout
+from kdcache_stores.format.manifest import Entry, read_manifest
+from kdcache_stores.format.records import read_probes, read_record
+from kdcache_stores.format.sample_table import read_samples
+from kdcache_stores.format.shards import ShardReader, encode_shard
+from kdcache_stores.objects.files import LocalFiles, check_key
 
 from .conftest import dump, make_logits, open_writer, tree, write_pending
 from .hostile import NASTY, mutate, put, reseal, scramble

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kdcache_stores import CorruptStore, FormatError, KDCacheError, open_store
-from kdcache_stores.manifest import Entry
-from kdcache_stores.shards import ShardReader, encode_shard
+from kdcache_stores.format.manifest import Entry
+from kdcache_stores.format.shards import ShardReader, encode_shard
 
 from .conftest import CLASSES, dump
 from .hostile import NASTY, mutate, put, reseal

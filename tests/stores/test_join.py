@@ -17,7 +17,7 @@ from kdcache_stores import (
     join_fields,
     open_store,
 )
-from kdcache_stores.pull import pull_store
+from kdcache_stores.share.pull import pull_store
 
 from .conftest import CLASSES, make_plan, make_samples, make_teacher, open_writer
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from kdcache_stores import FormatError
-from kdcache_stores.tables import read_metadata, read_table, table_writer, write_table
+from kdcache_stores.format.tables import read_metadata, read_table, table_writer, write_table
 from tests.stores.inspect_loop import endings, unexpected
 from tests.test_architecture import PACKAGES
 
@@ -52,7 +52,7 @@ def test_reading_starts_no_thread(store_path: Path) -> None:
     code = (
         "import os, sys\n"
         "import pyarrow.parquet\n"
-        "from kdcache_stores.manifest import read_manifest, read_part\n"
+        "from kdcache_stores.format.manifest import read_manifest, read_part\n"
         "data = open(sys.argv[1], 'rb').read()\n"
         "before = len(os.listdir('/proc/self/task'))\n"
         "assert len(read_manifest(data, 'x')) > 5 and read_part(data, 'x') is None\n"

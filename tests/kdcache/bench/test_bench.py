@@ -10,14 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcache import bench as measured
-from kdcache.bench import Claim, Scale
-from kdcache.bench.stores import (
-    bench_encodings,
-    bench_memory,
-    bench_reading,
-    synthetic_logits,
-)
+from kdcache.bench import claims as measured
+from kdcache.bench.claims import Claim, Scale
+from kdcache.bench.store_bench import bench_encodings, bench_memory, bench_reading, synthetic_logits
 from kdcache_stores import ENCODINGS, open_store
 from tests.conftest import Result, Trained
 
@@ -89,7 +84,7 @@ def test_memory_counts_the_growth_of_the_store() -> None:
 
 
 def test_a_bench_store_reads_back_what_went_in(tmp_path: Path) -> None:
-    from kdcache.bench.stores import write_store
+    from kdcache.bench.store_bench import write_store
 
     logits, labels = synthetic_logits(50, 2)
     write_store(tmp_path / "s.zarr", logits, labels, "float32")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcache.methods import Objective
+from kdcache.methods.objective import Objective
 
 
 def on_logits(

@@ -8,7 +8,11 @@ import pytest
 import torch
 from fields import on_logits
 
-from kdcache.methods import Objective, Step, ce, ctkd, kd, learned_temperature, reversal
+from kdcache.methods.logits.ce import ce
+from kdcache.methods.logits.ctkd import ctkd, learned_temperature, reversal
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.objective import Objective
+from kdcache.methods.step import Step
 from kdcache_stores.errors import UsageError
 
 B, K = 8, 10

@@ -10,8 +10,10 @@ from fields import on_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.methods import Ensemble, Objective, ce
+from kdcache.methods.ensembles import Ensemble
+from kdcache.methods.logits.ce import ce
 from kdcache.methods.logits.dist import correlation, dist
+from kdcache.methods.objective import Objective
 from kdcache_stores.errors import DataError, UsageError
 
 

@@ -12,18 +12,13 @@ from fields import on_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.methods import (
-    Objective,
-    Step,
-    ablate,
-    ce,
-    divergence,
-    dkd,
-    dkd_warmup,
-    kd,
-    permutation,
-    tckd_nckd,
-)
+from kdcache.methods.ablations import ablate, permutation
+from kdcache.methods.logits.ce import ce
+from kdcache.methods.logits.dkd import dkd, dkd_warmup, tckd_nckd
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.objective import Objective
+from kdcache.methods.scaling import divergence
+from kdcache.methods.step import Step
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 B, K = 6, 10

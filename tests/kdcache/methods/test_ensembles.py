@@ -12,16 +12,12 @@ from fields import on_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.methods import (
-    Ensemble,
-    Noise,
-    Objective,
-    Step,
-    confidence_weights,
-    dkd,
-    entropy_weights,
-    kd,
-)
+from kdcache.methods.ensembles import Ensemble, confidence_weights, entropy_weights
+from kdcache.methods.logits.dkd import dkd
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.noise import Noise
+from kdcache.methods.objective import Objective
+from kdcache.methods.step import Step
 from kdcache_stores.errors import UnknownName, UsageError
 
 B, K, M = 6, 10, 3

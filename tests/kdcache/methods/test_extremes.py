@@ -9,7 +9,12 @@ import pytest
 import torch
 from fields import on_logits
 
-from kdcache.methods import METHODS, Noise, Objective, Step, kd, standardize
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.noise import Noise
+from kdcache.methods.objective import Objective
+from kdcache.methods.scaling import standardize
+from kdcache.methods.step import Step
+from kdcache.methods.table import METHODS
 
 B = 6
 OBJECTIVES: list[dict[str, Any]] = [

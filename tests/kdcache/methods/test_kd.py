@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kdcache.methods
-from kdcache.methods import ce, kd, scaled, standardize
+from kdcache.methods.logits.ce import ce
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.scaling import scaled, standardize
 from kdcache_stores.errors import DataError, UsageError
 
 

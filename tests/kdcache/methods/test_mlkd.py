@@ -10,7 +10,12 @@ from fields import on_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.methods import Ensemble, Noise, Objective, Step, ce, mlkd
+from kdcache.methods.ensembles import Ensemble
+from kdcache.methods.logits.ce import ce
+from kdcache.methods.logits.mlkd import mlkd
+from kdcache.methods.noise import Noise
+from kdcache.methods.objective import Objective
+from kdcache.methods.step import Step
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 

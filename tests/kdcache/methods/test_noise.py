@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdcache.methods import Noise, Step
+from kdcache.methods.noise import Noise
+from kdcache.methods.step import Step
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 from fields import on_logits
 
-from kdcache.methods import METHODS, Noise, Objective, ObjectiveConfig, Step, ce, kd
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.logits.ce import ce
+from kdcache.methods.logits.kd import kd
+from kdcache.methods.noise import Noise
+from kdcache.methods.objective import Objective
+from kdcache.methods.step import Step
+from kdcache.methods.table import METHODS
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 B, K = 8, 10

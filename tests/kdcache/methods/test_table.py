@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 import kdcache.methods
-from kdcache.methods import METHODS, Loss, Method, ObjectiveConfig
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.loss import Loss
 from kdcache.methods.objective import loss_class
+from kdcache.methods.record import Method
+from kdcache.methods.table import METHODS
 from kdcache_stores.errors import UnknownName, UsageError
 
 DISTILLING = [method for method in METHODS.values() if method.needs_teacher]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcache.models import build_model
 from kdcache.models.dropout import FixedDropout, fix_dropout
+from kdcache.models.zoo import build_model
 from kdcache_stores.errors import UsageError
 
 

@@ -9,12 +9,8 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
-from kdcache.models import build_model
-from kdcache.models.library import (
-    pretrained_timm,
-    pretrained_torchvision,
-    torchvision_names,
-)
+from kdcache.models.library import pretrained_timm, pretrained_torchvision, torchvision_names
+from kdcache.models.zoo import build_model
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 

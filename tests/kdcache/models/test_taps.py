@@ -11,9 +11,9 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from kdcache.models import build_model
 from kdcache.models.taps import head_of, tapped
 from kdcache.models.weights import tensor_digest
+from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher, load_teacher, mc_dropout
 from kdcache_stores.errors import DataError, MismatchError, UsageError

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdcache.dumping.sanity import clean_accuracy
-from kdcache.models import build_model
 from kdcache.models.classes import load_class_map
+from kdcache.models.zoo import build_model
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError

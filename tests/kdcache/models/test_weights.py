@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcache.models import build_model
 from kdcache.models.weights import load_weights, tensor_digest
+from kdcache.models.zoo import build_model
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 

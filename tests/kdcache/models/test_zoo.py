@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdcache.models import MODELS, build_model
 from kdcache.models.network import Network
+from kdcache.models.zoo import MODELS, build_model
 from kdcache_stores.errors import UnknownName, UsageError
 
 # At 100 classes, 3 channels, 32 pixels: counted on the published definitions.

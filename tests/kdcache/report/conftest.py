@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.methods import ObjectiveConfig
-from kdcache.report import report
-from kdcache.training import Training, train
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.report.building import report
 from kdcache.training.optim import Optimization
+from kdcache.training.preparation import Training, train
 from tests.conftest import Trained
 
 

@@ -10,14 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from kdcache.report.collect import (
-    Spread,
-    baseline_of,
-    difference,
-    find_runs,
-    grouped,
-    read_run,
-)
+from kdcache.report.collect import Spread, baseline_of, difference, find_runs, grouped, read_run
 from kdcache_stores import DataError
 
 

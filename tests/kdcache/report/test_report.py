@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcache.datasets import load_dataset
-from kdcache.report import report
+from kdcache.data.loading import load_dataset
+from kdcache.report.building import report
 from kdcache.report.collect import find_runs, read_run
 from kdcache.report.logits import TestLogits, class_means, find_teacher
-from kdcache.report.samples import COUNT, varied_samples
+from kdcache.report.sample_panels import COUNT, varied_samples
 from kdcache.report.standardization import heatmaps, toy_divergences
 from kdcache.report.survey import survey
-from kdcache.views import ViewPlan
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import FieldSpec, Plan, Samples, StoreWriter, Teacher, UsageError, open_store
 from tests.conftest import Result, Trained
 

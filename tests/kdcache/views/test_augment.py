@@ -13,20 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from kdcache.augment import (
-    AUGMENTATIONS,
-    Augmentation,
-    Parameters,
-    default_augmentation,
-    from_description,
-    make_augmentation,
-)
-from kdcache.augment.base import within
+from kdcache.augment.augmentation import Augmentation, Parameters, within
 from kdcache.augment.colour import SPACES, apply_operation
 from kdcache.augment.crops import Exhaustive, PadCropFlip, ResizedCropFlip
 from kdcache.augment.custom import Custom
 from kdcache.augment.erase import Cutout, Erase
 from kdcache.augment.mix import Cutmix, Mixup
+from kdcache.augment.specs import (
+    AUGMENTATIONS,
+    default_augmentation,
+    from_description,
+    make_augmentation,
+)
 from kdcache.philox import Draws
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 

@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdcache.datasets import Dataset, load_dataset
-from kdcache.dumping import dump
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset
+from kdcache.data.loading import load_dataset
+from kdcache.dumping.dump import dump
 from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
-from kdcache.views import ViewPlan, make_augmentation
 from kdcache.views.cached import Batch, CachedViews
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import MismatchError, Store, open_store
 
 VIEWS = {False: 9, True: 10}  # of the stores, by whether their views come in pairs

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from kdcache.augment import make_augmentation
-from kdcache.datasets import Dataset, load_dataset
-from kdcache.views import ViewPlan
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset
+from kdcache.data.loading import load_dataset
 from kdcache.views.export import parameter_table, write_parameters
+from kdcache.views.plan import ViewPlan
 
 
 @pytest.fixture(scope="module")

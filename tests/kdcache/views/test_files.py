@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from kdcache.augment import make_augmentation
 from kdcache.augment.custom import Custom
-from kdcache.datasets import Dataset, load_dataset, without_bad_images
-from kdcache.views import ViewPlan, make_batches
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset, without_bad_images
+from kdcache.data.loading import load_dataset
+from kdcache.views.batches import make_batches
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.augment import make_augmentation
-from kdcache.datasets import ResidentDataset
-from kdcache.datasets.base import index_keys
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import ResidentDataset, index_keys
 from kdcache.philox import key_words, noise, philox4x32
-from kdcache.views import ViewPlan
+from kdcache.views.plan import ViewPlan
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,10 +13,13 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from kdcache.augment import make_augmentation
 from kdcache.augment.crops import ResizedCropFlip
-from kdcache.datasets import Dataset, FolderDataset, load_dataset
-from kdcache.views import ViewPlan, replay
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset
+from kdcache.data.folder import FolderDataset
+from kdcache.data.loading import load_dataset
+from kdcache.views import replay
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import FieldSpec, Store, StoreWriter, Teacher, open_store
 from kdcache_stores.errors import MismatchError, StoreError
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.augment import from_description
-from kdcache.datasets import Dataset, load_dataset
-from kdcache.views import ViewPlan, make_augmentation, make_batches
+from kdcache.augment.specs import from_description, make_augmentation
+from kdcache.data.dataset import Dataset
+from kdcache.data.loading import load_dataset
+from kdcache.views.batches import make_batches
+from kdcache.views.plan import ViewPlan
 from kdcache_stores.errors import UsageError
 
 SPECS = [

@@ -1,0 +1,196 @@
+"""inspect and verify: a store described and checked, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.break_even import break_even
+from kdcache_cli.app import common
+from kdcache_cli.options import resolve_device
+from kdcache_cli.output import console, emit, percent, progress, say, size, table
+from kdcache_stores.types import LOGITS
+
+
+@click.command("inspect")
+@click.argument("store")
+@common
+def inspect(store: str, as_json: bool, quiet: bool) -> None:
+    """Describe a STORE: its plan, teacher, size and fidelity."""
+    from kdcache_stores import describe, open_store
+
+    with open_store(store) as opened:
+        info = describe(opened)
+    emit(info, as_json)
+    if not (quiet or as_json):
+        console.print(table(f"store {store}", ("", ""), page(info)))
+
+
+def page(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `describe` says of a store, for people."""
+    plan, teacher, fields = info["plan"], info["teacher"], info["fields"]
+    options = dict(plan["augmentation"])
+    name = options.pop("name", "")
+    details = ", ".join(f"{key}={value}" for key, value in options.items())
+    count = info["views"] * info["samples"]
+    rows = [
+        ("dataset", f"{plan['dataset']} {plan['split']}: {info['samples']:,} samples, "
+                    f"{plan['classes']} classes"),
+        ("views", f"{info['views']} of {name}" + (f" ({details})" if details else "")
+                  + f", seed {plan['seed']}"),
+        ("teacher", f"{teacher['architecture']}, {teacher['precision']}, weights "
+                    f"{teacher['weights_sha256'][:12]}"),
+        ("size", size(info["nbytes"])),
+    ]  # fmt: skip
+    for name, item in fields.items():
+        lead = f"{name}: " if len(fields) > 1 else ""
+        rows += [(lead + label, text) for label, text in _field_rows(name, item, count)]
+    if info["head"]:
+        rows.append(("last linear layer", "{} x {}".format(*info["head"])))
+    account = break_even(info)
+    return [
+        *rows,
+        ("forwards", f"{account.spent:,} of the teacher spent once; {account.saved_per_epoch:,} saved "
+                     "per student and epoch"),
+        ("break-even", account.sentence()),
+        (
+            "made by",
+            ", ".join(f"{k} {v}" for k, v in info["provenance"].get("versions", {}).items()),
+        ),
+        ("plan digest", plan["digest"]),
+        ("teacher digest", teacher["digest"]),
+        ("content digest", info["digest"]),
+    ]  # fmt: skip
+
+
+def _field_rows(name: str, item: dict[str, Any], count: int) -> list[tuple[str, str]]:
+    shape = " x ".join(map(str, item["shape"]))
+    rows = [
+        ("encoding", encoding_text(item["encoding"])),
+        ("a row", f"{shape} values in {item['bytes_per_row']:.1f} bytes"),
+    ]
+    if len(item["arrays"]) > 1:
+        each = (f"{array} {nbytes / count:.1f}" for array, nbytes in item["arrays"].items())
+        rows.append(("of which, bytes a row", ", ".join(each)))
+    if fitted := item["fitted"]:
+        rows.append(("fitted", ", ".join(f"{key} {value:.4g}" for key, value in fitted.items())))
+    if item["error"] is not None:
+        rows.append(("relative squared error", f"{item['error']:.1e}"))
+    if name == LOGITS:
+        top1 = "no labels" if item["top1"] is None else percent(item["top1"])
+        rows.append(("teacher top-1 on the views", top1))
+    if measured := item["fidelity"]:
+        rows += [
+            (
+                f"KL(live || stored), {title}",
+                f"{measured[key + '_mean']:.1e}, worst {measured[key + '_worst']:.1e}",
+            )
+            for key, title in (("kl_t1", "T=1"), ("kl_t4", "T=4"), ("kl_z", "Z-scored, tau=2"))
+        ]
+        if "kl" in item["encoding"]:
+            rows.append(("asked for, Z-scored, tau=2", f"{item['encoding']['kl']:.1e}"))
+        rows.append(("same top-1, live and stored", percent(measured["top1_agreement"])))
+    return rows
+
+
+def encoding_text(encoding: dict[str, Any]) -> str:
+    """{"name": "topk", "k": 10} -> "topk (k=10)"."""
+    options = ", ".join(f"{key}={value}" for key, value in encoding.items() if key != "name")
+    return f"{encoding['name']} ({options})" if options else str(encoding["name"])
+
+
+@click.command("verify")
+@click.argument("store")
+@click.option("--expect", metavar="DIGEST", help="Content digest that the store must have.")
+@click.option("--teacher", help="Also run this teacher on a sample of rows and compare.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=256, show_default=True, help="With --teacher."
+)
+@click.option("--dataset", help="With --teacher: where the images are.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="With --teacher.")
+@click.option("--augment", help="With --teacher: needed where the augmentation is your own.")
+@click.option("--device", default="auto", show_default=True, help="With --teacher.")
+@common
+def verify(
+    store: str,
+    expect: str | None,
+    teacher: str | None,
+    rows: int,
+    dataset: str | None,
+    data_root: Path | None,
+    augment: str | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Check every byte of a STORE against its manifest; exit 1 if it is damaged."""
+    from kdcache_stores import open_store, verify
+
+    if teacher and not dataset:
+        raise click.UsageError("--teacher needs --dataset, to make the teacher's views again.")
+    # What is verified is what lies there, so nothing comes from the cache.
+    with (
+        open_store(store, expect=expect, cache_size=0) as opened,
+        progress(quiet or as_json, "bytes") as bars,
+    ):
+        task = bars.add_task("verify", total=None, note="")
+        report = verify(
+            opened, progress=lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    found = report.to_dict()
+    if teacher and dataset and report.ok:
+        found["teacher"] = recomputed(store, teacher, dataset, data_root, augment, device, rows)
+    emit(found, as_json)
+    for note in report.notes:
+        say(f"note: {note}", quiet or as_json)
+    if report.ok:
+        say(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
+            f"written\ncontent digest {report.digest}", quiet or as_json)  # fmt: skip
+        return say_recomputed(found["teacher"], quiet, as_json) if teacher else 0
+    for problem in report.problems:
+        say(f"damaged: {problem.message}", as_json)
+    if report.rewrite:
+        shards = ", ".join(f"view {view} rows {a}-{b - 1}" for view, a, b in report.rewrite)
+        say(f"the dump's command, run again with --repair, rewrites: {shards}", as_json)
+    return 1
+
+
+def recomputed(
+    path: str,
+    teacher: str,
+    dataset: str,
+    root: Path | None,
+    augment: str | None,
+    device: str,
+    rows: int,
+) -> dict[str, Any]:
+    """What `recheck` finds, as JSON."""
+    from kdcache.dumping.recheck import load_stored_teacher, recheck
+    from kdcache.dumping.requests import stored_plan
+    from kdcache_stores import open_store
+
+    where = resolve_device(device)
+    plan, _ = stored_plan(path, dataset, root, augment=augment)
+    with open_store(path) as store:
+        model = load_stored_teacher(store, teacher, where, plan.dataset.image_shape)
+        return recheck(store, plan, model, rows, device=where).to_dict()
+
+
+def say_recomputed(found: dict[str, Any], quiet: bool, as_json: bool) -> int:
+    """The outcome for people, and the exit code."""
+    for problem in found["problems"]:
+        say(f"not this teacher's outputs: {problem}", as_json)
+    if found["ok"]:
+        names = {"logits": ("kl_t1_mean", "KL")}
+        texts = []
+        for field, measured in found["measured"].items():
+            key, words = names.get(field, ("error", "squared error"))
+            texts.append(
+                f"{field}: {words} {measured[key]:.2g} on average, the dump measured "
+                f"{found['recorded'][field][key]:.2g}"
+            )
+        say(f"{found['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
+            quiet or as_json)  # fmt: skip
+    return 0 if found["ok"] else 1

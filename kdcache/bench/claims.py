@@ -1,0 +1,275 @@
+"""The claims about speed, size and memory, measured on this machine as ratios within one run.
+
+Contenders take turns, so that whatever else the machine does slows all of them; a claim is the median
+over the rounds with its quartiles.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache._version import __version__
+from kdcache.augment.specs import make_augmentation
+from kdcache.bench.dump_bench import bench_dump, random_dumps
+from kdcache.bench.store_bench import bench_encodings, bench_memory, bench_reading
+from kdcache.bench.training_bench import bench_train
+from kdcache.bench.view_bench import bench_resident
+from kdcache.data.loading import load_dataset
+from kdcache.dumping.dump import dump
+from kdcache.dumping.opening import Target
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.teachers import load_teacher
+from kdcache.training.optim import Optimization
+from kdcache.training.preparation import Training, train
+from kdcache.views import replay
+from kdcache.views.plan import ViewPlan
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One ratio: what it is of, in short and in full, and everything that was measured for it."""
+
+    what: str
+    about: str
+    median: float
+    p25: float
+    p75: float
+    rounds: int
+    details: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, what: str, about: str, ratios: Sequence[float], details: dict[str, Any]) -> Claim:
+        """From the ratios of the rounds: their median and quartiles."""
+        low, middle, high = (float(v) for v in np.percentile(ratios, [25, 50, 75]))
+        return cls(what, about, middle, low, high, len(ratios), details)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: networks, images and rounds."""
+
+    teacher: str
+    student: str
+    train_images: int
+    view_images: int
+    store_rows: int
+    encoding_rows: int
+    memory_rows: int
+    dump_rows: int
+    compact_samples: int
+    rounds: int
+    train_rounds: int
+    factors: tuple[int, ...] = (1, 4, 16)
+
+
+QUICK = Scale("resnet20", "resnet8", 128, 2048, 4000, 1000, 20_000, 512, 256, 2, 2, (1, 4))
+CPU = Scale("resnet56", "resnet20", 512, 20_000, 50_000, 10_000, 20_000, 2048, 2048, 7, 5)
+GPU = Scale("resnet32x4", "resnet8x4", 50_000, 50_000, 50_000, 10_000, 20_000, 50_000, 50_000, 7, 5)
+
+
+def bench(
+    scale: Scale,
+    device: str = "cpu",
+    store: str | None = None,
+    watch: Callable[[str], None] = lambda section: None,
+) -> dict[str, Any]:
+    """Measure everything.
+
+    Args:
+        scale: `QUICK` (a minute or two, noisy), `CPU` or `GPU` (resnet32x4 and resnet8x4 on
+            CIFAR-100's shapes).
+        device: where the networks run.
+        store: a store to take the logits for the encodings from, instead of synthetic ones.
+        watch: told the name of each section before it is measured.
+
+    Returns:
+        `machine`, `versions`, `scale`, `claims` (list of `Claim` as dicts), `encodings` (see
+        `bench_encodings`) and `memory` (see `bench_memory`): plain JSON.
+    """
+    claims = []
+    for name, measure in (
+        ("student epochs", training_claims),
+        ("dump", dump_claims),
+        ("reading", reading_claims),
+        ("views", view_claims),
+    ):
+        watch(name)
+        claims += measure(scale, device)
+    watch("encodings")
+    encodings = bench_encodings(scale.encoding_rows, store=store)
+    watch("memory")
+    memory = bench_memory(scale.memory_rows, factors=scale.factors)
+    return {
+        "machine": machine(device),
+        "versions": {"kdcache": __version__, "python": platform.python_version()}
+        | replay.versions(),
+        "scale": asdict(scale),
+        "claims": [asdict(claim) for claim in claims],
+        "encodings": {"logits": "of a store" if store else "synthetic", "table": encodings},
+        "memory": memory,
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What was measured on; no host name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"cores": cores, "processor": _processor(), "gpu": gpu, "system": platform.system(),
+            "torch_threads": torch.get_num_threads(), "load_before": load}  # fmt: skip
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def training_claims(scale: Scale, device: str) -> list[Claim]:
+    """A student's epoch from the cache, against labels alone and against its teacher in the loop."""
+    with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as temporary:
+        folder = Path(temporary)
+        name = _random_images(folder / "images.npz", scale.train_images)
+        base = Training(
+            dataset=name,
+            model=scale.teacher,
+            optimization=Optimization(epochs=1, batch_size=64),
+            train_samples=64,
+            device=device,
+        )
+        teacher = str(train(base, folder / "teacher").path)
+        store = folder / "teacher.zarr"
+        dataset = load_dataset(name)
+        plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+        loaded = load_teacher(teacher, classes=dataset.classes, device=device)
+        dump(plan, [Target(loaded, store)], 2, device=device)
+        compact = folder / "compact.zarr"
+        dump(plan, [Target(loaded, compact)], 2, encoding="compact", device=device)
+        student = Training(
+            dataset=name,
+            model=scale.student,
+            objective=ObjectiveConfig(method="kd"),
+            optimization=Optimization(epochs=scale.train_rounds + 1, batch_size=64),
+            stores=(str(store),),
+            device=device,
+        )
+        others = {"compact": str(compact)}
+        found = bench_train(student, teacher, scale.train_rounds, others)
+    pair = f"{scale.student} taught by {scale.teacher}, {scale.train_images} images of CIFAR-100's shape"
+    seconds = {way: found[way]["seconds"] for way in ("ce", "cached", "online")}
+    return [
+        Claim.of(
+            "epoch: cached / labels alone",
+            f"seconds of a student's epoch ({pair}); 1: the teacher is free",
+            [a / b for a, b in zip(seconds["cached"], seconds["ce"], strict=True)],
+            found,
+        ),
+        Claim.of(
+            "epoch: online / cached",
+            f"the same with the teacher in the loop; {found['online_over_ce_by_macs']:.2f} is what "
+            "multiply-adds alone would give",
+            [a / b for a, b in zip(seconds["online"], seconds["cached"], strict=True)],
+            {},
+        ),
+        _over_float16("epoch", "a student's epoch", found["compact"], found["cached"], {}),
+    ]
+
+
+def _over_float16(
+    what: str,
+    of: str,
+    compact: dict[str, list[float]],
+    float16: dict[str, list[float]],
+    details: dict[str, Any],
+) -> Claim:
+    """Processor seconds: what others do on the machine disturbs them least."""
+    ratios = zip(compact["cpu_seconds"], float16["cpu_seconds"], strict=True)
+    about = f"processor seconds of {of} with `compact`, against `float16`; 1: small costs no time"
+    return Claim.of(f"{what}: compact / float16", about, [a / b for a, b in ratios], details)
+
+
+def _random_images(file: Path, images: int) -> str:
+    """CIFAR-100's shapes with random content: speed does not depend on it."""
+    rng = np.random.default_rng(0)
+    np.savez(
+        file,
+        x_train=rng.integers(0, 256, (images, 32, 32, 3), np.uint8),
+        y_train=np.arange(images) % 100,
+        x_test=rng.integers(0, 256, (100, 32, 32, 3), np.uint8),
+        y_test=np.arange(100),
+        class_names=np.array([str(label) for label in range(100)]),
+    )
+    return f"arrays:{file}"
+
+
+def dump_claims(scale: Scale, device: str) -> list[Claim]:
+    """A whole dump against its teacher's forward passes on batches that lie ready."""
+    found = bench_dump((scale.teacher,), scale.dump_rows, rounds=scale.rounds, device=device)
+    both = random_dumps(
+        scale.student, scale.compact_samples, rounds=min(3, scale.rounds), device=device
+    )
+    return [
+        Claim.of(
+            "dump / bare forward",
+            f"seconds: {scale.teacher} augmented, encoded, hashed, written and sealed, against its "
+            f"forward passes alone ({scale.dump_rows:,} rows); 1: storing is free",
+            [1 / ratio for ratio in found["one"]["ratios"]],
+            found,
+        ),
+        _over_float16(
+            "dump",
+            f"a whole dump ({scale.student}, 8 views of {scale.compact_samples:,} images)",
+            both["compact"],
+            both["float16"],
+            both,
+        ),
+    ]
+
+
+def reading_claims(scale: Scale, device: str) -> list[Claim]:
+    """MB/s of whole views, against plain reads of the same files and the same conversion."""
+    found = bench_reading(scale.store_rows, rounds=scale.rounds)
+    ratios = found.pop("ratios")
+    return [
+        Claim.of(
+            "read / plain read",
+            "MB/s of whole float16 views from the page cache, checksums checked, on all cores, against "
+            "NumPy reading the same files and converting them on one; more is faster",
+            ratios["again"],
+            found,
+        ),
+        Claim.of(
+            "first read / plain read",
+            "the same on the first pass, which also checks the SHA-256 of every shard",
+            ratios["first"],
+            {},
+        ),
+    ]
+
+
+def view_claims(scale: Scale, device: str) -> list[Claim]:
+    """Views per second in memory, against torchvision sample by sample."""
+    found = [
+        bench_resident(scale.view_images, rounds=1, device=device) for _ in range(scale.rounds)
+    ]
+    return [
+        Claim.of(
+            "views / torchvision's",
+            "views per second of pad-crop-flip in memory, against torchvision's transforms sample by "
+            "sample, in the loop or in a DataLoader, whichever is faster; more is faster",
+            [one["ratio"] for one in found],
+            {"rounds": found},
+        )
+    ]

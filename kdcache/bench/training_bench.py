@@ -1,0 +1,122 @@
+"""The price of a teacher: seconds per epoch from the cache, by labels alone, and with it in the loop."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.training.loop import Loop
+from kdcache.training.outcome import view_shape
+from kdcache.training.preparation import Training, prepared
+
+
+def bench_train(
+    training: Training,
+    teacher: str | None,
+    rounds: int = 7,
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Epochs of the same training several ways, in turns, so that what else the machine does hits all.
+
+    "ce" learns from labels alone, "cached" from the store, "online" with the teacher in the loop. All
+    see the same samples in the same order and the same views; one round before those counted
+    warms up. Nothing is evaluated or saved in between.
+
+    Args:
+        training: of the "cached" way: a method other than ce, from one store.
+        teacher: the store's, as `load_teacher` takes it; None leaves "online" out.
+        rounds: epochs counted of each way.
+        others: more stores of the same views, by the name of the way that trains from each.
+
+    Returns:
+        Per way: seconds (of each round), cpu_seconds (of the process, its reading thread included; what
+        others do on the machine disturbs it least), median, p25 and p75 of the seconds, data_wait
+        (the share of the time spent waiting for data). cached_over_ce, cached_over_ce_cpu and
+        online_over_cached: median, p25 and p75 of the ratios within a round. macs: student and
+        teacher, of one image; with them online_over_ce_by_macs, 1 + teacher / (3 student): a step
+        costs the student three forward passes, backward included.
+    """
+    ways = {
+        "ce": replace(training, objective=ObjectiveConfig(method="ce")),
+        "cached": training,
+    }
+    if teacher is not None:
+        ways["online"] = replace(training, online=(teacher,))
+    ways |= {name: replace(training, stores=(store,)) for name, store in others.items()}
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        loops = {
+            name: opened.enter_context(prepared(way, folder / name)) for name, way in ways.items()
+        }
+        records: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
+        for epoch in range(rounds + 1):
+            # Each round begins with another way: what follows a rest or a burst is shared out.
+            names = list(loops)[epoch % len(loops) :] + list(loops)[: epoch % len(loops)]
+            for name in names:
+                begun = time.process_time()
+                record = loops[name].train_epoch(epoch)
+                records[name].append(record | {"cpu_seconds": time.process_time() - begun})
+        found = {name: _times(kept[1:]) for name, kept in records.items()}
+        result: dict[str, Any] = found | {
+            "cached_over_ce": _ratio(found["cached"], found["ce"]),
+            "cached_over_ce_cpu": _ratio(found["cached"], found["ce"], "cpu_seconds"),
+            "images_per_epoch": len(loops["cached"].views.rows),
+            "batch_size": training.optimization.batch_size,
+            "rounds": rounds,
+            "torch_threads": torch.get_num_threads(),
+            "device": training.device,
+        }
+        if teacher is not None:
+            student, taught = _macs(loops["online"])
+            by_macs = 1 + taught / (3 * student)
+            ratio = _ratio(found["online"], found["cached"])
+            result |= {
+                "online_over_cached": ratio,
+                "macs": {"student": student, "teacher": taught},
+                "online_over_ce_by_macs": by_macs,
+                "of_what_macs_allow": ratio["median"] / by_macs,
+            }
+    return result
+
+
+def _times(records: Sequence[dict[str, float]]) -> dict[str, Any]:
+    seconds = [record["seconds"] for record in records]
+    waited = sum(record["data_wait_seconds"] for record in records) / sum(seconds)
+    cpu = [record["cpu_seconds"] for record in records]
+    return {"seconds": seconds, "cpu_seconds": cpu, "data_wait": waited} | _spread(seconds)
+
+
+def _ratio(one: dict[str, Any], other: dict[str, Any], of: str = "seconds") -> dict[str, float]:
+    return _spread([a / b for a, b in zip(one[of], other[of], strict=True)])
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(middle), "p25": float(low), "p75": float(high)}
+
+
+def _macs(loop: Loop) -> tuple[int, int]:
+    """Multiply-adds of one image: of the student, and of its teachers together."""
+    channels, size = view_shape(loop.views.plan)
+    view = torch.zeros((1, channels, size, size), dtype=torch.uint8, device=loop.device)
+    counts = []
+    loop.model.eval()
+    for run in (
+        lambda: loop.model(loop.preprocessing(view)),
+        lambda: [teacher.module(teacher.preprocessing(view)) for teacher in loop.teachers],
+    ):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run()
+        counts.append(int(counter.get_total_flops()) // 2)
+    return counts[0], counts[1]

@@ -1,0 +1,1 @@
+"""Checks: what will likely go wrong with a distillation, with reason and remedy."""

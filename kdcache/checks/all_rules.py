@@ -1,0 +1,58 @@
+"""Judgement: what will likely go wrong with a distillation, before its first step, with reason and remedy.
+
+    findings = judge(Case(stores=[store], objective=ObjectiveConfig(method="kd"), epochs=240))
+
+Each rule is a function of a `Case` that yields `Finding`s; it is silent about what it cannot know. `RULES`
+is all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from kdcache.checks.case import Case
+from kdcache.checks.finding import Finding
+from kdcache.checks.rules import (
+    class_prior,
+    loss_settings,
+    members,
+    softmax_targets,
+    teacher_accuracy,
+    view_count,
+)
+
+Rule = Callable[[Case], Iterator[Finding]]
+
+
+def _loss(case: Case) -> Iterator[Finding]:
+    if case.objective is not None:
+        yield from loss_settings.loss_settings(case.objective, case.labelled)
+
+
+#: What needs no logits.
+OF_SETTINGS: tuple[Rule, ...] = (_loss,)
+#: What needs a store.
+OF_STORES: tuple[Rule, ...] = (
+    teacher_accuracy.teacher_on_views,
+    teacher_accuracy.teacher_asked_wrongly,
+    teacher_accuracy.teacher_against_baseline,
+    softmax_targets.share_of_loss,
+    softmax_targets.confident_targets,
+    view_count.few_views,
+    view_count.fit,
+    class_prior.class_prior,
+    class_prior.confidence,
+    members.scales,
+    members.alike,
+)
+RULES: tuple[Rule, ...] = OF_SETTINGS + OF_STORES
+
+
+def judge(case: Case, rules: Sequence[Rule] = RULES) -> list[Finding]:
+    """Everything that the rules find, in their order.
+
+    Raises:
+        StoreError: what was read of a store is not what was written.
+    """
+    taught = bool(case.stores) and case.loss.record.needs_teacher
+    return [finding for rule in rules if rule in OF_SETTINGS or taught for finding in rule(case)]

@@ -1,0 +1,1 @@
+"""Datasets: images, labels and stable keys, from files, archives, tables and other libraries."""

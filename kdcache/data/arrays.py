@@ -1,0 +1,105 @@
+"""A user's own arrays in one NumPy file: `arrays:FILE.npz`."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache.data.dataset import Dataset, ResidentDataset, index_keys
+from kdcache.data.holdout import hold_out
+from kdcache.data.small_images import only_splits
+from kdcache_stores.errors import DataError
+
+#: More than this is no number of a class, but a -1 in an unsigned dtype, say.
+MOST_CLASSES = 10_000_000
+
+
+def arrays(file: str, split: str) -> Dataset:
+    """The arrays x_train, y_train, x_test, y_test of an npz file.
+
+    x is uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; y is integers (N,).
+    Optional: keys_train, keys_test (text),
+    class_names, x_unlabeled. Without keys a sample is known by its
+    index. The last axis holds the channels if it is 1 or 3 long; else the second one must. Without
+    x_test and y_test, see `hold_out`.
+    """
+    path = Path(file).expanduser()
+    only_splits(f"arrays:{file}", split, ("train", "test", "unlabeled"))
+    if not path.is_file():
+        raise DataError(f"arrays were looked for in {path}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} is not a readable .npz file: it is another kind of file, or cut short"
+        )
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
+            found = loaded.files
+            alone = split in ("train", "test") and not {"x_test", "y_test"} & set(found)
+            wanted, split = split, "train" if alone else split
+            content = {
+                name: loaded[name]
+                for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
+                if name in loaded.files
+            }
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+    if split == "unlabeled" and f"x_{split}" in content:
+        count = len(content[f"x_{split}"])
+        content.setdefault(f"y_{split}", np.full(count, -1, dtype=np.int64))
+    absent = [name for name in (f"x_{split}", f"y_{split}") if name not in content]
+    if absent:
+        raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(found)}")
+    images = channels_first(content[f"x_{split}"], f"x_{split} of {path}")
+    labels = content[f"y_{split}"]
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"y_{split} of {path} must be {len(images)} integers, "
+            f"found {labels.dtype} {labels.shape}: a class number from 0 for each image, as "
+            "y.argmax(1) makes of one-hot rows and y.ravel() of a column"
+        )
+    if len(labels) and labels.max() > MOST_CLASSES:
+        row = int(labels.argmax())
+        raise DataError(
+            f"y_{split} of {path} must be class numbers from 0, found {labels[row]} in row {row}; "
+            "unlabelled samples have -1 in a signed dtype"
+        )
+    names = [str(name) for name in content.get("class_names", [])] or None
+    train = content.get("y_train", labels)
+    classes = len(names) if names else int(max(labels.max(initial=0), train.max(initial=0))) + 1
+    keys = content.get(f"keys_{split}")
+    dataset = ResidentDataset(
+        f"arrays:{path.name}",
+        split,
+        images=images,
+        keys=index_keys(split, range(len(images)), len(images))
+        if keys is None
+        else [str(key) for key in keys],
+        labels=labels.astype(np.int64),
+        classes=classes,
+        class_names=names,
+    )
+    return hold_out(dataset, wanted) if alone else dataset
+
+
+def channels_first(x: NDArray[Any], what: str) -> torch.Tensor:
+    """Images as uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+    if x.dtype != np.uint8:
+        raise DataError(
+            f"{what} must be uint8, found {x.dtype}: views are uint8 images. Scale the values to "
+            "0-255, round them and save them with .astype(np.uint8)"
+        )
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    elif x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise DataError(
+            f"{what} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, "
+            f"found {x.shape}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(x))

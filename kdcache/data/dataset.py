@@ -1,0 +1,259 @@
+"""What a dataset is: images, labels and a stable key per sample."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache_stores import Samples
+from kdcache_stores.errors import DataError
+from kdcache_stores.format.probing import item_digest
+
+Rows = NDArray[np.int64]
+
+
+class Dataset(ABC):
+    """N images with keys and labels.
+
+    Attributes:
+        name: of the dataset, for people.
+        split: "train", "test" or "unlabeled".
+        classes: number of classes K.
+        class_names: K names, or None.
+        keys: one stable, unique name per sample.
+        labels: int64 (N,), -1 where unlabelled.
+        image_shape: (C, H, W), or None when the images differ in size.
+        images: uint8 (N, C, H, W) when resident in memory, or None.
+        flip: whether a mirrored image keeps its meaning (digits do not).
+        skipped: key -> reason, for samples left out because they cannot be decoded.
+        remarks: what everyone who uses the split should be told about it, a sentence each.
+    """
+
+    images: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        classes: int,
+        class_names: Sequence[str] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        flip: bool = True,
+    ) -> None:
+        self.name, self.split = name, split
+        self.keys = list(keys)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.classes = classes
+        self.class_names = list(class_names) if class_names is not None else None
+        self.image_shape, self.flip = image_shape, flip
+        self.skipped: dict[str, str] = {}
+        self.remarks: list[str] = []
+        if not self.keys:
+            raise DataError(f"{name} ({split}) holds no samples")
+        if self.labels.shape != (len(self.keys),):
+            raise DataError(
+                f"{name} ({split}) has {len(self.keys)} keys, but labels of shape "
+                f"{self.labels.shape}"
+            )
+        if self.labels.max() >= classes:
+            row = int(self.labels.argmax())
+            raise DataError(
+                f"{name} ({split}): label {self.labels[row]} of {self.keys[row]!r} is outside the "
+                f"{classes} classes, which are numbered from 0"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Keys and labels, as a store keeps them."""
+        return Samples(self.keys, self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over keys and labels in row order."""
+        return self.samples.fingerprint
+
+    @abstractmethod
+    def decode(self, row: int) -> torch.Tensor:
+        """The image of a row: uint8 (C, H, W); raises `DataError` naming the key."""
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width of an image, without decoding it where that is possible."""
+        if self.image_shape is not None:
+            return self.image_shape[1:]
+        height, width = self.decode(row).shape[1:]
+        return height, width
+
+    def subset(self, rows: Sequence[int] | Rows) -> Dataset:
+        """The dataset of some rows, in the given order, under the same keys."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        if len(chosen) == 0:
+            raise DataError(f"no rows left of {self.name} ({self.split})")
+        part = copy.copy(self)
+        part.__dict__.pop("samples", None)
+        part.keys = [self.keys[row] for row in chosen]
+        part.labels = self.labels[chosen]
+        part._select(chosen)
+        return part
+
+    @abstractmethod
+    def _select(self, rows: Rows) -> None:
+        """Keep the images of these rows alone (called on a copy)."""
+
+    def content_digest(self, rows: Rows | None = None) -> str:
+        """SHA-256 (hex) over the pixels of all images, or of some rows in their order.
+
+        Decodes every image once.
+        """
+        total = hashlib.sha256(b"kdcache pixels\n")
+        for row in range(len(self)) if rows is None else rows.tolist():
+            total.update(item_digest(self.decode(row).cpu().numpy()).encode())
+        return total.hexdigest()
+
+
+class ResidentDataset(Dataset):
+    """A dataset whose images are one uint8 tensor in memory.
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        images: torch.Tensor,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        classes: int,
+        class_names: Sequence[str] | None = None,
+        flip: bool = True,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(keys):
+            raise DataError(
+                f"images of {name} must be uint8 ({len(keys)}, C, H, W), "
+                f"found {images.dtype} {tuple(images.shape)}"
+            )
+        channels, height, width = images.shape[1:]
+        super().__init__(
+            name,
+            split,
+            keys=keys,
+            labels=labels,
+            classes=classes,
+            class_names=class_names,
+            image_shape=(channels, height, width),
+            flip=flip,
+        )
+        self.images: torch.Tensor = images.contiguous()
+
+    def decode(self, row: int) -> torch.Tensor:
+        """The image of a row: uint8 (C, H, W), a view of the resident tensor."""
+        return self.images[row]
+
+    def _select(self, rows: Rows) -> None:
+        self.images = self.images.index_select(0, torch.from_numpy(rows))
+
+
+def in_memory(dataset: Dataset) -> ResidentDataset:
+    """Decode a dataset into one uint8 tensor; its images must have one shape."""
+    first = dataset.decode(0)
+    images = torch.empty((len(dataset), *first.shape), dtype=torch.uint8)
+
+    def put(row: int) -> None:
+        image = dataset.decode(row)
+        if image.shape != first.shape:
+            raise DataError(
+                f"image {dataset.keys[row]!r} of {dataset.name} has the shape "
+                f"{tuple(image.shape)}, "
+                f"others {tuple(first.shape)}: such a dataset cannot be held in memory as one "
+                "tensor"
+            )
+        images[row] = image
+
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without the interpreter lock
+        for _ in threads.map(put, range(len(dataset))):
+            pass
+    resident = ResidentDataset(
+        dataset.name,
+        dataset.split,
+        images=images,
+        keys=dataset.keys,
+        labels=dataset.labels,
+        classes=dataset.classes,
+        class_names=dataset.class_names,
+        flip=dataset.flip,
+    )
+    resident.skipped, resident.remarks = dataset.skipped, dataset.remarks
+    return resident
+
+
+def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
+    """Leave out the images that cannot be decoded; decodes every image once to find them.
+
+    Args:
+        dataset: any.
+        workers: processes that decode; 0: this one.
+
+    Returns:
+        The dataset itself, or a subset whose `skipped` says for each key left out why. A plan over
+        it does not hold these samples; a student finds the plan's samples in its own dataset by
+        key, so both stages leave out the same ones.
+
+    Raises:
+        DataError: no image can be decoded.
+    """
+    if dataset.images is not None:
+        return dataset
+    loader = torch.utils.data.DataLoader(_Trial(dataset), batch_size=None, num_workers=workers)
+    bad = {row: reason for row, reason in enumerate(loader) if reason is not None}
+    if not bad:
+        return dataset
+    if len(bad) == len(dataset):
+        raise DataError(f"no image of {dataset.name} ({dataset.split}) can be decoded: {bad[0]}")
+    part = dataset.subset([row for row in range(len(dataset)) if row not in bad])
+    part.skipped = dataset.skipped | {dataset.keys[row]: reason for row, reason in bad.items()}
+    part.remarks = [
+        *dataset.remarks,
+        f"{len(bad)} of {len(dataset)} images of {dataset.name} ({dataset.split}) cannot be decoded "
+        f"and are left out: {[dataset.keys[row] for row in list(bad)[:5]]}"
+        f"{' and more' if len(bad) > 5 else ''}",
+    ]
+    return part
+
+
+class _Trial(torch.utils.data.Dataset[str | None]):
+    """Whether each image can be decoded: None, or why not."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> str | None:
+        try:
+            self.dataset.decode(row)
+        except DataError as error:
+            return str(error)
+        return None
+
+
+def index_keys(split: str, indices: Sequence[int] | Rows, total: int) -> list[str]:
+    """Keys of samples known by their published index: "train/00042", as wide as the last one."""
+    width = len(str(total - 1))
+    return [f"{split}/{int(index):0{width}d}" for index in indices]

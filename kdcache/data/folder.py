@@ -1,0 +1,203 @@
+"""Images in files: a folder per class, decoded when they are needed."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as F
+
+from kdcache.data.dataset import Dataset, Rows
+from kdcache.data.holdout import hold_out
+from kdcache_stores.errors import DataError
+
+SPLITS = {
+    "train": ("train",),
+    "test": ("test", "val", "valid", "validation"),
+    "unlabeled": ("unlabeled",),
+}
+_EXIF_ORIENTATION = 0x0112
+
+
+class FolderDataset(Dataset):
+    """Image files under one folder; a key is a path relative to it, with `/`."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        folder: Path,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        class_names: Sequence[str],
+        flip: bool = True,
+    ) -> None:
+        super().__init__(
+            name,
+            split,
+            keys=keys,
+            labels=labels,
+            classes=len(class_names),
+            class_names=class_names,
+            flip=flip,
+        )
+        self.folder = folder
+
+    def decode(self, row: int) -> torch.Tensor:
+        """The image in RGB, upright: uint8 (3, H, W); see `decode_file`."""
+        try:
+            return decode_file(self.folder / self.keys[row])
+        except DataError as error:
+            raise DataError(
+                f"image {self.keys[row]!r} of {self.name} (row {row}): {error}. Mend or remove it, or "
+                "leave such images out with --skip-bad (skip_bad=True)."
+            ) from error
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width of an upright image, from its header."""
+        path = self.folder / self.keys[row]
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"image {self.keys[row]!r} of {self.name}: {_reason(error)}") from error
+        return (width, height) if sideways else (height, width)
+
+    def _select(self, rows: Rows) -> None:
+        """The files stay where they are."""
+
+
+def decode_file(path: Path) -> torch.Tensor:
+    """Decode an image file with Pillow: uint8 (3, H, W).
+
+    Turned upright by its EXIF orientation, converted to RGB as torchvision's ImageFolder does: grey
+    is repeated, CMYK converted, transparency dropped. Of 16-bit grey the upper 8 bits are kept
+    (ImageFolder clips it to white). Raises `DataError` for a file that is missing, empty,
+    truncated, damaged or no image, and for pixels of 32 bits, which have no agreed white.
+    """
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return rgb_tensor(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if path.exists() and path.stat().st_size == 0:
+            raise DataError("the file is empty (0 bytes)") from error
+        raise DataError(_reason(error)) from error
+
+
+def rgb_tensor(image: Image.Image) -> torch.Tensor:
+    """A Pillow image, upright and in RGB: uint8 (3, H, W); see `decode_file`."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels have 32 bits (Pillow's mode {image.mode}), and no rule says which value is "
+            "white: save it with 8 bits"
+        )
+    pixels: torch.Tensor = F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    return pixels
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "the file is no image that Pillow can read, or its header is damaged"
+    return f"cannot be decoded ({error})"
+
+
+def own_folder(path: Path, split: str) -> Dataset:
+    """A split of a user's folder: `image_folder`, or `hold_out` where it has nothing for testing."""
+    alone = split in ("train", "test") and path.is_dir() and not _has_test(path)
+    whole = image_folder(path, "train" if alone else split)
+    return hold_out(whole, split) if alone else whole
+
+
+def image_folder(path: Path, split: str, name: str | None = None) -> FolderDataset:
+    """A split of a folder with one sub-folder per class.
+
+    `path` holds train/ and val/ or test/, each with the classes; or the classes themselves, which
+    then are the train split. Classes are numbered by their sorted names, for every split by those
+    of train/. Hidden files and folders (.ipynb_checkpoints) are not looked at.
+
+    Raises:
+        DataError: no such split, no images, a single class, a class of train/ without an image, a
+            class that train/ does not have.
+    """
+    name = name or f"folder:{path.resolve().name}"
+    folder = _split_folder(path, split)
+    found = _class_names(folder)
+    train = path / "train"
+    names = _class_names(train) if train.is_dir() and folder != train else found
+    unknown = [label for label in found if label not in names]
+    if unknown:
+        raise DataError(
+            f"{folder} has classes that {train} does not have: {unknown[:5]}"
+            f"{' and more' if len(unknown) > 5 else ''}; labels would mean different things"
+        )
+    if len(names) < 2:
+        raise DataError(
+            f"{folder} must hold a sub-folder per class, at least two; found {names or 'none'}"
+        )
+    number = {label: index for index, label in enumerate(names)}
+    keys = [f"{label}/{file}" for label in found for file in _files(folder / label)]
+    if not keys:
+        raise DataError(
+            f"{folder} holds {len(found)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"
+        )
+    empty = sorted(set(found) - {key.split("/", 1)[0] for key in keys})
+    if empty and split == "train":
+        raise DataError(
+            f"{folder} has folders without an image ({', '.join(IMG_EXTENSIONS)}): {empty[:5]}"
+            f"{' and more' if len(empty) > 5 else ''}. Each would count as a class: remove or fill "
+            "them"
+        )
+    labels = np.array([number[key.split("/", 1)[0]] for key in keys], dtype=np.int64)
+    return FolderDataset(name, split, folder=folder, keys=keys, labels=labels, class_names=names)
+
+
+def _split_folder(path: Path, split: str) -> Path:
+    if not path.is_dir():
+        raise DataError(f"images were looked for in {path}: there is no such folder")
+    for candidate in SPLITS.get(split, (split,)):
+        if (path / candidate).is_dir():
+            return path / candidate
+    if split == "train" and not _has_test(path):
+        return path
+    raise DataError(
+        f"{path} has no folder {' or '.join(SPLITS.get(split, (split,)))} for the split {split!r}; "
+        f"it has {sorted(entry.name for entry in path.iterdir())[:8]}"
+    )
+
+
+def _has_test(path: Path) -> bool:
+    # Beside no train/, "valid" is a class as likely as a split.
+    names = SPLITS["test"] if (path / "train").is_dir() else ("test", "val")
+    return any((path / name).is_dir() for name in names)
+
+
+def _class_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of the images under a folder, relative to it, sorted; hidden ones are left out."""
+    found = []
+    for base, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inner = os.path.relpath(base, folder).replace(os.sep, "/")
+        prefix = "" if inner == "." else inner + "/"
+        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+        found += [prefix + file for file in images if not file.startswith(".")]
+    return sorted(found)

@@ -1,0 +1,195 @@
+"""Datasets of other makers: Hugging Face `datasets`, and a user's own map-style dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from kdcache.augment.custom import import_factory
+from kdcache.data.dataset import Dataset, Rows, index_keys
+from kdcache.data.folder import rgb_tensor
+from kdcache.data.holdout import hold_out
+from kdcache_stores.errors import DataError, KDCacheError, UsageError
+
+_HF_SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
+
+
+class MapDataset(Dataset):
+    """Images taken from any object with `[row]`.
+
+    Args:
+        source: `source[row]` is the image, or a tuple or mapping that holds it.
+        field: name of the image in a mapping; None: the item itself, or its first element.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        source: Any,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        classes: int,
+        class_names: Sequence[str] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        flip: bool = True,
+        field: str | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            split,
+            keys=keys,
+            labels=labels,
+            classes=classes,
+            class_names=class_names,
+            image_shape=image_shape,
+            flip=flip,
+        )
+        self.source, self.field = source, field
+        self.rows: Rows = np.arange(len(self), dtype=np.int64)
+
+    def decode(self, row: int) -> torch.Tensor:
+        """The image: uint8 (C, H, W); Pillow images are turned upright and made RGB."""
+        where = f"image {self.keys[row]!r} of {self.name} (row {row})"
+        try:
+            item = self.source[int(self.rows[row])]
+            if self.field is not None:
+                item = item[self.field]
+            elif isinstance(item, tuple | list):
+                item = item[0]
+            image = rgb_tensor(item) if isinstance(item, Image.Image) else item
+        except Exception as error:  # whatever a user's code raises
+            raise DataError(
+                f"{where} cannot be decoded ({type(error).__name__}: {error})"
+            ) from error
+        if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3):
+            found = getattr(image, "dtype", type(image).__name__)
+            raise DataError(
+                f"{where} must be a Pillow image or a uint8 tensor (C, H, W), found {found} "
+                f"{tuple(getattr(image, 'shape', ()))}"
+            )
+        return image
+
+    def _select(self, rows: Rows) -> None:
+        self.rows = self.rows[rows]
+
+
+def user_dataset(path: str, split: str) -> Dataset:
+    """The dataset that a user's `pkg.module:factory` makes: `factory(split)`.
+
+    It must have `keys` (text, unique), `labels` or `targets` (integers, -1 unlabelled),
+    `class_names` or `classes` (names or their number), and `[row]`, an image or a tuple that starts
+    with it. It may have `image_shape` (C, H, W), when all images are of one size, and `flip`.
+    """
+    factory = import_factory(path)
+    try:
+        source = factory(split)
+    except KDCacheError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise DataError(
+            f"{path}({split!r}) raised {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
+    keys = getattr(source, "keys", None)
+    labels = getattr(source, "labels", getattr(source, "targets", None))
+    classes = getattr(source, "class_names", getattr(source, "classes", None))
+    if keys is None or callable(keys) or labels is None or classes is None:
+        raise UsageError(
+            f"the dataset of {path} must have `keys`, `labels` (or `targets`) and `class_names` "
+            "(or "
+            f"`classes`); {type(source).__name__} has {sorted(vars(source))}"
+        )
+    try:
+        numbers = np.asarray(labels).astype(np.int64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels of {path} must be class numbers (integers): {error}") from error
+    named = not hasattr(classes, "__index__")
+    return MapDataset(
+        path,
+        split,
+        source=source,
+        keys=[str(key) for key in keys],
+        labels=numbers,
+        classes=len(classes) if named else int(classes),
+        class_names=[str(name) for name in classes] if named else None,
+        image_shape=getattr(source, "image_shape", None),
+        flip=bool(getattr(source, "flip", True)),
+    )
+
+
+def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
+    """An image dataset of the Hugging Face hub, or a local one: `hf:NAME` or `hf:NAME:CONFIG`.
+
+    Samples are known by their index. The first image feature and the first class label are used;
+    the test split is "test", or else "validation"; without either, see `hold_out`.
+    """
+    try:
+        import datasets  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError as error:
+        raise UsageError(
+            f"hf:{name} needs the package `datasets`: pip install 'kdcache[hf]'"
+        ) from error
+    if split not in _HF_SPLITS:
+        raise UsageError(f"hf:{name} has the splits {tuple(_HF_SPLITS)}; asked for {split!r}")
+    repository, _, config = name.partition(":")
+    try:
+        with _offline(unless=download):
+            cache = str(root / "huggingface")
+            found = datasets.load_dataset(repository, config or None, cache_dir=cache)
+    except (OSError, ValueError, RuntimeError) as error:
+        advice = "" if download else "; add --download to fetch it from the hub"
+        raise DataError(
+            f"hf:{name} was looked for in {root / 'huggingface'}: {error}{advice}"
+        ) from error
+    alone = "train" in found and not any(s in found for s in _HF_SPLITS["test"])
+    wanted = "train" if alone else split
+    chosen = next((s for s in _HF_SPLITS[wanted] if s in found), None)
+    if chosen is None:
+        raise DataError(f"hf:{name} has the splits {sorted(found)}, none of {_HF_SPLITS[wanted]}")
+    table = found[chosen]
+    image = _feature(name, table, datasets.Image)
+    label = _feature(name, table, datasets.ClassLabel)
+    names = table.features[label].names
+    dataset = MapDataset(
+        f"hf:{name}",
+        wanted,
+        source=table.select_columns([image]),
+        keys=index_keys(chosen, range(len(table)), len(table)),
+        labels=np.asarray(table[label][:], dtype=np.int64),
+        classes=len(names),
+        class_names=names,
+        field=image,
+    )
+    return hold_out(dataset, split) if alone else dataset
+
+
+@contextmanager
+def _offline(unless: bool) -> Iterator[None]:
+    """Keep the hub's libraries from asking the network, by the switches that they have for it."""
+    import datasets
+    import huggingface_hub  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [switch.HF_HUB_OFFLINE for switch in switches]
+    try:
+        for switch in switches if not unless else ():
+            switch.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.HF_HUB_OFFLINE = value
+
+
+def _feature(name: str, table: Any, kind: Any) -> str:
+    for column, feature in table.features.items():
+        if isinstance(feature, kind):
+            return str(column)
+    raise DataError(f"hf:{name} has no {kind.__name__} among its features {dict(table.features)}")

@@ -1,0 +1,105 @@
+"""Datasets by name: images, labels and a stable key per sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from kdcache.augment.custom import is_import_path
+from kdcache.data import small_images
+from kdcache.data.arrays import arrays
+from kdcache.data.dataset import Dataset, ResidentDataset, in_memory, without_bad_images
+from kdcache.data.folder import FolderDataset, own_folder
+from kdcache.data.foreign import MapDataset, hugging_face, user_dataset
+from kdcache.data.imagenet import imagenet, tiny_imagenet
+from kdcache_stores.errors import UnknownName, UsageError
+
+__all__ = [
+    "DATASETS",
+    "PREFIXES",
+    "Dataset",
+    "FolderDataset",
+    "MapDataset",
+    "ResidentDataset",
+    "default_root",
+    "in_memory",
+    "load_dataset",
+    "without_bad_images",
+]
+
+#: name -> loader(split, root, download)
+DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
+    "digits": small_images.digits,
+    "mnist": small_images.mnist,
+    "fashion-mnist": small_images.fashion_mnist,
+    "cifar10": small_images.cifar10,
+    "cifar100": small_images.cifar100,
+    "stl10": small_images.stl10,
+    "tiny-imagenet": tiny_imagenet,
+    "imagenet": imagenet,
+}
+#: What else a name can be -> what it is.
+PREFIXES = {
+    "arrays:FILE.npz": "x_train, y_train, x_test, y_test and optional keys of an .npz file.",
+    "folder:PATH": "A folder of images by class, in train and val or test; or train alone.",
+    "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`).",
+    "pkg.module:factory": "A dataset of your own, made by a function of the split.",
+}
+
+
+def default_root() -> Path:
+    """Where datasets are kept unless told otherwise: `kdcache/data` in the user's cache
+    directory.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "kdcache" / "data"
+
+
+def load_dataset(
+    name: str,
+    split: str = "train",
+    root: Path | None = None,
+    download: bool = False,
+    skip_bad: bool = False,
+    workers: int = 0,
+) -> Dataset:
+    """Load one split of a dataset.
+
+    Args:
+        name: one of `DATASETS`, `arrays:FILE.npz`, `folder:PATH`, `hf:NAME`, or a user's own
+            `pkg.module:factory`, which is imported: pass only what the user asked for, never what a
+            store says.
+        split: "train", "test" or "unlabeled".
+        root: where the named datasets are kept; by default `default_root()`.
+        download: fetch it from its publisher if it is not there.
+        skip_bad: decode all images first and leave out those that cannot be, see
+            `without_bad_images`; else such an image is an error when its turn comes.
+        workers: processes that decode for `skip_bad`.
+
+    Raises:
+        UnknownName: no such dataset.
+        DataError: it is not there, or is not what it must be.
+    """
+    folder = Path(root) if root is not None else default_root()
+    dataset = _load(name, split, folder, download)
+    dataset.samples  # noqa: B018 (raises for keys that are not unique)
+    return without_bad_images(dataset, workers) if skip_bad else dataset
+
+
+def _load(name: str, split: str, root: Path, download: bool) -> Dataset:
+    kind, _, rest = name.partition(":")
+    if rest and kind == "arrays":
+        return arrays(rest, split)
+    if rest and kind == "folder":
+        return own_folder(Path(rest).expanduser(), split)
+    if rest and kind == "hf":
+        return hugging_face(rest, split, root, download)
+    if is_import_path(name):
+        return user_dataset(name, split)
+    if name not in DATASETS and Path(name).expanduser().exists():
+        written = "folder" if Path(name).expanduser().is_dir() else "arrays"
+        raise UsageError(f"{name} is a path, not the name of a dataset: write {written}:{name}")
+    if name not in DATASETS:
+        raise UnknownName("dataset", name, [*DATASETS, *PREFIXES])
+    return DATASETS[name](split, root, download)

@@ -1,0 +1,288 @@
+"""Stage 1: run teachers once over the views of a dataset and write their outputs to stores.
+
+Images are decoded and augmented once for all teachers, in a thread of its own; this one runs the
+teachers; a third encodes, hashes and writes. What a store already holds is skipped before an image
+is decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.distributed import Ranks
+from kdcache.dumping.calibration import fit_writer
+from kdcache.dumping.opening import Target, Targets, open_writer, target_encodings
+from kdcache.teachers import Teacher
+from kdcache.views import replay
+from kdcache.views.batches import ImageBatch
+from kdcache.views.plan import ViewPlan
+from kdcache_stores import DataError, Shard, StoreWriter, UsageError
+from kdcache_stores.read.prefetch import prefetched
+
+__all__ = ["DumpObserver", "Dumped", "Target", "Targets", "dump"]
+
+AHEAD = 4
+"""Batches that wait augmented for the teachers."""
+DESCRIBED = 1024
+"""Batches that are described to the plan at a time, so that memory does not grow with the views."""
+
+
+class DumpObserver(Protocol):
+    """What a caller may watch of a dump."""
+
+    def start(self, done: int, total: int) -> None:
+        """``done`` of ``total`` rows are there already."""
+
+    def batch(self, rows: int, top1: float | None) -> None:
+        """``rows`` more rows were forwarded; running top-1 of the first teacher, if it is known."""
+
+    def written(self, nbytes: int) -> None:
+        """A shard of ``nbytes`` was committed."""
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """What one call of `dump` did.
+
+    Attributes:
+        rows: rows forwarded, by all ranks together; each by every teacher that lacked it.
+        skipped: rows that every store held already.
+        seconds: wall-clock time.
+        sealed: whether the stores are finished.
+    """
+
+    rows: int
+    skipped: int
+    seconds: float
+    sealed: bool
+
+
+@dataclass
+class _Job:
+    """One teacher, the store that it fills, and how often it was right."""
+
+    teacher: Teacher
+    writer: StoreWriter
+    pending: set[Shard] = field(default_factory=set)
+    right: int = 0
+    labelled: int = 0
+
+    @property
+    def top1(self) -> float | None:
+        return self.right / self.labelled if self.labelled else None
+
+
+class _Probed(NamedTuple):
+    """Views whose pixels are to be proven: rows (P,), images uint8 (P, C, H, W) on the device."""
+
+    rows: np.ndarray
+    images: Tensor
+
+
+def dump(
+    plan: ViewPlan,
+    targets: Targets,
+    views: int,
+    *,
+    encoding: str | Mapping[str, str] | None = None,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+    ranks: Ranks | None = None,
+    hash_keys: bool = False,
+    repair: bool = False,
+    command: str = "",
+    watch: DumpObserver | None = None,
+) -> Dumped:
+    """Write the fields of every teacher for ``views`` views of every sample, a store per teacher.
+
+    Batches never cross a shard, so a row is forwarded in the same batch however often the dump was
+    interrupted and however many ranks and parts share it.
+
+    Args:
+        plan: dataset, augmentation and seed of the views.
+        targets: each teacher, which gives the fields to be stored, with the path of its store.
+        views: number of views to store; a finished store with fewer grows.
+        encoding: of the logits, a name of `kdcache_stores.ENCODINGS`, or by field; see
+            `choose_encodings`.
+        batch_size: images per forward pass.
+        device: where the teachers are.
+        workers: processes that decode image files.
+        part: (i, n) takes the i-th (from 0) of n disjoint parts of the shards. The stores are
+            sealed if n is 1; otherwise `kdcache_stores.write.reopen` seals them when all are done.
+        ranks: the processes that share this part; rank 0 seals.
+        hash_keys: publish the SHA-256 of each key instead of the key.
+        repair: check finished stores first and write damaged shards anew.
+        command: the command line to record in the stores' provenance.
+
+    Raises:
+        MismatchError: a store at one of the paths was made with another plan, teacher, fields,
+            encoding, batch size or precision; or a teacher of another class count; or a field whose
+            rows change their shape from batch to batch.
+        DataError: a value that is not finite; field, sample and view are named.
+    """
+    begun, where, ranks = time.perf_counter(), torch.device(device), ranks or Ranks()
+    wanted = [Target(*target) for target in targets]
+    _require_distinct(wanted)
+    encodings = target_encodings(wanted, views, encoding)
+    with ExitStack() as opened:
+        jobs: list[_Job] = []
+
+        def open_all(repair: bool) -> None:
+            for target in wanted:
+                writer = open_writer(plan, target, views, encodings=encodings, batch_size=batch_size,
+                                     device=where, hash_keys=hash_keys, repair=repair,
+                                     command=command)  # fmt: skip
+                jobs.append(_Job(target.teacher, opened.enter_context(writer)))
+
+        ranks.on_first(partial(open_all, repair))
+        if ranks.rank > 0:
+            open_all(False)
+
+        def fit() -> None:
+            for job in jobs:
+                fit_writer(plan, job.teacher, job.writer, batch_size, where, workers)
+
+        ranks.on_first(fit)
+        # Rank 0's list holds for all: theirs may already lack what a quicker rank has committed.
+        pending = ranks.on_first(lambda: [job.writer.pending(part) for job in jobs])
+        todo = sorted(set().union(*pending))
+        # An encoding with a base needs view 0 of a sample, whoever wrote it, before any other view.
+        ordered = any(job.writer.needs_view_0 for job in jobs)
+        bases = [shard for shard in todo if ordered and shard.view == 0]
+        rounds = [bases, sorted(set(todo) - set(bases))] if bases else [todo]
+        rounds = [shards[ranks.rank :: ranks.world] for shards in rounds]
+        mine = [shard for shards in rounds for shard in shards]
+        for job, missing in zip(jobs, pending, strict=True):
+            job.pending = set(missing) & set(mine)
+        shards = sorted(set(jobs[0].writer.shards[part[0] :: part[1]]) | set(todo))
+        skipped = sum(shard.rows for shard in shards) - sum(shard.rows for shard in todo)
+        if watch:
+            own = sum(shard.rows for shard in mine)
+            done = skipped if ranks.world == 1 else 0
+            watch.start(done, done + own)
+        with ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as pool:
+            for shards in rounds:
+                _forward(plan, jobs, shards, batch_size, where, workers, pool, watch)
+                ranks.wait()
+        whole = part[1] == 1
+
+        def seal_all() -> None:
+            for job in jobs:
+                job.writer.seal()
+
+        if whole:
+            ranks.on_first(seal_all)
+    return Dumped(sum(s.rows for s in todo), skipped, time.perf_counter() - begun, whole)
+
+
+def _require_distinct(targets: Sequence[Target]) -> None:
+    if not targets:
+        raise UsageError("a dump needs at least one teacher and the path of its store")
+    paths = [os.path.abspath(target.path) for target in targets]
+    if len(set(paths)) < len(paths):
+        raise UsageError(f"every teacher needs a store of its own, found the paths {paths}")
+
+
+def _cuts(shard: Shard, batch_size: int) -> Iterator[tuple[int, int]]:
+    for start in range(shard.start, shard.stop, batch_size):
+        yield start, min(start + batch_size, shard.stop)
+
+
+def _batches(
+    plan: ViewPlan, todo: Sequence[Shard], batch_size: int, device: torch.device, workers: int
+) -> Iterator[ImageBatch]:
+    """The views of all shards in order, batch by batch."""
+    cuts = (
+        (np.arange(start, stop), shard.view)
+        for shard in todo
+        for start, stop in _cuts(shard, batch_size)
+    )
+    while described := list(islice(cuts, DESCRIBED)):
+        yield from plan.stream(described, device=device, workers=workers)
+
+
+def _forward(
+    plan: ViewPlan,
+    jobs: Sequence[_Job],
+    todo: Sequence[Shard],
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+    pool: ThreadPoolExecutor,
+    watch: DumpObserver | None,
+) -> None:
+    """Run the teachers over every shard; the pool finishes shards while the next is under way."""
+    views = _batches(plan, todo, batch_size, device, workers)
+    writing: list[Future[None]] = []
+    with closing(prefetched(lambda batch: batch, views, AHEAD)) as stream:
+        for shard in todo:
+            wanted = [job for job in jobs if shard in job.pending]
+            outputs: list[list[dict[str, Tensor]]] = [[] for _ in wanted]
+            probe_rows, probed = replay.probe_rows(plan, shard.view), []
+            for _ in _cuts(shard, batch_size):
+                batch = next(stream)
+                chosen = np.flatnonzero(np.isin(batch.rows, probe_rows))
+                if len(chosen):
+                    # Copied on the device; the writing thread brings them to the host.
+                    index = torch.from_numpy(chosen).to(device)
+                    probed.append(_Probed(batch.rows[chosen], batch.images.index_select(0, index)))
+                for job, parts in zip(wanted, outputs, strict=True):
+                    parts.append(job.teacher(batch.images))
+                if writing and writing[0].done():
+                    writing.pop(0).result()
+                if watch:
+                    watch.batch(len(batch.rows), jobs[0].top1)
+            for job, parts in zip(wanted, outputs, strict=True):
+                writing.append(pool.submit(_finish, job, shard, parts, probed, plan, watch))
+            while len(writing) > len(jobs):
+                writing.pop(0).result()
+    for future in writing:
+        future.result()
+
+
+def _finish(
+    job: _Job,
+    shard: Shard,
+    outputs: list[dict[str, Tensor]],
+    probed: list[_Probed],
+    plan: ViewPlan,
+    watch: DumpObserver | None,
+) -> None:
+    """Bring a shard's fields to the host, check them and commit them."""
+    values = {
+        name: torch.cat([part[name] for part in outputs]).cpu().numpy()
+        for name in job.teacher.fields
+    }
+    outputs.clear()
+    for name, rows in values.items():
+        bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1))
+        if len(bad):
+            row = shard.start + int(bad[0])
+            raise DataError(
+                f"the teacher {job.teacher.architecture} gave {name} that are not finite for sample "
+                f"{plan.samples.keys[row]!r} (row {row}), view {shard.view}, and for {len(bad) - 1} "
+                "more rows of that shard. Nothing of the shard was stored. Try --precision float32, "
+                "and check the teacher's weights."
+            )
+    probes = [p for one in probed for p in replay.measure(plan, one.rows, shard.view, one.images)]
+    nbytes = job.writer.write(shard, values, probes=probes)
+    if "logits" in values:
+        labels = plan.samples.labels[shard.start : shard.stop]
+        job.right += int((values["logits"].argmax(1) == labels).sum())
+        job.labelled += int((labels >= 0).sum())
+    if watch:
+        watch.written(nbytes)

@@ -1,0 +1,156 @@
+"""Accuracy and calibration of a network on the clean images of a split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset
+from kdcache.views.plan import ViewPlan
+from kdcache_stores import DataError, UsageError
+
+BATCH = 512
+ECE_BINS = 15
+
+
+@torch.inference_mode()
+def clean_logits(
+    network: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    rows: np.ndarray | None = None,
+    size: int | tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Logits of the un-augmented images, in the order of ``rows`` (default: all).
+
+    Args:
+        network: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
+        size: side that the network was trained at, or height and width; images of another size are
+            resized to 256/224 of the side and cropped centrally, as usual on ImageNet. None takes images
+            as they are.
+
+    Returns:
+        float32 (N, K) logits and int64 (N,) labels, on ``device``.
+
+    Raises:
+        UsageError: the network's images are not square, and these have another size.
+    """
+    rows = np.arange(len(dataset)) if rows is None else rows
+    way = "none"
+    height, width = size if isinstance(size, tuple) else (size, size)
+    shape = dataset.image_shape
+    if height is not None and width is not None and (shape is None or shape[1:] != (height, width)):
+        if height != width:
+            raise UsageError(
+                f"the network was trained at {height}x{width} pixels (height x width), images of "
+                f"{dataset.name} ({dataset.split}) have "
+                f"{'several sizes' if shape is None else f'{shape[1]}x{shape[2]}'}: a central crop is "
+                "square, so give them that size"
+            )
+        way = f"center-crop:size={width},resize={round(width * 256 / 224)}"
+    plan = ViewPlan(dataset, make_augmentation(way, dataset), seed=0)
+    batches = [(rows[i : i + BATCH], 0) for i in range(0, len(rows), BATCH)]
+    logits, labels = [], []
+    for batch in plan.stream(batches, device=device, workers=workers):
+        logits.append(network(batch.images).float())
+        labels.append(batch.labels)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy and calibration of logits against labels; unlabelled samples (-1) are left out.
+
+    Args:
+        logits: float (N, K).
+        labels: int64 (N,).
+
+    Returns:
+        top1, top5: in [0, 1] (top5 is over min(5, K) classes); nll: mean negative log-likelihood in
+        nats; ece: expected calibration error over 15 equal-width bins of the confidence (Guo et al.
+        2017, eq. 3), in [0, 1].
+
+    Raises:
+        DataError: no sample is labelled, a label is not among the K classes, or a logit is not finite.
+    """
+    known = labels >= 0
+    logits, labels = logits[known].float(), labels[known]
+    if not len(labels):
+        raise DataError("none of the samples has a label, so there is no accuracy to measure.")
+    if (highest := int(labels.max())) >= logits.shape[1]:
+        raise DataError(
+            f"the network knows {logits.shape[1]} classes, numbered from 0, but a sample has the label "
+            f"{highest}: evaluate it on the dataset that it was trained for."
+        )
+    if bad := int((~logits.isfinite()).any(1).sum()):
+        raise DataError(
+            f"the network's logits are not finite for {bad} of {len(logits)} samples: its training "
+            "diverged, or its weights are damaged. Train with a lower --lr."
+        )
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hit = best == labels[:, None]
+    confidence, correct = logits.softmax(1).max(1).values, hit[:, 0].float()
+    bins = (confidence * ECE_BINS).long().clamp_(max=ECE_BINS - 1)
+    gap = torch.zeros(ECE_BINS, device=logits.device).index_add_(0, bins, confidence - correct)
+    return {
+        "top1": hit[:, 0].float().mean().item(),
+        "top5": hit.any(1).float().mean().item(),
+        "nll": F.cross_entropy(logits, labels).item(),
+        "ece": (gap.abs().sum() / len(labels)).item(),
+    }
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T > 0 that minimises the negative log-likelihood of logits / T (Guo et al. 2017, sec. 4.2).
+
+    Found by bounded scalar minimisation over log T in float64, between T = 0.02 and 50. Unlabelled
+    samples (-1) are left out.
+
+    Args:
+        logits: float (N, K).
+        labels: int64 (N,).
+    """
+    known = labels >= 0
+    wide, wanted = logits[known].double().cpu(), labels[known].cpu()
+
+    def nll(log_temperature: float) -> float:
+        return F.cross_entropy(wide / math.exp(log_temperature), wanted).item()
+
+    bounds = (math.log(0.02), math.log(50))
+    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(found.x)
+
+
+def calibration(
+    logits: Tensor,
+    labels: Tensor,
+    fit_logits: Tensor | None = None,
+    fit_labels: Tensor | None = None,
+) -> dict[str, float]:
+    """NLL and ECE at a fitted temperature.
+
+    Args:
+        logits: float (N, K), measured.
+        labels: int64 (N,).
+        fit_logits: what the temperature is fitted to (default: the same as is measured).
+        fit_labels: their labels.
+
+    Returns:
+        temperature, calibrated_nll and calibrated_ece.
+    """
+    if fit_logits is None or fit_labels is None:
+        fit_logits, fit_labels = logits, labels
+    temperature = fit_temperature(fit_logits, fit_labels)
+    found = scores(logits / temperature, labels)
+    return {
+        "temperature": temperature,
+        "calibrated_nll": found["nll"],
+        "calibrated_ece": found["ece"],
+    }

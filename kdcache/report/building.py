@@ -1,0 +1,188 @@
+"""The report of some runs and stores: one page that opens anywhere, and its figures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdcache.data.dataset import Dataset
+from kdcache.data.loading import load_dataset
+from kdcache.report.collect import Group, RunRecord, find_runs, grouped, read_run
+from kdcache.report.logits import (
+    TestLogits,
+    by_group,
+    calibrated,
+    find_teacher,
+    spec_teacher,
+    teacher_logits,
+)
+from kdcache.report.page import Section, write_page
+from kdcache.report.sample_panels import varied_samples
+from kdcache.report.standardization import standardization_section
+from kdcache.report.store_section import plain_section, store_section
+from kdcache.report.survey import survey
+from kdcache.report.training_section import training_section
+from kdcache_stores import KDCacheError, Store, UsageError, open_store
+
+__all__ = ["Report", "report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the page, all files, and what could not be shown, with reasons."""
+
+    page: Path
+    files: list[Path]
+    left_out: list[str]
+
+
+def report(
+    runs: Sequence[Path],
+    stores: Sequence[str | Path],
+    out: Path,
+    *,
+    teacher: str | None = None,
+    dataset: str | None = None,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+) -> Report:
+    """Write the report of some runs and stores into a folder.
+
+    Whatever a part needs and does not find (labels, weights, the dataset) leaves that part out, and the
+    page says so.
+
+    Args:
+        runs: runs, or folders of runs.
+        stores: paths of stores.
+        teacher: as `load_teacher` takes it; default: the run among ``runs`` that filled a store.
+        dataset: as `load_dataset` takes it; default: the one that the runs were trained on.
+        data_root: folder of the datasets; default: the one that the runs used.
+        device: where the networks run.
+        workers: processes that decode image files.
+
+    Raises:
+        UsageError: neither a run nor a store.
+        KDCacheError: a path that is no run, or a store that cannot be opened.
+    """
+    if not runs and not stores:
+        raise UsageError("nothing to report: give runs, or --store, or both.")
+    records = [read_run(path) for path in find_runs(runs)]
+    left_out: list[str] = []
+    sections: list[Section] = []
+    with ExitStack() as opened:
+        read = [opened.enter_context(open_store(path)) for path in stores]
+        taught_by = find_teacher(records, read) if len(records) > 1 else None
+        groups = grouped([run for run in records if run is not taught_by])
+        config = records[0].config if records else None
+        if config:
+            testset = _dataset(
+                dataset or config["data"]["name"],
+                "test",
+                data_root or _root(config),
+                "The logits of teacher and students",
+                left_out,
+            )
+            sections += _runs(groups, taught_by, testset, teacher, device, workers, left_out)
+        for store, path in zip(read, stores, strict=True):
+            sections.append(_store(store, path, config, dataset, data_root, left_out))
+    parts = [f"{len(records)} run{'s' * (len(records) != 1)}"] * bool(records)
+    parts += [f"{len(read)} store{'s' * (len(read) != 1)}"] * bool(read)
+    title = "Distillation report" if records else "Store report"
+    files = write_page(out, title, " and ".join(parts) + ".", sections, left_out)
+    return Report(files[0], files, left_out)
+
+
+def _runs(
+    groups: list[Group],
+    teacher: RunRecord | None,
+    testset: Dataset | None,
+    spec: str | None,
+    device: str,
+    workers: int,
+    left_out: list[str],
+) -> list[Section]:
+    said: dict[str, dict[int, TestLogits]] = {}
+    taught: TestLogits | None = None
+    if testset is not None:
+        said = by_group(groups, testset, device, workers, left_out)
+        try:
+            taught = _taught(spec, teacher, testset, device, workers)
+        except KDCacheError as error:
+            left_out.append(f"Figures that compare with the teacher: {error}")
+    row = Group(f"teacher {teacher.config['model']['name']}", (teacher,)) if teacher else None
+    students = [runs[min(runs)] for runs in said.values()]
+    everyone = [*groups, *([row] if row else [])]
+    if row and taught and spec is None:
+        said[row.label] = {row.runs[0].seed: taught}
+    training = training_section(groups, row, calibrated(everyone, said))
+    return [training, standardization_section(taught, students)]
+
+
+def _taught(
+    spec: str | None, run: RunRecord | None, testset: Dataset, device: str, workers: int
+) -> TestLogits:
+    if spec is None and run is None:
+        raise UsageError(
+            "its logits on the test split need its weights: give --teacher, or its run beside the "
+            "students and --store"
+        )
+    return teacher_logits(
+        spec_teacher(spec or str(run and run.path), testset, device), testset, device, workers
+    )
+
+
+def _store(
+    store: Store,
+    path: str | Path,
+    config: dict[str, Any] | None,
+    dataset: str | None,
+    data_root: Path | None,
+    left_out: list[str],
+) -> Section:
+    name = Path(path).name.removesuffix(".zarr")
+    if "logits" not in store.fields:
+        return plain_section(store, name)
+    found = survey(store)
+    wanted = dataset or (config["data"]["name"] if config else store.plan.dataset)
+    images = _dataset(
+        wanted,
+        store.plan.split,
+        data_root or (_root(config) if config else None),
+        f"Pictures of the samples of {name}",
+        left_out,
+    )
+    section = store_section(store, name, found)
+    if images is None:
+        return section
+    try:
+        strips, table, sheet = varied_samples(store, found, images)
+    except KDCacheError as error:
+        left_out.append(f"Pictures of the samples of {name}: {error}")
+        return section
+    return replace(
+        section,
+        strips=strips,
+        strips_intro=f"The {len(strips)} samples whose logits vary most over the views. Views are ordered "
+        "by the probability that the teacher gives to the label, least first.",
+        files={f"{name}-samples.csv": table},
+        pictures={f"{name}-samples.png": sheet},
+    )
+
+
+def _dataset(
+    name: str, split: str, root: Path | None, what: str, left_out: list[str]
+) -> Dataset | None:
+    try:
+        return load_dataset(name, split, root)
+    except (KDCacheError, OSError) as error:
+        left_out.append(f"{what}: {error} (see --dataset and --data-root)")
+        return None
+
+
+def _root(config: dict[str, Any]) -> Path | None:
+    root = config["data"].get("root")
+    return Path(root) if root else None

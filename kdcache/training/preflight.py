@@ -1,0 +1,91 @@
+"""Judging a training before its first step and after its last; see `kdcache.training.preparation`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcache.checks.all_rules import judge
+from kdcache.checks.case import Case
+from kdcache.checks.earlier_runs import Baseline, Fit, baseline_beside, read_baseline
+from kdcache.checks.finding import Finding
+from kdcache.checks.rules.view_count import fit
+from kdcache_stores import Store, TrainingError
+
+if TYPE_CHECKING:
+    from kdcache.training.preparation import Training
+    from kdcache.views.cached import CachedViews
+
+
+class Judged:
+    """A training as it was judged before its first step.
+
+    Args:
+        training: what will be trained.
+        views: what it reads.
+        stores: those of which it reads logits.
+        out: the run's directory, which is not touched; finished runs beside it may be the baseline.
+        baseline: the run of the student's baseline, if the user names one.
+
+    Attributes:
+        findings: before the first step.
+        notes: what was not judged, and why.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        views: CachedViews,
+        stores: Sequence[Store],
+        out: Path,
+        baseline: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.notes: list[str] = []
+        fetched = [store.where for store in stores if not store.keeps]
+        if fetched:
+            stores = []
+            self.notes.append(
+                f"{', '.join(fetched)}: the logits were not judged before the training, which without "
+                "a cache (--cache-size) would fetch some of them twice; `kdcache check` judges them"
+            )
+        taught = training.objective.record.needs_teacher
+        self.case = Case(
+            stores=stores,
+            objective=training.objective,
+            labels=views.plan.samples.labels[views.rows],
+            rows=views.rows,
+            views=range(views.first, views.first + (views.views or 0)),
+            epochs=training.optimization.epochs,
+            baseline=_baseline(training, views, out, baseline) if taught else None,
+        )
+        self.findings = judge(self.case)
+
+    def require_silence(self) -> None:
+        """Refuse to train where there is a finding.
+
+        Raises:
+            TrainingError: naming all of them.
+        """
+        if self.findings:
+            listed = "\n".join(f"- {finding}" for finding in self.findings)
+            raise TrainingError(
+                f"{len(self.findings)} warning(s), which --strict makes errors:\n{listed}"
+            )
+
+    def after(self, records: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """What the records of all epochs show that nothing showed before."""
+        found = Fit.of(records)
+        if not self.case.stores or found is None:
+            return []
+        return list(fit(self.case.finished(found)))
+
+
+def _baseline(
+    training: Training, views: CachedViews, out: Path, given: str | os.PathLike[str] | None
+) -> Baseline | None:
+    wanted = {"model.name": training.model, "data.fingerprint": views.dataset.fingerprint}
+    if given is not None:
+        return read_baseline(given, wanted)
+    return baseline_beside(out, wanted | {"data.train_samples": training.train_samples})

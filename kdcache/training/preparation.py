@@ -1,0 +1,318 @@
+"""A training described and prepared: a teacher from labels, or a student from labels and stores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from kdcache.augment.specs import default_augmentation, make_augmentation
+from kdcache.data.choice import choose
+from kdcache.data.dataset import Dataset
+from kdcache.data.loading import load_dataset
+from kdcache.distributed import Ranks, join
+from kdcache.dumping.recheck import load_stored_teacher
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.precision import require_precision
+from kdcache.preprocessing import normalisation
+from kdcache.runs import Run, is_run, read_config, writing
+from kdcache.teachers import Teacher, load_teacher
+from kdcache.training.loop import Loop, Silent, TrainingObserver
+from kdcache.training.optim import Optimization
+from kdcache.training.outcome import view_shape
+from kdcache.training.preflight import Judged
+from kdcache.training.tensorboard import TensorBoard
+from kdcache.views.cached import CachedViews
+from kdcache.views.plan import ViewPlan
+from kdcache.views.window import views_that_fit
+from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that decides the result of a training.
+
+    Attributes:
+        dataset: a name as `load_dataset` takes it.
+        model: a name as `build_model` takes it.
+        objective: the loss; without a teacher (method "ce") it needs no store.
+        stores: paths of stores of one view plan.
+        online: teachers to run in the loop instead of reading their logits, as `load_teacher` takes
+            them; with a store they see the store's views.
+        augment: the views when there is no store (each epoch sees new ones); by default
+            `default_augmentation` of the dataset. With stores, theirs, where it is a user's own.
+        views: how many stored views to cycle through (default: all).
+        schedule: of the views, "epoch" or "random", see `CachedViews`.
+        resident_views: views in memory at once, with schedule "random".
+        train_samples: train on so many samples, as many of each class as possible, drawn by ``seed``.
+        val_split: fraction of the training samples held out to choose the best epoch on.
+        subset: allow samples of the dataset that the store lacks.
+        init_weights: a file of weights to start from.
+        seed: of the initial weights, the sample order, the noise and the choice of samples.
+        precision: "float32", or "bf16"/"fp16" autocast; the loss is float32 always.
+        ema: decay of an exponential moving average of the weights that is evaluated and saved instead.
+        threads: compute threads on the CPU (default: as torch chooses; 1 is fastest for tiny networks).
+    """
+
+    dataset: str
+    model: str
+    objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(method="ce"))
+    optimization: Optimization = field(default_factory=Optimization)
+    stores: tuple[str, ...] = ()
+    online: tuple[str, ...] = ()
+    augment: str | None = None
+    views: int | None = None
+    schedule: str = "epoch"
+    resident_views: int | None = None
+    train_samples: int | None = None
+    val_split: float = 0.0
+    subset: bool = False
+    init_weights: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    ema: float | None = None
+    workers: int = 0
+    threads: int | None = None
+    data_root: str | None = None
+    download: bool = False
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.objective.record.needs_teacher and not self.stores and not self.online:
+            raise UsageError(
+                f"--method {self.objective.method} needs at least one --store "
+                "(or --online TEACHER, to run the teacher in the loop)."
+            )
+        require_precision(self.precision)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
+        if not 0 <= self.val_split < 1:
+            raise UsageError(f"--val-split {self.val_split} must be in [0, 1).")
+
+
+def train(
+    training: Training,
+    out: str | os.PathLike[str],
+    watch: TrainingObserver | None = None,
+    *,
+    tensorboard: bool = False,
+    allow_code: bool = False,
+    baseline: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+) -> Run:
+    """Train to the end, going on after the last finished epoch if ``out`` holds this very run.
+
+    On a CPU the result does not depend on interruptions: the resumed weights are equal bit for bit.
+    Under ``torchrun`` the ranks divide every batch, and rank 0 alone watches and writes.
+
+    Args:
+        training: what to train.
+        out: the run's directory.
+        watch: told of the progress.
+        tensorboard: write the metrics to ``out``/tensorboard too.
+        allow_code: import the factory that the run of an online teacher names.
+        baseline: a finished run of the same model by cross-entropy, which the teacher should surpass;
+            None: looked for beside ``out``.
+        strict: refuse to begin where `kdcache.checks.all_rules` has a warning.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        KDCacheError: see `load_dataset`, `CachedViews`, `Run`; TrainingError for a loss that is not
+            finite or explodes, for an ``out`` that another training is writing, and for warnings if
+            ``strict``, before ``out`` is made.
+    """
+    with prepared(training, out, watch, tensorboard=tensorboard, allow_code=allow_code,
+                  baseline=baseline, strict=strict) as loop:  # fmt: skip
+        return loop.run()
+
+
+@contextmanager
+def prepared(
+    training: Training,
+    out: str | os.PathLike[str],
+    watch: TrainingObserver | None = None,
+    *,
+    tensorboard: bool = False,
+    allow_code: bool = False,
+    baseline: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+) -> Iterator[Loop]:
+    """A training that is ready for its first step; see `train`, which runs it to its end."""
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    out = Path(out)
+    root = Path(training.data_root) if training.data_root else None
+    with ExitStack() as opened:
+        ranks, device = opened.enter_context(join(training.device))
+        watch = watch or Silent() if ranks.is_first else Silent()
+        if tensorboard and ranks.is_first:
+            watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
+        how = root, training.download, training.skip_bad, training.workers
+        trainset = load_dataset(training.dataset, "train", *how)
+        testset = load_dataset(training.dataset, "test", *how)
+        _require_alike(trainset, testset)
+        for remark in dict.fromkeys(trainset.remarks + testset.remarks):
+            watch.note(remark)
+        stores = [opened.enter_context(open_store(path)) for path in training.stores]
+        _require_classes(stores, trainset)
+        rows, held_out = choose(trainset, training.train_samples, training.val_split, training.seed)
+        spec = training.augment or (None if stores else default_augmentation(trainset))
+        augmentation = make_augmentation(spec, trainset) if spec else None
+        plan = (
+            ViewPlan(trainset, augmentation, training.seed) if augmentation and not stores else None
+        )
+        fields = training.objective.record.teacher_fields
+        read = () if training.online else fields
+        views = CachedViews(
+            trainset,
+            stores,
+            training.optimization.batch_size,
+            read,
+            plan=plan,
+            augmentation=augmentation,
+            views=training.views,
+            rows=rows,
+            schedule=training.schedule,
+            resident_views=_resident_views(training, out, stores, read, len(rows), ranks),
+            seed=training.seed,
+            device=device,
+            workers=training.workers,
+            subset=training.subset,
+            pairs=training.objective.record.pairs,
+            part=(ranks.rank, ranks.world),
+        )
+        opened.enter_context(views)
+        if views.left_out:
+            watch.note(f"{views.left_out} samples of the dataset are not in the store: left out")
+        ranks.require_divisible(len(views.rows), training.optimization.batch_size)
+        if training.schedule == "random" and views.window * views.group < (views.views or 0):
+            watch.note(
+                f"{views.window * views.group} of {views.views} views are in memory at a time; an epoch "
+                "draws from those alone, which is not the distribution of online training. More of "
+                "them: --resident-views."
+            )
+        judged = None
+        if ranks.is_first:
+            judged = Judged(training, views, views.holding("logits"), out, baseline)
+            for note in judged.notes:
+                watch.note(note)
+            if strict:
+                judged.require_silence()
+            for finding in judged.findings:
+                watch.note(f"warning: {finding}")
+        teachers = _online_teachers(training, fields, stores, views.plan, device, allow_code)
+        training = replace(training, device=device)
+        loop = Loop(training, testset, held_out, views, teachers, watch, ranks, judged)
+        if ranks.is_first:
+            opened.enter_context(writing(out))
+        loop.begin(out)
+        yield loop
+
+
+def _resident_views(
+    training: Training,
+    out: Path,
+    stores: Sequence[Store],
+    fields: Sequence[str],
+    rows: int,
+    ranks: Ranks,
+) -> int | None:
+    """The window of the random schedule: as asked, as this run began, or what fits on every rank."""
+    if training.schedule != "random" or training.resident_views is not None:
+        return training.resident_views
+    if is_run(out):
+        began: int | None = read_config(out).get("data", {}).get("resident_views")
+        return began
+    if not stores or not fields or ranks.world == 1:
+        return None
+    teachers = join_fields(stores, fields)
+    fit = views_that_fit(teachers, rows, torch.device(training.device), ranks.neighbours)
+    return ranks.lowest(fit)
+
+
+def _require_alike(trainset: Dataset, testset: Dataset) -> None:
+    """Refuse a test split that the network of the training split could not be measured on."""
+    shapes = trainset.image_shape, testset.image_shape
+    if shapes[0] and shapes[1] and shapes[0][0] != shapes[1][0]:
+        raise DataError(
+            f"the training images of {trainset.name} have {shapes[0][0]} channels, the test images "
+            f"{shapes[1][0]}: both splits need the same."
+        )
+    highest = int(testset.labels.max())
+    if highest >= trainset.classes:
+        row = int(testset.labels.argmax())
+        raise DataError(
+            f"the training split of {trainset.name} has {trainset.classes} classes, numbered from 0, "
+            f"but test sample {testset.keys[row]!r} has the label {highest}. Correct the labels, or "
+            "name all classes."
+        )
+
+
+def _require_classes(stores: Sequence[Store], dataset: Dataset) -> None:
+    for store in stores:
+        if store.classes != dataset.classes:
+            raise MismatchError(
+                f"{store.where} holds logits over {store.classes} classes, {dataset.name} has "
+                f"{dataset.classes}. Give the store of a teacher for {dataset.name}."
+            )
+
+
+def _online_teachers(
+    training: Training,
+    fields: Sequence[str],
+    stores: Sequence[Store],
+    plan: ViewPlan,
+    device: str,
+    allow_code: bool,
+) -> list[Teacher]:
+    """The teachers to run in the loop; each must be the one of the store beside it.
+
+    Args:
+        fields: what the loss reads of each.
+    """
+    given = tuple(dict.fromkeys(("logits", *fields)))
+    channels, size = view_shape(plan)
+    specs = training.online
+    # Several stores of one teacher hold its fields together; the first of them names it.
+    firsts: dict[str, Store] = {}
+    for store in stores:
+        firsts.setdefault(store.teacher.digest, store)
+    stores = list(firsts.values())
+    if stores and specs and len(stores) != len(specs):
+        raise UsageError(
+            f"{len(specs)} --online teachers and --store of {len(stores)}: give a store for each "
+            "teacher, in the same order, or none."
+        )
+    teachers = [
+        load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
+        for spec, store in zip(specs, stores, strict=False)
+    ] or [
+        load_teacher(
+            spec,
+            classes=plan.dataset.classes,
+            channels=channels,
+            size=size,
+            fallback=normalisation(plan.dataset),
+            device=device,
+            allow_code=allow_code,
+            fields=given,
+        )
+        for spec in specs
+    ]
+    for teacher, store in zip(teachers, stores, strict=False):
+        if teacher.to_store().digest != store.teacher.digest:
+            raise MismatchError(
+                f"the --online teacher {teacher.architecture} has digest "
+                f"{teacher.to_store().digest[:12]}, the logits in {store.where} are of "
+                f"{store.teacher.architecture}, digest {store.teacher.digest[:12]}."
+            )
+    return teachers

@@ -1,0 +1,330 @@
+"""View plans: which pixels are view v of sample k. The same ones for every reader, anywhere.
+
+A view is a pure function of (dataset, augmentation, seed, key, view). ImageBatch size, order, workers,
+ranks and resumption have no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
+from kdcache.augment.mix import Mix
+from kdcache.augment.specs import from_description, make_augmentation
+from kdcache.data.align import find_rows
+from kdcache.data.dataset import Dataset, Rows
+from kdcache.philox import Draws, key_words, split_seed
+from kdcache.views.batches import ImageBatch, grouped, make_batches
+from kdcache.views.loader import load
+from kdcache.views.sources import Decoded, Resident, Source, header_sizes
+from kdcache_stores import Plan, Samples
+from kdcache_stores.errors import MismatchError, UsageError
+
+__all__ = ["ImageBatch", "ViewPlan", "make_augmentation", "make_batches"]
+
+#: Parameters are drawn for this many views at a time: small batches share the cost of a draw.
+_DRAW = 8192
+
+
+class _Drawn(NamedTuple):
+    """Everything random about some views."""
+
+    own: Parameters
+    mix: Parameters
+    partners: Parameters
+
+    def part(self, chosen: slice) -> _Drawn:
+        own, mix, partners = (
+            {name: values[chosen] for name, values in group.items()} for group in self
+        )
+        return _Drawn(own, mix, partners)
+
+
+class ViewPlan:
+    """A dataset, an augmentation and a seed: defines every view, holds no random state.
+
+    Args:
+        dataset: the images.
+        augmentation: see `make_augmentation`.
+        seed: in [0, 2^63).
+        samples: what the plan is over, if not simply the dataset as it is: the samples of a store.
+            They are found in the dataset by key; rows of the plan are rows of `samples`.
+        partial: allow a dataset that lacks some of the samples; asking for their views is refused.
+
+    Raises:
+        MismatchError: the dataset lacks samples, or labels differ.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        seed: int,
+        samples: Samples | None = None,
+        partial: bool = False,
+    ) -> None:
+        split_seed(seed)
+        if seed >= 1 << 63:
+            raise UsageError(f"a plan's seed must be below 2^63, found {seed}")
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+        self.samples = samples if samples is not None else dataset.samples
+        self._where = find_rows(dataset, self.samples, partial) if samples is not None else None
+        self._words = key_words(self.samples.key_hashes)
+        self._resident: dict[torch.device, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def views(self) -> int | None:
+        """The number of views where the augmentation fixes it, e.g. `exhaustive`; else None."""
+        return self.augmentation.views
+
+    @property
+    def reordered(self) -> bool:
+        """Whether samples had to be looked up by key: another order, or more files than planned."""
+        return self._where is not None
+
+    @property
+    def dataset_rows(self) -> Rows:
+        """int64 (N,): the dataset's row of each row of the plan, -1 where it is absent."""
+        return np.arange(len(self)) if self._where is None else self._where
+
+    def has(self, row: int) -> bool:
+        """Whether the dataset holds the image of a row of the plan."""
+        return self._where is None or bool(self._where[row] >= 0)
+
+    def over(self, rows: Rows) -> ViewPlan:
+        """The plan over some of its rows alone: the same views, but mixed with each other only.
+
+        Args:
+            rows: int64 (N,), distinct; row i of the new plan is row ``rows[i]`` of this one.
+        """
+        keys = [self.samples.keys[row] for row in rows]
+        samples = Samples(keys, self.samples.labels[rows], self.samples.hashed)
+        return ViewPlan(self.dataset, self.augmentation, self.seed, samples)
+
+    def partners(self, rows: Any, views: Any) -> Rows | None:
+        """The rows whose images are mixed into some views, int64 (B,); None where none are."""
+        if not isinstance(self.augmentation, Mix):
+            return None
+        rows, views = self._pairs(rows, views)
+        return self.augmentation.partners(self._draws(rows, views), len(self))
+
+    def to_store(self, content: bool = False) -> Plan:
+        """The plan as a store keeps it.
+
+        Args:
+            content: also note a digest of all pixels, for `check_content`; decodes every image
+                once.
+        """
+        notes: dict[str, Any] = {}
+        if self.dataset.skipped:
+            notes["skipped"] = dict(self.dataset.skipped)
+        if content:
+            notes["content_sha256"] = self._content_digest()
+        return Plan(
+            dataset=self.dataset.name,
+            split=self.dataset.split,
+            classes=self.dataset.classes,
+            fingerprint=self.samples.fingerprint,
+            augmentation=self.augmentation.describe(),
+            seed=self.seed,
+            class_names=self.dataset.class_names,
+            notes=notes,
+        )
+
+    def check_content(self, plan: Plan) -> None:
+        """Raise `MismatchError` unless all pixels are those that `to_store(content=True)` noted."""
+        then = plan.notes.get("content_sha256")
+        if then is None:
+            raise MismatchError(
+                "the store notes no digest of the dataset's pixels, so they cannot be compared; "
+                "its "
+                "probes still can (replay.check)"
+            )
+        if (now := self._content_digest()) != then:
+            raise MismatchError(
+                f"the pixels of {self.dataset.name} ({self.dataset.split}) are not those of the "
+                "dump: "
+                f"digest {str(then)[:16]} then, {now[:16]} now; files were changed or "
+                "re-encoded, or the "
+                "decoder is another one"
+            )
+
+    def _content_digest(self) -> str:
+        return self.dataset.content_digest(self._locate(np.arange(len(self))))
+
+    @classmethod
+    def from_store(
+        cls,
+        plan: Plan,
+        dataset: Dataset,
+        samples: Samples | None = None,
+        augmentation: Augmentation | None = None,
+        partial: bool = False,
+    ) -> ViewPlan:
+        """The plan of a store over a dataset that is here.
+
+        Args:
+            plan: the store's.
+            dataset: where the images are.
+            samples: the store's samples; without them, the dataset must match row by row.
+            augmentation: must be what the plan describes. Needed for a user's own alone: a store
+                never makes kdcache import anything.
+            partial: see `ViewPlan`.
+
+        Raises:
+            MismatchError: dataset or augmentation differ from the plan.
+        """
+        if augmentation is None:
+            augmentation = from_description(plan.augmentation)
+        elif augmentation.describe() != plan.augmentation:
+            raise MismatchError(
+                f"the store was made with the augmentation {plan.augmentation}, "
+                f"asked for {augmentation.describe()}"
+            )
+        fingerprint = (samples or dataset.samples).fingerprint
+        if fingerprint != plan.fingerprint:
+            raise MismatchError(
+                f"the plan is over {plan.dataset} ({plan.split}) with fingerprint "
+                f"{plan.fingerprint[:16]}, but {dataset.name} ({dataset.split}) has "
+                f"{fingerprint[:16]}: other samples, another order or other labels"
+            )
+        return cls(dataset, augmentation, plan.seed, samples, partial)
+
+    def stream(
+        self,
+        batches: Sequence[tuple[Rows, NDArray[np.int64] | int]],
+        device: str | torch.device = "cpu",
+        workers: int = 0,
+        start_method: str | None = None,
+    ) -> Iterator[ImageBatch]:
+        """The views of each batch, in order.
+
+        Images in memory are gathered and augmented in batches on the device, without workers.
+        Files, and a user's own augmentation, go through a DataLoader; a row that is several times
+        in a batch is decoded once. The pixels do not depend on the way, see the augmentation for
+        interpolation.
+
+        Args:
+            batches: (rows int64 (B,), views int64 (B,) or one view for all) each; a row or a view
+                may occur any number of times.
+            device: where the images go.
+            workers: processes that decode; 0: this one.
+            start_method: how workers start, "fork", "spawn" or "forkserver"; None: the platform's
+                way.
+
+        Raises:
+            DataError: an image cannot be decoded, or sizes differ within a batch; names the key.
+            MismatchError: a sample or a mix partner is not in a partial dataset.
+        """
+        device = torch.device(device)
+        if self.dataset.images is not None and (self.augmentation.batched or workers == 0):
+            yield from self._stream_resident(batches, device)
+        else:
+            pairs = [self._pairs(*batch) for batch in batches]
+            yield from load(self._render, pairs, device, workers, start_method)
+
+    def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
+        """The views of some pairs: uint8 (B, C, H, W)."""
+        return next(self.stream([(rows, views)], device)).images
+
+    def parameters(self, rows: Any, views: Any) -> tuple[Parameters, dict[str, NDArray[np.bool_]]]:
+        """Everything that is drawn for some pairs, and which of it has no effect on which view.
+
+        Returns:
+            named arrays (B,), those of a mix included; masks (B,) for names that are in part
+            unused.
+        """
+        rows, views = self._pairs(rows, views)
+        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows))
+        return drawn.own | drawn.mix, self.augmentation.unused(drawn.own)
+
+    def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
+        rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape).copy()
+        if len(rows) == 0:
+            raise UsageError("a batch must have at least one row")
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise UsageError(f"rows must be in [0, {len(self)}), found {rows.min()}..{rows.max()}")
+        if views.min() < 0 or views.max() >= 1 << 32:
+            raise UsageError(f"views must be in [0, 2^32), found {views.min()}..{views.max()}")
+        return rows, views
+
+    def _locate(self, rows: Rows) -> Rows:
+        """Rows of the dataset for rows of the plan."""
+        if self._where is None:
+            return rows
+        found = self._where[rows]
+        if (found < 0).any():
+            absent = [self.samples.keys[row] for row in rows[found < 0][:3]]
+            raise MismatchError(
+                f"{int((found < 0).sum())} of the samples or mix partners asked for are not in "
+                "this part of "
+                f"{self.dataset.name}, the first: {absent}"
+            )
+        return found
+
+    def _draws(self, rows: Rows, views: NDArray[np.int64]) -> Draws:
+        return Draws(self._words[rows], views, self.seed)
+
+    def _draw(
+        self, rows: Rows, views: NDArray[np.int64], sizes_of: Callable[[Rows], Sizes]
+    ) -> _Drawn:
+        sizes = sizes_of(self._locate(rows))
+        draws = self._draws(rows, views)
+        own = self.augmentation.draw(draws, sizes)
+        if not isinstance(self.augmentation, Mix):
+            return _Drawn(own, {}, {})
+        after = self.augmentation.output_sizes(sizes)
+        mix = self.augmentation.draw_mix(draws, after, len(self))
+        partner = mix["partner"]
+        theirs = sizes_of(self._locate(partner))
+        return _Drawn(own, mix, self.augmentation.draw(self._draws(partner, views), theirs))
+
+    def _batch(
+        self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source
+    ) -> ImageBatch:
+        images = source.apply(self.augmentation, self._locate(rows), drawn.own)
+        labels = torch.from_numpy(self.samples.labels[rows])
+        if not isinstance(self.augmentation, Mix):
+            return ImageBatch(rows, views, images, labels)
+        partner = drawn.mix["partner"]
+        theirs = source.apply(self.augmentation, self._locate(partner), drawn.partners)
+        lam = torch.from_numpy(drawn.mix["lambda"])
+        return ImageBatch(
+            rows,
+            views,
+            self.augmentation.mix(images, theirs, drawn.mix),
+            labels,
+            (torch.from_numpy(self.samples.labels[partner]), lam),
+        )
+
+    def _stream_resident(
+        self, batches: Iterable[tuple[Rows, NDArray[np.int64] | int]], device: torch.device
+    ) -> Iterator[ImageBatch]:
+        assert self.dataset.images is not None
+        images = self._resident.get(device)
+        if images is None:
+            images = self.dataset.images.to(device)
+            self._resident = {device: images}
+        source = Resident(images)
+        for group in grouped((self._pairs(*batch) for batch in batches), _DRAW):
+            rows = np.concatenate([rows for rows, _ in group])
+            drawn = self._draw(rows, np.concatenate([views for _, views in group]), source.sizes)
+            start = 0
+            for rows, views in group:
+                stop = start + len(rows)
+                yield self._batch(rows, views, drawn.part(slice(start, stop)), source).to(device)
+                start = stop
+
+    def _render(self, rows: Rows, views: NDArray[np.int64]) -> ImageBatch:
+        """One batch from decoded images, on the CPU."""
+        source = Decoded(self.dataset)
+        return self._batch(rows, views, self._draw(rows, views, source.sizes), source)

@@ -1,0 +1,1 @@
+"""The format: header, layout, shards, manifest, records and tables. See FORMAT.md."""

@@ -1,0 +1,227 @@
+"""The manifest: every object of a sealed store with size and SHA-256, and digests over it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcache_stores.errors import CorruptStore, FormatError
+from kdcache_stores.format.canonical_json import Json, canonical_json, digest, parse_json
+from kdcache_stores.format.tables import read_metadata, read_table, write_table
+from kdcache_stores.objects.files import check_key
+from kdcache_stores.types import Shard
+
+ROOT = "zarr.json"
+SAMPLES = "samples.parquet"
+MANIFEST = "manifest.parquet"
+SEAL = "manifest.sha256"
+RECORDS = "records"
+ANNOUNCEMENT = "records/seal.json"
+CARD = "README.md"
+CROISSANT = "croissant.json"
+
+FIDELITY = (
+    "kl_t1_mean",
+    "kl_t1_worst",
+    "kl_t4_mean",
+    "kl_t4_worst",
+    "kl_z_mean",
+    "kl_z_worst",
+    "top1_agreement",
+)
+"""Fidelity of an encoding on live rows: KL(live || decoded), nats; see `fidelity.measure`."""
+
+_PART = b"kdcache.part"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of the store.
+
+    Args:
+        key: its name.
+        size: bytes.
+        sha256: hex.
+        kind: "metadata", "samples", "probes", "shard", "once" (shared by all views, or by all
+            rows), "head", "card" (may change afterwards), or what a newer minor version adds.
+        view, index, start, stop: for shards; all but view for "once" per sample; else None.
+        labelled, correct: labelled rows and how many of them the teacher gets right, on the first
+            array of the logits.
+        fidelity: rows measured and the values named in `FIDELITY`, on the same array.
+        error: mean relative squared error, on the first array of another field that is not kept as
+            floats.
+    """
+
+    key: str
+    size: int
+    sha256: str
+    kind: str
+    view: int | None = None
+    index: int | None = None
+    start: int | None = None
+    stop: int | None = None
+    labelled: int | None = None
+    correct: int | None = None
+    fidelity: dict[str, float] | None = None
+    error: float | None = None
+
+    def to_dict(self) -> dict[str, Json]:
+        """All of it, plain JSON; `error` where there is one, as format 1.0 has none."""
+        value = dict(vars(self))
+        if self.error is None:
+            del value["error"]
+        return value
+
+    @property
+    def shard(self) -> Shard:
+        """The shard that the object belongs to; raises `FormatError` if it is none."""
+        if self.view is None or self.index is None or self.start is None or self.stop is None:
+            raise FormatError(f"{self.key} is no shard")
+        return Shard(self.view, self.index, self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which views of a larger store a store holds, under the numbers that they have there.
+
+    Args:
+        start, stop: views start to stop - 1.
+        of: content digest of the larger store.
+        views: how many it holds.
+    """
+
+    start: int
+    stop: int
+    of: str
+    views: int
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def seal_text(manifest_sha256: str) -> bytes:
+    """The bytes of `manifest.sha256`, as `sha256sum -c` reads them."""
+    return f"{manifest_sha256}  {MANIFEST}\n".encode()
+
+
+def read_seal(data: bytes, where: str) -> str:
+    """The digest in `manifest.sha256`; raises `CorruptStore`."""
+    value = data[:64].decode("ascii", "replace")
+    if not _SHA256.fullmatch(value) or data != seal_text(value):
+        raise CorruptStore(
+            f"{where}/{SEAL} is damaged: expected '<sha256>  {MANIFEST}', found {data[:100]!r}"
+        )
+    return value
+
+
+def _schema(errors: bool = False) -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("bytes", pa.int64(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("kind", pa.string(), nullable=False),
+            ("view", pa.int64()),
+            ("index", pa.int64()),
+            ("start", pa.int64()),
+            ("stop", pa.int64()),
+            ("labelled", pa.int64()),
+            ("correct", pa.int64()),
+            (
+                "fidelity",
+                pa.struct([("rows", pa.float64()), *((name, pa.float64()) for name in FIDELITY)]),
+            ),
+            *([("error", pa.float64())] if errors else []),
+        ]
+    )
+
+
+def write_manifest(entries: Iterable[Entry], part: Part | None = None) -> bytes:
+    """The bytes of `manifest.parquet`, sorted by key; its metadata names the part, if it is one."""
+    import pyarrow as pa
+
+    rows = []
+    for entry in sorted(entries, key=lambda entry: entry.key):
+        row = entry.to_dict()
+        row["bytes"] = row.pop("size")
+        rows.append(row)
+    schema = _schema(errors=any("error" in row for row in rows))
+    if part is not None:
+        schema = schema.with_metadata({_PART: canonical_json(vars(part))})
+    return write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
+    """Entries by key; raises `FormatError` where the manifest breaks the format."""
+    names = ("view", "index", "start", "stop", "labelled", "correct")
+    columns = {"key": "string", "bytes": "int64", "sha256": "string", "kind": "string"}
+    columns |= dict.fromkeys(names, "int64?")
+    columns["fidelity"] = str(_schema().field("fidelity").type) + "?"
+    columns["error"] = "double??"
+    table = read_table(data, columns, 10**8, where)
+    entries: dict[str, Entry] = {}
+    for row in table.to_pylist():
+        row["size"] = row.pop("bytes")
+        entry = Entry(**row)
+        check_key(entry.key)
+        numbers = [getattr(entry, name) for name in ("size", *names)]
+        if (
+            entry.key in entries
+            or not 0 < len(entry.kind) <= 64
+            or not _SHA256.fullmatch(entry.sha256)
+            or any(number is not None and not 0 <= number < 2**62 for number in numbers)
+            or not _plausible(entry)
+            or (entry.kind == "shard")
+            == (None in (entry.view, entry.index, entry.start, entry.stop))
+        ):
+            raise FormatError(
+                f"{where}: the entry of {entry.key!r} is repeated or wrong: {row!r:.300}"
+            )
+        entries[entry.key] = entry
+    return entries
+
+
+def _plausible(entry: Entry) -> bool:
+    """Whether the measures of a shard can be true."""
+    measures = [entry.error, *(entry.fidelity or {}).values()]
+    if not all(value is None or 0 <= value < math.inf for value in measures):
+        return False
+    if entry.labelled is None or entry.correct is None:
+        return entry.labelled is entry.correct is None
+    return entry.correct <= entry.labelled <= (entry.stop or 0) - (entry.start or 0)
+
+
+def read_part(data: bytes, where: str) -> Part | None:
+    """What a manifest that `read_manifest` read says of the part; None if the store is whole."""
+    text = read_metadata(data).get(_PART)
+    if text is None:
+        return None
+    value = parse_json(text, where)
+    numbers = [value.get(name) for name in ("start", "stop", "views")]
+    if (
+        value.keys() != {"start", "stop", "of", "views"}
+        or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        or not 0 <= value["start"] < value["stop"] <= value["views"] < 2**48
+        or not (isinstance(value["of"], str) and _SHA256.fullmatch(value["of"]))
+    ):
+        raise FormatError(f"{where}: the description of the part is wrong: {value!r:.200}")
+    return Part(**value)
+
+
+def view_digest(identity: Json, view: int, shards: Iterable[tuple[str, str]]) -> str:
+    """Digest of one view: the store's identity, the view's number, its shards' keys and SHA-256."""
+    return digest("view", {"store": identity, "view": view, "shards": sorted(map(list, shards))})
+
+
+def content_digest(identity: Json, views: Sequence[str]) -> str:
+    """Digest of a store's content: its identity and the digests of its views."""
+    return digest("store", {"store": identity, "views": list(views)})

@@ -1,0 +1,1 @@
+"""Reading: sealed objects, decoded rows, joined fields, verification and description."""

@@ -1,0 +1,157 @@
+"""Verification: every object of a store against the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+from kdcache_stores.errors import CorruptStore, KDCacheError
+from kdcache_stores.format.canonical_json import Json
+from kdcache_stores.format.header import HEAD
+from kdcache_stores.format.manifest import CARD, CROISSANT, MANIFEST, SAMPLES, SEAL, Entry
+from kdcache_stores.objects.files import LocalFiles, is_temporary
+from kdcache_stores.read.decode import cores
+from kdcache_stores.read.reader import Store
+from kdcache_stores.read.sealed_objects import SealedObjects
+from kdcache_stores.types import Samples
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes checked, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One damaged object: its key, what is wrong, and for a shard its view and rows."""
+
+    key: str
+    message: str
+    view: int | None = None
+    start: int | None = None
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What verification found.
+
+    Args:
+        where: the store.
+        digest: its content digest.
+        objects, nbytes: how much was checked.
+        problems: damaged objects, by key.
+        rewrite: (view, start, stop) of the shards that a repairing dump would write again.
+        notes: what is no damage but should not be there: temporary files, unknown objects.
+    """
+
+    where: str
+    digest: str
+    objects: int
+    nbytes: int
+    problems: list[Problem] = field(default_factory=list)
+    rewrite: list[tuple[int, int, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every object is what was written."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Json]:
+        """All of it, plain JSON."""
+        return {**asdict(self), "ok": self.ok, "rewrite": [list(shard) for shard in self.rewrite]}
+
+
+def verify(store: Store, progress: Progress | None = None) -> Report:
+    """Check size and SHA-256 of every object on all cores, the samples against the plan, probes, head.
+
+    Args:
+        store: an open store.
+        progress: called with (bytes checked, bytes in all).
+
+    A store whose manifest or metadata is damaged raises already when it is opened.
+    """
+    source = store.source
+    entries = [entry for entry in source.entries.values() if entry.kind != "card"]
+    total = sum(entry.size for entry in entries)
+    report = Report(store.where, store.digest, len(entries), total)
+    done = 0
+    growing = source.announced() is not None
+    source.objects.prefetch(entry.key for entry in entries)
+    with ThreadPoolExecutor(cores()) as pool:
+
+        def check(entry: Entry) -> str | None:
+            if growing and entry.kind == "metadata":
+                return None  # checked when the store was opened; a growth may be replacing it
+            return _message(lambda: source.confirm(entry.key, *source.load(entry.key)))
+
+        for entry, message in zip(entries, pool.map(check, entries), strict=True):
+            if message is not None:
+                shard = (entry.view, entry.start, entry.stop)
+                report.problems.append(Problem(entry.key, message, *shard))
+            done += entry.size
+            if progress is not None:
+                progress(done, total)
+    damaged = {problem.key.split("/")[0] for problem in report.problems}
+    contents = ((SAMPLES, _check_samples), ("probes", _check_probes), (HEAD, _check_head))
+    for key, check_content in contents:
+        message = _message(lambda: check_content(store))  # noqa: B023
+        if message is not None and key not in damaged:
+            report.problems.append(Problem(key, message))
+    report.rewrite.extend(_lost(source, {problem.key for problem in report.problems}))
+    report.problems.sort(key=lambda problem: problem.key)
+    report.notes.extend(_extra_files(source))
+    return report
+
+
+def _lost(source: SealedObjects, damaged: set[str]) -> list[tuple[int, int, int]]:
+    """The shards that are damaged, or were encoded with a shared object that is."""
+    entries = [source.entries[key] for key in damaged if key in source.entries]
+    shared = {entry.index for entry in entries if entry.kind == "once"}
+    lost = {
+        (entry.view or 0, entry.start or 0, entry.stop or 0)
+        for entry in source.entries.values()
+        if entry.kind == "shard" and (entry.key in damaged or shared & {None, entry.index})
+    }
+    return sorted(lost)
+
+
+def _message(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except KDCacheError as error:
+        return str(error)
+    return None
+
+
+def _check_samples(store: Store) -> None:
+    fingerprint = Samples(store.keys, store.labels, store.keys_hashed).fingerprint
+    if fingerprint != store.plan.fingerprint:
+        raise CorruptStore(
+            f"{store.where}/{SAMPLES}: keys and labels give the fingerprint {fingerprint}, "
+            f"the plan says {store.plan.fingerprint}"
+        )
+
+
+def _check_probes(store: Store) -> None:
+    for probe in store.probes:
+        if not (0 <= probe.row < len(store) and probe.view in store.view_range):
+            raise CorruptStore(f"{store.where}: a probe of row {probe.row}, view {probe.view}")
+
+
+def _check_head(store: Store) -> None:
+    _ = store.head  # raises unless it is finite
+
+
+def _extra_files(source: SealedObjects) -> list[str]:
+    """What lies in the folder beside the store's objects, one sentence each."""
+    if not isinstance(source.objects, LocalFiles):
+        return []
+    known = {*source.entries, MANIFEST, SEAL, CARD, CROISSANT}
+    notes = []
+    for key in source.objects.walk():
+        if is_temporary(key):
+            notes.append(f"{key} was left by an interrupted writer and may be deleted")
+        elif key not in known:
+            notes.append(f"{key} is not in the manifest and is never read")
+    return notes

@@ -1,0 +1,1 @@
+"""Sharing: push, pull, lists of stores, cards and comparison."""

@@ -1,0 +1,1 @@
+"""Writing: shard by shard, resumed, sealed, grown, repaired."""

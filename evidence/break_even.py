@@ -20,7 +20,8 @@ from typing import Any
 from methods import objectives
 from study import Arm, Study
 
-from kdcache.training.preparation import Training, prepared
+from kdcache.training.preparation import prepared
+from kdcache.training.settings import Training
 
 ROUNDS = 3
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from kdcache.models.zoo import build_model
     from kdcache.preprocessing import Preprocessing
     from kdcache.teachers import Teacher, load_teacher
-    from kdcache.training.preparation import Training, train
+    from kdcache.training.preparation import train
+    from kdcache.training.settings import Training
     from kdcache.views.cached import CachedViews
     from kdcache.views.plan import ViewPlan
     from kdcache_stores import KDCacheError, Store, StoreWriter, open_store
@@ -27,7 +28,7 @@ _HOMES = {
     "Preprocessing": "kdcache.preprocessing",
     "StoreWriter": "kdcache_stores",
     "Teacher": "kdcache.teachers",
-    "Training": "kdcache.training.preparation",
+    "Training": "kdcache.training.settings",
     "ViewPlan": "kdcache.views.plan",
     "build_model": "kdcache.models.zoo",
     "dump": "kdcache.dumping.dump",

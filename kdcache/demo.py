@@ -22,9 +22,10 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.noise import Noise
 from kdcache.runs import read_summary
 from kdcache.teachers import load_teacher
-from kdcache.training.loop import TrainingObserver
+from kdcache.training.observer import TrainingObserver
 from kdcache.training.optim import Optimization
-from kdcache.training.preparation import Training, train
+from kdcache.training.preparation import train
+from kdcache.training.settings import Training
 from kdcache.views.plan import ViewPlan
 
 DATASET, TEACHER, STUDENT = "digits", "resnet20", "resnet8"

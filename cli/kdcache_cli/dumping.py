@@ -147,7 +147,7 @@ def dump_teacher(
         prepare_teacher,
         require_views,
     )
-    from kdcache.training.outcome import view_shape
+    from kdcache.views.sizes import view_shape
 
     requests = _requests(given)
     if threads:

@@ -23,8 +23,7 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
 
     Refused while a shard is missing; the message says which.
     """
-    from kdcache_stores import describe, open_store
-    from kdcache_stores.write import reopen
+    from kdcache_stores import describe, open_store, reopen
 
     with reopen(store, views) as writer:
         writer.seal()

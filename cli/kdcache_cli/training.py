@@ -82,7 +82,7 @@ def _train(
 def _training(settings: dict[str, Any]) -> Any:
     """The `Training` that a command's arguments describe; every one of them has its field."""
     from kdcache.training.optim import Optimization
-    from kdcache.training.preparation import Training
+    from kdcache.training.settings import Training
 
     for name in ("data_root", "init_weights"):
         settings[name] = str(settings[name]) if settings.get(name) else None

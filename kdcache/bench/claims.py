@@ -29,7 +29,8 @@ from kdcache.dumping.opening import Target
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.teachers import load_teacher
 from kdcache.training.optim import Optimization
-from kdcache.training.preparation import Training, train
+from kdcache.training.preparation import train
+from kdcache.training.settings import Training
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 

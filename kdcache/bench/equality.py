@@ -26,9 +26,10 @@ from kdcache.models.zoo import build_model
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers import Teacher
-from kdcache.training.outcome import view_shape
-from kdcache.training.preparation import Training, prepared, train
+from kdcache.training.preparation import prepared, train
+from kdcache.training.settings import Training
 from kdcache.views.cached import Batch, CachedViews
+from kdcache.views.sizes import view_shape
 
 #: Every method with its published defaults, on logits as they are and, where it has that form, standardized.
 OBJECTIVES = {name: ObjectiveConfig(method=name) for name in METHODS} | {

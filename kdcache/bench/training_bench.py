@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.training.loop import Loop
-from kdcache.training.outcome import view_shape
-from kdcache.training.preparation import Training, prepared
+from kdcache.training.preparation import prepared
+from kdcache.training.settings import Training
+from kdcache.views.sizes import view_shape
 
 
 def bench_train(

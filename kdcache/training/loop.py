@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,39 +29,13 @@ from kdcache.runs import Run
 from kdcache.teachers import Teacher
 from kdcache.training.explosion import LossWatch
 from kdcache.training.gathering import gather_batch
-from kdcache.training.outcome import resolved, summarized, view_size
+from kdcache.training.observer import TrainingObserver
+from kdcache.training.outcome import resolved, summarized
+from kdcache.training.preflight import Preflight
+from kdcache.training.settings import Training
 from kdcache.views.cached import Batch, CachedViews
+from kdcache.views.sizes import view_size
 from kdcache_stores import MismatchError, UsageError
-
-if TYPE_CHECKING:
-    from kdcache.training.preflight import Judged
-    from kdcache.training.preparation import Training
-
-
-class TrainingObserver(Protocol):
-    """What a caller may watch of a training."""
-
-    def note(self, text: str) -> None:
-        """Something that a reader of the results should know, before the first step."""
-
-    def step(self, epoch: int, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of the epoch (from 1) are through."""
-
-    def epoch(self, record: dict[str, Any], epochs: int) -> None:
-        """An epoch ended with this record of ``metrics.jsonl``."""
-
-
-class Silent:
-    """Watches nothing."""
-
-    def note(self, text: str) -> None:
-        """Ignore it."""
-
-    def step(self, epoch: int, done: int, total: int) -> None:
-        """Ignore it."""
-
-    def epoch(self, record: dict[str, Any], epochs: int) -> None:
-        """Ignore it."""
 
 
 class Loop:
@@ -76,10 +50,10 @@ class Loop:
         teachers: list[Teacher],
         watch: TrainingObserver,
         ranks: Ranks,
-        judged: Judged | None = None,
+        preflight: Preflight | None = None,
     ) -> None:
         self.training, self.views, self.watch, self.ranks = training, views, watch, ranks
-        self.judged = judged
+        self.preflight = preflight
         self.testset, self.held_out, self.teachers = testset, held_out, teachers
         self.device = torch.device(training.device)
         self.preprocessing = normalisation(views.dataset)
@@ -179,18 +153,26 @@ class Loop:
         calibrated = self._calibration()
         if self.ranks.is_first:
             warnings = {"warnings": self._warnings(records)}
-            run.finish(self._evaluated, summarized(self, records) | calibrated | warnings)
+            summary = summarized(
+                self.training,
+                self.views,
+                records,
+                parameters=sum(p.numel() for p in self.model.parameters()),
+                held_out=len(self.held_out) > 0,
+                teacher_forwards=self.teacher_forwards,
+            )
+            run.finish(self._evaluated, summary | calibrated | warnings)
         self.ranks.wait()
         return run
 
     def _warnings(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         """What was said before the first step, and what the training showed since."""
-        if self.judged is None:
+        if self.preflight is None:
             return []
-        late = self.judged.after(records)
+        late = self.preflight.after(records)
         for finding in late:
             self.watch.note(f"warning: {finding}")
-        return [finding.to_dict() for finding in (*self.judged.findings, *late)]
+        return [finding.to_dict() for finding in (*self.preflight.findings, *late)]
 
     def train_epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the samples; sums stay on the device until its end, so nothing waits for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,40 +11,10 @@ from kdcache._version import __version__
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
+from kdcache.training.settings import Training
 from kdcache.views.cached import CachedViews
-from kdcache.views.plan import ViewPlan
-from kdcache_stores import UsageError
+from kdcache.views.sizes import view_size
 from kdcache_stores.objects.urls import redact
-
-if TYPE_CHECKING:
-    from kdcache.training.loop import Loop
-    from kdcache.training.preparation import Training
-
-
-def view_shape(plan: ViewPlan) -> tuple[int, int]:
-    """Channels of the views of a plan, and their width in pixels; see `view_size`."""
-    shape = plan.dataset.image_shape
-    channels = plan.dataset.decode(0).shape[0] if shape is None else shape[0]
-    return channels, view_size(plan)[1]
-
-
-def view_size(plan: ViewPlan) -> tuple[int, int]:
-    """Height and width of the views of a plan in pixels.
-
-    Raises:
-        UsageError: the views differ in size.
-    """
-    shape = plan.dataset.image_shape
-    # Two sizes as a probe: an augmentation that gives one size gives it for both.
-    sizes = np.array([[331, 257], [256, 340]] if shape is None else [shape[1:]], np.int64)
-    found = plan.augmentation.output_sizes(sizes)
-    if (found != found[0]).any():
-        raise UsageError(
-            f"the images of {plan.dataset.name} differ in size and {plan.augmentation.name!r} leaves "
-            "them so; a network needs one size: use an augmentation that gives it, such as "
-            "resized-crop-flip."
-        )
-    return int(found[0, 0]), int(found[0, 1])
 
 
 def resolved(
@@ -89,32 +59,39 @@ def resolved(
     return {key: value for key, value in _without_none(config).items() if value not in ({}, [])}
 
 
-def summarized(loop: Loop, records: list[dict[str, Any]]) -> dict[str, Any]:
+def summarized(
+    training: Training,
+    views: CachedViews,
+    records: list[dict[str, Any]],
+    *,
+    parameters: int,
+    held_out: bool,
+    teacher_forwards: int,
+) -> dict[str, Any]:
     """The summary of a finished training: last and best accuracy, seconds per epoch, what it read."""
-    views, training, held = loop.views, loop.training, len(loop.held_out) > 0
-    chosen_on = "val_top1" if held else "test_top1"
+    chosen_on = "val_top1" if held_out else "test_top1"
     last, best = records[-1], max(records, key=lambda record: record[chosen_on])
     seconds = sum(record["seconds"] for record in records)
     random = training.schedule == "random" and views.views is not None
     return {
-        "method": loop.objective.config.method,
+        "method": training.objective.method,
         "model": training.model,
-        "parameters": sum(p.numel() for p in loop.model.parameters()),
+        "parameters": parameters,
         "epochs": len(records),
         "last_top1": last["test_top1"],
         "last_top5": last["test_top5"],
         "best_top1": best["test_top1"],
         "best_top5": best["test_top5"],
         "best_epoch": best["epoch"],
-        "best_chosen_on": "held-out training samples" if held else "test set",
+        "best_chosen_on": "held-out training samples" if held_out else "test set",
         "last_nll": last["test_nll"],
         "last_ece": last["test_ece"],
         "seconds_per_epoch": float(np.median([record["seconds"] for record in records])),
         "data_wait_fraction": sum(r["data_wait_seconds"] for r in records) / max(seconds, 1e-9),
-        "teacher_forwards": loop.teacher_forwards,
+        "teacher_forwards": teacher_forwards,
         "train_samples": len(views.rows),
         "samples_left_out": views.left_out,
-        "stores": loop.stores_read,
+        "stores": views.digests,
     } | ({"resident_views": views.window * views.group, "views": views.views} if random else {})
 
 

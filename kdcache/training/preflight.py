@@ -1,26 +1,24 @@
-"""Judging a training before its first step and after its last; see `kdcache.training.preparation`."""
+"""The checks of a training, before its first step and after its last; see `preparation`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdcache.checks.all_rules import judge
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Baseline, Fit, baseline_beside, read_baseline
 from kdcache.checks.finding import Finding
 from kdcache.checks.rules.view_count import fit
+from kdcache.training.settings import Training
+from kdcache.views.cached import CachedViews
 from kdcache_stores import Store, TrainingError
 
-if TYPE_CHECKING:
-    from kdcache.training.preparation import Training
-    from kdcache.views.cached import CachedViews
 
-
-class Judged:
-    """A training as it was judged before its first step.
+class Preflight:
+    """What the checks say of a training before its first step, and after its last.
 
     Args:
         training: what will be trained.
@@ -31,7 +29,7 @@ class Judged:
 
     Attributes:
         findings: before the first step.
-        notes: what was not judged, and why.
+        notes: what was not checked, and why.
     """
 
     def __init__(
@@ -47,8 +45,8 @@ class Judged:
         if fetched:
             stores = []
             self.notes.append(
-                f"{', '.join(fetched)}: the logits were not judged before the training, which without "
-                "a cache (--cache-size) would fetch some of them twice; `kdcache check` judges them"
+                f"{', '.join(fetched)}: the logits were not checked before the training, which without "
+                "a cache (--cache-size) would fetch some of them twice; `kdcache check` does"
             )
         taught = training.objective.record.needs_teacher
         self.case = Case(
@@ -62,7 +60,7 @@ class Judged:
         )
         self.findings = judge(self.case)
 
-    def require_silence(self) -> None:
+    def require_no_findings(self) -> None:
         """Refuse to train where there is a finding.
 
         Raises:

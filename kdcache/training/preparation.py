@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,85 +16,19 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
-from kdcache.methods.config import ObjectiveConfig
-from kdcache.precision import require_precision
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers import Teacher, load_teacher
-from kdcache.training.loop import Loop, Silent, TrainingObserver
-from kdcache.training.optim import Optimization
-from kdcache.training.outcome import view_shape
-from kdcache.training.preflight import Judged
+from kdcache.training.loop import Loop
+from kdcache.training.observer import Silent, TrainingObserver
+from kdcache.training.preflight import Preflight
+from kdcache.training.settings import Training
 from kdcache.training.tensorboard import TensorBoard
 from kdcache.views.cached import CachedViews
 from kdcache.views.plan import ViewPlan
+from kdcache.views.sizes import view_shape
 from kdcache.views.window import views_that_fit
 from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
-
-
-@dataclass(frozen=True)
-class Training:
-    """Everything that decides the result of a training.
-
-    Attributes:
-        dataset: a name as `load_dataset` takes it.
-        model: a name as `build_model` takes it.
-        objective: the loss; without a teacher (method "ce") it needs no store.
-        stores: paths of stores of one view plan.
-        online: teachers to run in the loop instead of reading their logits, as `load_teacher` takes
-            them; with a store they see the store's views.
-        augment: the views when there is no store (each epoch sees new ones); by default
-            `default_augmentation` of the dataset. With stores, theirs, where it is a user's own.
-        views: how many stored views to cycle through (default: all).
-        schedule: of the views, "epoch" or "random", see `CachedViews`.
-        resident_views: views in memory at once, with schedule "random".
-        train_samples: train on so many samples, as many of each class as possible, drawn by ``seed``.
-        val_split: fraction of the training samples held out to choose the best epoch on.
-        subset: allow samples of the dataset that the store lacks.
-        init_weights: a file of weights to start from.
-        seed: of the initial weights, the sample order, the noise and the choice of samples.
-        precision: "float32", or "bf16"/"fp16" autocast; the loss is float32 always.
-        ema: decay of an exponential moving average of the weights that is evaluated and saved instead.
-        threads: compute threads on the CPU (default: as torch chooses; 1 is fastest for tiny networks).
-    """
-
-    dataset: str
-    model: str
-    objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(method="ce"))
-    optimization: Optimization = field(default_factory=Optimization)
-    stores: tuple[str, ...] = ()
-    online: tuple[str, ...] = ()
-    augment: str | None = None
-    views: int | None = None
-    schedule: str = "epoch"
-    resident_views: int | None = None
-    train_samples: int | None = None
-    val_split: float = 0.0
-    subset: bool = False
-    init_weights: str | None = None
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "float32"
-    channels_last: bool = False
-    compile: bool = False
-    ema: float | None = None
-    workers: int = 0
-    threads: int | None = None
-    data_root: str | None = None
-    download: bool = False
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        if self.objective.record.needs_teacher and not self.stores and not self.online:
-            raise UsageError(
-                f"--method {self.objective.method} needs at least one --store "
-                "(or --online TEACHER, to run the teacher in the loop)."
-            )
-        require_precision(self.precision)
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
-        if not 0 <= self.val_split < 1:
-            raise UsageError(f"--val-split {self.val_split} must be in [0, 1).")
 
 
 def train(
@@ -200,18 +134,18 @@ def prepared(
                 "draws from those alone, which is not the distribution of online training. More of "
                 "them: --resident-views."
             )
-        judged = None
+        preflight = None
         if ranks.is_first:
-            judged = Judged(training, views, views.holding("logits"), out, baseline)
-            for note in judged.notes:
+            preflight = Preflight(training, views, views.holding("logits"), out, baseline)
+            for note in preflight.notes:
                 watch.note(note)
             if strict:
-                judged.require_silence()
-            for finding in judged.findings:
+                preflight.require_no_findings()
+            for finding in preflight.findings:
                 watch.note(f"warning: {finding}")
         teachers = _online_teachers(training, fields, stores, views.plan, device, allow_code)
         training = replace(training, device=device)
-        loop = Loop(training, testset, held_out, views, teachers, watch, ranks, judged)
+        loop = Loop(training, testset, held_out, views, teachers, watch, ranks, preflight)
         if ranks.is_first:
             opened.enter_context(writing(out))
         loop.begin(out)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kdcache.training.observer import TrainingObserver
 from kdcache_stores import UsageError
-
-if TYPE_CHECKING:
-    from kdcache.training.loop import TrainingObserver
 
 
 class TensorBoard:

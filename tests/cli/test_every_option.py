@@ -84,7 +84,7 @@ CASES = {
         },
         {
             "kdcache.dumping.outputs:check_outputs": [],
-            "kdcache.training.outcome:view_shape": (1, 8),
+            "kdcache.views.sizes:view_shape": (1, 8),
             "kdcache.views.replay:check": None,
             "kdcache_cli.dump_page:command_line": "the command",
             OPEN: stand_in(),

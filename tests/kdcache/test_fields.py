@@ -33,7 +33,8 @@ from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers import Teacher
 from kdcache.training.optim import Optimization
-from kdcache.training.preparation import Training, prepared, train
+from kdcache.training.preparation import prepared, train
+from kdcache.training.settings import Training
 from kdcache.views.cached import CachedViews
 from kdcache.views.plan import ViewPlan
 from kdcache.views.window import row_bytes

@@ -24,7 +24,7 @@ from kdcache import (
 )
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.runs import load_run_model, read_metrics, read_summary
-from kdcache.training.loop import Silent
+from kdcache.training.observer import Silent
 from kdcache.training.optim import Optimization
 from kdcache_stores import MismatchError, TrainingError, UsageError
 from tests.conftest import Trained

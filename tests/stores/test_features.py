@@ -29,6 +29,7 @@ from kdcache_stores import (
     item_digest,
     make_probe,
     open_store,
+    reopen,
     verify,
     write_arrays,
 )
@@ -39,7 +40,6 @@ from kdcache_stores.format.shards import encode_shard
 from kdcache_stores.share.compare import compare_stores
 from kdcache_stores.share.pull import pull_store
 from kdcache_stores.share.push import push_store
-from kdcache_stores.write import reopen
 from kdcache_stores.write.importing import read_npz
 
 from .conftest import (

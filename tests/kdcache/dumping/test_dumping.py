@@ -26,9 +26,9 @@ from kdcache_stores import (
     UsageError,
     describe,
     open_store,
+    reopen,
     verify,
 )
-from kdcache_stores.write import reopen
 from tests.kdcache.dumping.conftest import MakeTeacher, tree
 
 

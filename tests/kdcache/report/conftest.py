@@ -9,7 +9,8 @@ import pytest
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.report.building import report
 from kdcache.training.optim import Optimization
-from kdcache.training.preparation import Training, train
+from kdcache.training.preparation import train
+from kdcache.training.settings import Training
 from tests.conftest import Trained
 
 

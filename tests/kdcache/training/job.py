@@ -17,7 +17,9 @@ from kdcache.training.optim import Optimization
 
 def training(options: dict[str, object]) -> Training:
     """A small training from plain values."""
-    base = Training(dataset="digits", model="tests.kdcache.training.networks:plain", train_samples=50)
+    base = Training(
+        dataset="digits", model="tests.kdcache.training.networks:plain", train_samples=50
+    )
     options = dict(options)
     objective = ObjectiveConfig.from_dict(options.pop("objective", {"method": "ce"}))
     optimization = Optimization(**options.pop("optimization", {}))

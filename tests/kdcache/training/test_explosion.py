@@ -11,7 +11,7 @@ import torch
 from kdcache import train
 from kdcache.runs import read_metrics
 from kdcache.training.explosion import LossWatch
-from kdcache.training.loop import Silent
+from kdcache.training.observer import Silent
 from kdcache_stores import TrainingError
 from tests.conftest import Trained
 from tests.kdcache.training.job import training

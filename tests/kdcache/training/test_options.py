@@ -20,7 +20,7 @@ from kdcache import CachedViews, ViewPlan, dump, load_dataset, load_teacher, tra
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.choice import choose
 from kdcache.runs import load_run_model, read_config, read_metrics, read_summary
-from kdcache.training.loop import Silent
+from kdcache.training.observer import Silent
 from kdcache.views import cached as cached_module
 from kdcache.views.window import views_that_fit
 from kdcache_stores import MismatchError, TrainingError, UsageError, open_store
@@ -107,7 +107,12 @@ def test_killed_at_any_time_it_ends_with_the_same_bytes(trained: Trained, tmp_pa
     whole = train(training(options), tmp_path / "whole")
     cut = tmp_path / "cut"
     path = os.pathsep.join(str(ROOT / part) for part in ("", "stores", "cli"))
-    command = [sys.executable, "-m", "tests.kdcache.training.job", json.dumps([[str(cut), options]])]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.kdcache.training.job",
+        json.dumps([[str(cut), options]]),
+    ]
     kills = 0
     for wait_for in (lambda: (cut / "config.toml").exists(),
                      lambda: len(read_metrics(cut)) >= 20,

@@ -11,7 +11,7 @@ import torch
 
 from kdcache import __version__, train
 from kdcache.runs import load_run_model, read_config
-from kdcache.training.loop import Silent
+from kdcache.training.observer import Silent
 from kdcache_stores import MismatchError
 from tests.conftest import Result
 from tests.kdcache.training.job import training

@@ -1,0 +1,34 @@
+"""The size of a plan's views, which a network is built for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcache.views.plan import ViewPlan
+from kdcache_stores import UsageError
+
+
+def view_shape(plan: ViewPlan) -> tuple[int, int]:
+    """Channels of the views of a plan, and their width in pixels; see `view_size`."""
+    shape = plan.dataset.image_shape
+    channels = plan.dataset.decode(0).shape[0] if shape is None else shape[0]
+    return channels, view_size(plan)[1]
+
+
+def view_size(plan: ViewPlan) -> tuple[int, int]:
+    """Height and width of the views of a plan in pixels.
+
+    Raises:
+        UsageError: the views differ in size.
+    """
+    shape = plan.dataset.image_shape
+    # Two sizes as a probe: an augmentation that gives one size gives it for both.
+    sizes = np.array([[331, 257], [256, 340]] if shape is None else [shape[1:]], np.int64)
+    found = plan.augmentation.output_sizes(sizes)
+    if (found != found[0]).any():
+        raise UsageError(
+            f"the images of {plan.dataset.name} differ in size and {plan.augmentation.name!r} leaves "
+            "them so; a network needs one size: use an augmentation that gives it, such as "
+            "resized-crop-flip."
+        )
+    return int(found[0, 0]), int(found[0, 1])

@@ -108,10 +108,6 @@ class Draws:
             raise UsageError("augmentations are nested too deeply: at most 15 parts, 4 levels")
         return replace(self, operation=operation)
 
-    def take(self, chosen: NDArray[Any]) -> Draws:
-        """The draws of some of the pairs (a mask or indices)."""
-        return replace(self, words=self.words[chosen], views=self.views[chosen])
-
     def blocks(self, block: NDArray[np.int64]) -> tuple[Words, Words, Words, Words]:
         """Raw words of the given blocks: `block` is int64 (n,) or (B, n), values in [0, 2^16)."""
         counter = (

@@ -56,6 +56,11 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
 
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        resized = "" if self.size is None else f", resized to {self.size}"
+        return f"mean {mean}, std {std}{resized}"
+
     @property
     def channels(self) -> int:
         """How many channels the model sees."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcache.dumping.sanity import SIGNIFICANCE
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 
 #: Sides that networks are commonly trained at, in pixels.
 SIZES = (32, 64, 96, 224)

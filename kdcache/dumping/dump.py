@@ -24,7 +24,7 @@ from torch import Tensor
 from kdcache.distributed import Ranks
 from kdcache.dumping.calibration import fit_writer
 from kdcache.dumping.opening import Target, Targets, open_writer, target_encodings
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.batches import ImageBatch
 from kdcache.views.plan import ViewPlan

@@ -11,7 +11,7 @@ import torch
 
 from kdcache._version import __version__
 from kdcache.dumping.default_encoding import choose_encodings
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import (

@@ -14,7 +14,7 @@ from scipy.stats import binom  # type: ignore[import-untyped]
 from torch import Tensor
 
 from kdcache.models.classes import best_class_map
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import MismatchError
 
 #: Clean images of a split that a teacher is judged on: at least, and at most, per class 5.
@@ -121,12 +121,6 @@ def clean_check(
     ]
     found = torch.cat(predictions).numpy() if predictions else np.zeros(0, np.int64)
     return Check(truth[rows.numpy()], found, teacher.classes)
-
-
-def clean_accuracy(teacher: Teacher, images: Tensor, labels: Tensor | np.ndarray) -> float:
-    """Top-1, 0 to 1, on clean images uint8 (N, C, H, W); NaN where none is labelled."""
-    check = clean_check(teacher, images, labels)
-    return check.top1 if len(check.labels) else float("nan")
 
 
 def require_trained(teacher: Teacher, check: Check, where: str) -> None:

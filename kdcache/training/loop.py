@@ -26,7 +26,7 @@ from kdcache.philox import derive_seed
 from kdcache.precision import autocast
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.explosion import LossWatch
 from kdcache.training.gathering import gather_batch
 from kdcache.training.observer import TrainingObserver

@@ -116,18 +116,8 @@ class ViewPlan:
         rows, views = self._pairs(rows, views)
         return self.augmentation.partners(self._draws(rows, views), len(self))
 
-    def to_store(self, content: bool = False) -> Plan:
-        """The plan as a store keeps it.
-
-        Args:
-            content: also note a digest of all pixels, for `check_content`; decodes every image
-                once.
-        """
-        notes: dict[str, Any] = {}
-        if self.dataset.skipped:
-            notes["skipped"] = dict(self.dataset.skipped)
-        if content:
-            notes["content_sha256"] = self._content_digest()
+    def to_store(self) -> Plan:
+        """The plan as a store keeps it."""
         return Plan(
             dataset=self.dataset.name,
             split=self.dataset.split,
@@ -136,29 +126,8 @@ class ViewPlan:
             augmentation=self.augmentation.describe(),
             seed=self.seed,
             class_names=self.dataset.class_names,
-            notes=notes,
+            notes={"skipped": dict(self.dataset.skipped)} if self.dataset.skipped else {},
         )
-
-    def check_content(self, plan: Plan) -> None:
-        """Raise `MismatchError` unless all pixels are those that `to_store(content=True)` noted."""
-        then = plan.notes.get("content_sha256")
-        if then is None:
-            raise MismatchError(
-                "the store notes no digest of the dataset's pixels, so they cannot be compared; "
-                "its "
-                "probes still can (replay.check)"
-            )
-        if (now := self._content_digest()) != then:
-            raise MismatchError(
-                f"the pixels of {self.dataset.name} ({self.dataset.split}) are not those of the "
-                "dump: "
-                f"digest {str(then)[:16]} then, {now[:16]} now; files were changed or "
-                "re-encoded, or the "
-                "decoder is another one"
-            )
-
-    def _content_digest(self) -> str:
-        return self.dataset.content_digest(self._locate(np.arange(len(self))))
 
     @classmethod
     def from_store(
@@ -203,7 +172,6 @@ class ViewPlan:
         batches: Sequence[tuple[Rows, NDArray[np.int64] | int]],
         device: str | torch.device = "cpu",
         workers: int = 0,
-        start_method: str | None = None,
     ) -> Iterator[ImageBatch]:
         """The views of each batch, in order.
 
@@ -217,8 +185,6 @@ class ViewPlan:
                 may occur any number of times.
             device: where the images go.
             workers: processes that decode; 0: this one.
-            start_method: how workers start, "fork", "spawn" or "forkserver"; None: the platform's
-                way.
 
         Raises:
             DataError: an image cannot be decoded, or sizes differ within a batch; names the key.
@@ -229,7 +195,7 @@ class ViewPlan:
             yield from self._stream_resident(batches, device)
         else:
             pairs = [self._pairs(*batch) for batch in batches]
-            yield from load(self._render, pairs, device, workers, start_method)
+            yield from load(self._render, pairs, device, workers)
 
     def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
         """The views of some pairs: uint8 (B, C, H, W)."""

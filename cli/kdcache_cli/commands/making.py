@@ -47,13 +47,19 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
     help="With --dataset: the views that the logits are of; none: the images as they are.",
 )
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of these views.")
-@click.option("--encoding", default="float16", show_default=True)
+@click.option(
+    "--encoding",
+    default="float16",
+    show_default=True,
+    callback=lambda c, p, v: options.encodings((v,)),
+    help="Of the logits.",
+)
 @click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
 @common
 def import_logits(
     file: Path,
     out: Path,
-    encoding: str,
+    encoding: dict[str, str],
     hash_keys: bool,
     as_json: bool,
     quiet: bool,
@@ -66,7 +72,7 @@ def import_logits(
     """
     from kdcache_stores import describe, import_npz
 
-    how: dict[str, Any] = {"encoding": {"logits": encoding}, "hash_keys": hash_keys}
+    how: dict[str, Any] = {"encoding": encoding, "hash_keys": hash_keys}
     if given["dataset"] is None:
         store = import_npz(file, out, **how)
     else:

@@ -52,10 +52,11 @@ class Ranks:
         box: list[Any] = [None]
         if not self.is_first:
             dist.broadcast_object_list(box, src=0)
+            result: T
             result, error = box[0]
             if error is not None:
-                raise KDCacheError(f"stopped together with rank 0, which says: {error}")
-            return result  # type: ignore[no-any-return]
+                raise KDCacheError(f"stopped together with rank 0, whose error is: {error}")
+            return result
         try:
             result = function()
         except Exception as error:
@@ -107,7 +108,7 @@ class Ranks:
         dist.all_gather_into_tensor(received, sent)
         parts = [replace(self, rank=rank).part(total) for rank in range(self.world)]
         rows = [received[i * most :][: p.stop - p.start] for i, p in enumerate(parts)]
-        columns = torch.split(torch.cat(rows), [one.shape[1] for one in flat], 1)
+        columns = torch.split(torch.cat(rows), [part.shape[1] for part in flat], 1)
         return [
             column.clone(memory_format=torch.contiguous_format)
             .view(tensor.dtype)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import binom  # type: ignore[import-untyped]
+from scipy.stats import binom
 from torch import Tensor
 
 from kdcache.dumping.sanity import SIGNIFICANCE

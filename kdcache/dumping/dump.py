@@ -171,9 +171,8 @@ def dump(
         shards = sorted(set(jobs[0].writer.shards[part[0] :: part[1]]) | set(todo))
         skipped = sum(shard.rows for shard in shards) - sum(shard.rows for shard in todo)
         if watch:
-            own = sum(shard.rows for shard in mine)
             done = skipped if ranks.world == 1 else 0
-            watch.start(done, done + own)
+            watch.start(done, done + sum(shard.rows for shard in mine))
         with ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as pool:
             for shards in rounds:
                 _forward(plan, jobs, shards, batch_size, where, workers, pool, watch)
@@ -278,7 +277,7 @@ def _finish(
                 "more rows of that shard. Nothing of the shard was stored. Try --precision float32, "
                 "and check the teacher's weights."
             )
-    probes = [p for one in probed for p in replay.measure(plan, one.rows, shard.view, one.images)]
+    probes = [p for rows, images in probed for p in replay.measure(rows, shard.view, images)]
     nbytes = job.writer.write(shard, values, probes=probes)
     if "logits" in values:
         labels = plan.samples.labels[shard.start : shard.stop]

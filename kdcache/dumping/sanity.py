@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binom  # type: ignore[import-untyped]
+from scipy.stats import binom
 from torch import Tensor
 
 from kdcache.models.classes import best_class_map
@@ -119,8 +119,8 @@ def clean_check(
         for batch in torch.split(rows, batch_size)
         if len(batch)
     ]
-    found = torch.cat(predictions).numpy() if predictions else np.zeros(0, np.int64)
-    return Check(truth[rows.numpy()], found, teacher.classes)
+    named = torch.cat(predictions).numpy() if predictions else np.zeros(0, np.int64)
+    return Check(truth[rows.numpy()], named, teacher.classes)
 
 
 def require_trained(teacher: Teacher, check: Check, where: str) -> None:

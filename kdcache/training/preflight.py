@@ -48,7 +48,7 @@ class Preflight:
                 f"{', '.join(fetched)}: the logits were not checked before the training, which without "
                 "a cache (--cache-size) would fetch some of them twice; `kdcache check` does"
             )
-        taught = training.objective.record.needs_teacher
+        distills = training.objective.record.needs_teacher
         self.case = Case(
             stores=stores,
             objective=training.objective,
@@ -56,7 +56,7 @@ class Preflight:
             rows=views.rows,
             views=range(views.first, views.first + (views.views or 0)),
             epochs=training.optimization.epochs,
-            baseline=_baseline(training, views, out, baseline) if taught else None,
+            baseline=_baseline(training, views, out, baseline) if distills else None,
         )
         self.findings = judge(self.case)
 
@@ -74,10 +74,10 @@ class Preflight:
 
     def after(self, records: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """What the records of all epochs show that nothing showed before."""
-        found = Fit.of(records)
-        if not self.case.stores or found is None:
+        end = Fit.of(records)
+        if not self.case.stores or end is None:
             return []
-        return list(fit(self.case.finished(found)))
+        return list(fit(self.case.finished(end)))
 
 
 def _baseline(

@@ -1,6 +1,6 @@
 """View plans: which pixels are view v of sample k. The same ones for every reader, anywhere.
 
-A view is a pure function of (dataset, augmentation, seed, key, view). ImageBatch size, order, workers,
+A view is a pure function of (dataset, augmentation, seed, key, view). Batch size, order, workers,
 ranks and resumption have no part in it.
 """
 
@@ -34,15 +34,15 @@ _DRAW = 8192
 class _Drawn(NamedTuple):
     """Everything random about some views."""
 
-    own: Parameters
+    image: Parameters
     mix: Parameters
     partners: Parameters
 
     def part(self, chosen: slice) -> _Drawn:
-        own, mix, partners = (
+        image, mix, partners = (
             {name: values[chosen] for name, values in group.items()} for group in self
         )
-        return _Drawn(own, mix, partners)
+        return _Drawn(image, mix, partners)
 
 
 class ViewPlan:
@@ -210,7 +210,7 @@ class ViewPlan:
         """
         rows, views = self._pairs(rows, views)
         drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows))
-        return drawn.own | drawn.mix, self.augmentation.unused(drawn.own)
+        return drawn.image | drawn.mix, self.augmentation.unused(drawn.image)
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
         rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
@@ -227,15 +227,15 @@ class ViewPlan:
         """Rows of the dataset for rows of the plan."""
         if self._where is None:
             return rows
-        found = self._where[rows]
-        if (found < 0).any():
-            absent = [self.samples.keys[row] for row in rows[found < 0][:3]]
+        located = self._where[rows]
+        if (located < 0).any():
+            absent = [self.samples.keys[row] for row in rows[located < 0][:3]]
             raise MismatchError(
-                f"{int((found < 0).sum())} of the samples or mix partners asked for are not in "
+                f"{int((located < 0).sum())} of the samples or mix partners asked for are not in "
                 "this part of "
                 f"{self.dataset.name}, the first: {absent}"
             )
-        return found
+        return located
 
     def _draws(self, rows: Rows, views: NDArray[np.int64]) -> Draws:
         return Draws(self._words[rows], views, self.seed)
@@ -245,19 +245,19 @@ class ViewPlan:
     ) -> _Drawn:
         sizes = sizes_of(self._locate(rows))
         draws = self._draws(rows, views)
-        own = self.augmentation.draw(draws, sizes)
+        image = self.augmentation.draw(draws, sizes)
         if not isinstance(self.augmentation, Mix):
-            return _Drawn(own, {}, {})
+            return _Drawn(image, {}, {})
         after = self.augmentation.output_sizes(sizes)
         mix = self.augmentation.draw_mix(draws, after, len(self))
         partner = mix["partner"]
         theirs = sizes_of(self._locate(partner))
-        return _Drawn(own, mix, self.augmentation.draw(self._draws(partner, views), theirs))
+        return _Drawn(image, mix, self.augmentation.draw(self._draws(partner, views), theirs))
 
     def _batch(
         self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source
     ) -> ImageBatch:
-        images = source.apply(self.augmentation, self._locate(rows), drawn.own)
+        images = source.apply(self.augmentation, self._locate(rows), drawn.image)
         labels = torch.from_numpy(self.samples.labels[rows])
         if not isinstance(self.augmentation, Mix):
             return ImageBatch(rows, views, images, labels)

@@ -35,7 +35,7 @@ _HOMES = {
     "dump": "kdcache.dumping.dump",
     "load_dataset": "kdcache.data.loading",
     "load_teacher": "kdcache.teachers.load",
-    "make_augmentation": "kdcache.views.plan",
+    "make_augmentation": "kdcache.augment.specs",
     "open_store": "kdcache_stores",
     "train": "kdcache.training.preparation",
 }

@@ -118,7 +118,7 @@ class Preprocessing:
             raise UsageError(f"preprocessing: {error}; found {dict(fields)}") from None
 
     @classmethod
-    def measured(cls, images: Tensor, size: int | None = None) -> Preprocessing:
+    def measured(cls, images: Tensor) -> Preprocessing:
         """Mean and std of each channel over uint8 images (N, C, H, W), rounded to 4 digits.
 
         Raises:
@@ -132,7 +132,7 @@ class Preprocessing:
         stds = [max(s - m * m, 0.0) ** 0.5 for m, s in zip(means, squares, strict=True)]
         if min(stds) < 1e-4:
             raise DataError(f"preprocessing: a channel of the images is constant, stds {stds}")
-        return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds), size)
+        return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds))
 
 
 @lru_cache(maxsize=64)

@@ -38,7 +38,6 @@ class FolderDataset(Dataset):
         keys: Sequence[str],
         labels: NDArray[np.int64],
         class_names: Sequence[str],
-        flip: bool = True,
     ) -> None:
         super().__init__(
             name,
@@ -47,7 +46,6 @@ class FolderDataset(Dataset):
             labels=labels,
             classes=len(class_names),
             class_names=class_names,
-            flip=flip,
         )
         self.folder = folder
 

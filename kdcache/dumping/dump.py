@@ -31,8 +31,6 @@ from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError, Shard, StoreWriter, UsageError
 from kdcache_stores.read.prefetch import prefetched
 
-__all__ = ["DumpObserver", "Dumped", "Target", "Targets", "dump"]
-
 AHEAD = 4
 """Batches that wait augmented for the teachers."""
 DESCRIBED = 1024

@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 
 from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
 from kdcache.augment.mix import Mix
-from kdcache.augment.specs import from_description, make_augmentation
+from kdcache.augment.specs import from_description
 from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.philox import Draws, key_words, split_seed
-from kdcache.views.batches import ImageBatch, grouped, make_batches
+from kdcache.views.batches import ImageBatch, grouped
 from kdcache.views.loader import load
 from kdcache.views.sources import Decoded, Resident, Source, header_sizes
 from kdcache_stores import Plan, Samples
 from kdcache_stores.errors import MismatchError, UsageError
-
-__all__ = ["ImageBatch", "ViewPlan", "make_augmentation", "make_batches"]
 
 #: Parameters are drawn for this many views at a time: small batches share the cost of a draw.
 _DRAW = 8192
@@ -84,11 +82,6 @@ class ViewPlan:
     def views(self) -> int | None:
         """The number of views where the augmentation fixes it, e.g. `exhaustive`; else None."""
         return self.augmentation.views
-
-    @property
-    def reordered(self) -> bool:
-        """Whether samples had to be looked up by key: another order, or more files than planned."""
-        return self._where is not None
 
     @property
     def dataset_rows(self) -> Rows:

@@ -91,7 +91,7 @@ def _write(path: Path, content: str | bytes) -> None:
 
 def render(title: str, intro: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:
     """The page as text."""
-    css = files("kdcache.report.building").joinpath("page.css").read_text(encoding="utf-8")
+    css = files("kdcache.report").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<a href="#part-{i}">{escape(s.title)}</a>' for i, s in enumerate(sections))
     missing = ""
     if left_out:

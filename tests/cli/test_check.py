@@ -186,5 +186,5 @@ def test_a_remote_store_is_not_pulled_twice(
         assert done.code == 0, done.err
     read = shards(server)
     assert len(read) == len(set(read)) == 2  # one shard of each of the two views
-    assert ("were not judged" in done.err) == (size == "0")
+    assert ("were not checked" in done.err) == (size == "0")
     assert "[alpha]" in done.err

@@ -107,7 +107,7 @@ class Ranks:
         dist.all_gather_into_tensor(received, sent)
         parts = [replace(self, rank=rank).part(total) for rank in range(self.world)]
         rows = [received[i * most :][: p.stop - p.start] for i, p in enumerate(parts)]
-        columns = torch.split(torch.cat(rows), [one.shape[1] for one in flat], 1)
+        columns = torch.split(torch.cat(rows), [part.shape[1] for part in flat], 1)
         return [
             column.clone(memory_format=torch.contiguous_format)
             .view(tensor.dtype)

@@ -126,7 +126,7 @@ class Run:
         if not differ:
             return
         # What others follow from comes first: another method has other settings of its own.
-        first = next((key for key in _TELLING if key in differ), differ[0])
+        first = next((key for key in _FIRST_NAMED if key in differ), differ[0])
         more = f" and {len(differ) - 1} more differ" if len(differ) > 1 else ""
         begun = (self.path / CHECKPOINT).exists()
         instead = "" if begun else "; it has not finished an epoch, so you may also delete it"
@@ -216,7 +216,7 @@ class Run:
 
 
 # What to name first where a run's configuration differs.
-_TELLING = ("objective.method", "data.name", "model.name", "data.fingerprint")
+_FIRST_NAMED = ("objective.method", "data.name", "model.name", "data.fingerprint")
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
 _FREE_ON_RESUME = {"kdcache", "data.root", "training.device", "training.threads"}

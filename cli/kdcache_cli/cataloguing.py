@@ -20,41 +20,41 @@ def ls(place: str, as_json: bool, quiet: bool) -> None:
     from kdcache_stores.objects.urls import redact
     from kdcache_stores.share.store_list import list_stores
 
-    found = list_stores(place)
-    emit([item.to_dict() for item in found], as_json)
+    stores = list_stores(place)
+    emit([item.to_dict() for item in stores], as_json)
     if quiet or as_json:
         return
-    if not found:
+    if not stores:
         say(f"no stores under {redact(place)}")
     columns = ("store", "dataset", "classes", "views", "teacher", "top-1", "encoding", "size", "")
-    for plan, items in groupby(found, key=lambda item: item.summary.get("plan", "")):
+    for plan, items in groupby(stores, key=lambda item: item.summary.get("plan", "")):
         title = f"plan {str(plan)[:12]}" if plan else "cannot be opened"
         shown = table(title, columns, [row(item) for item in items])
         shown.columns[0].no_wrap = True
-        shown.columns[0].min_width = max(len(item.name) for item in found)
+        shown.columns[0].min_width = max(len(item.name) for item in stores)
         console.print(shown)
 
 
 def row(item: Any) -> list[str]:
     """One store in the list."""
-    found = item.summary
+    summary = item.summary
     if item.problem is not None:
         return [item.name, *[""] * 7, item.problem]
     views = "?"
-    if "views" in found:
-        first = found["first_view"]
-        views = f"{first}:{first + found['views']}" if first else str(found["views"])
-    top1 = found.get("top1")
+    if "views" in summary:
+        first = summary["first_view"]
+        views = f"{first}:{first + summary['views']}" if first else str(summary["views"])
+    top1 = summary.get("top1")
     return [
         item.name,
-        f"{found['dataset']} {found['split']}",
-        str(found["classes"]),
+        f"{summary['dataset']} {summary['split']}",
+        str(summary["classes"]),
         views,
-        found["teacher"],
+        summary["teacher"],
         "" if top1 is None else percent(top1),
-        encoding_text(found["encoding"]),
-        size(found["nbytes"]) if "nbytes" in found else "?",
-        "sealed" if found["sealed"] else "unfinished",
+        encoding_text(summary["encoding"]),
+        size(summary["nbytes"]) if "nbytes" in summary else "?",
+        "sealed" if summary["sealed"] else "unfinished",
     ]
 
 
@@ -67,21 +67,22 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     from kdcache_stores import open_store
     from kdcache_stores.share.compare import compare_stores
 
-    with open_store(a) as one, open_store(b) as other:
-        found = compare_stores(one, other)
-    emit(found.to_dict(), as_json)
+    with open_store(a) as first, open_store(b) as other:
+        comparison = compare_stores(first, other)
+    emit(comparison.to_dict(), as_json)
     silent = quiet or as_json
-    code = 0 if found.same_content else 1
+    code = 0 if comparison.same_content else 1
     for name in ("plan", "teacher", "encoding", "head"):
-        same = getattr(found, f"same_{name}")
+        same = getattr(comparison, f"same_{name}")
         say(f"{name}: {'the same' if same else 'differs'}", silent)
-    for name, left, right in found.differences:
+    for name, left, right in comparison.differences:
         say(f"  {name}: {left!r} and {right!r}", silent)
-    say(f"views: {len(found.equal_views)} equal, {len(found.differing_views)} differ, "
-        f"{len(found.only_a)} only in the first, {len(found.only_b)} only in the second", silent)  # fmt: skip
-    for name, reason in found.not_compared.items():
+    say(f"views: {len(comparison.equal_views)} equal, {len(comparison.differing_views)} differ, "
+        f"{len(comparison.only_a)} only in the first, {len(comparison.only_b)} only in the second",
+        silent)  # fmt: skip
+    for name, reason in comparison.not_compared.items():
         say(f"{'fields' if name == '*' else name} not compared: {reason}", silent)
-    if found.field_differences and not silent:
+    if comparison.field_differences and not silent:
         rows = [
             (
                 str(d.view),
@@ -91,7 +92,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
                 "" if d.kl_worst is None else f"{d.kl_worst:.3g}",
                 "" if d.top1_agreement is None else percent(d.top1_agreement),
             )
-            for d in found.field_differences
+            for d in comparison.field_differences
         ]
         columns = ("view", "field", "squared error", "KL(A, B) mean", "worst", "same top-1")
         console.print(table("views that differ (relative error; nats)", columns, rows))

@@ -1,4 +1,4 @@
-"""check: stores, settings and runs judged."""
+"""check: stores, settings and runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check(
     It is silent where all is well. A sample of the logits is read, some thousand rows of a few views.
     """
     from kdcache.checks.check import Check
-    from kdcache.checks.check import check as judge
+    from kdcache.checks.check import check as run_checks
 
     settings["stores"] = stores
     settings["device"] = options.resolve_device(settings["device"])
@@ -71,16 +71,16 @@ def check(
             raise click.UsageError(f"--run takes its settings from the run: leave out {flags}.")
         asked = Check.of_run(run, stores, **_texts(mine))
     elif not stores:
-        raise click.UsageError("give the STORES to judge, or a --run.")
+        raise click.UsageError("give the STORES to check, or a --run.")
     else:
         asked = _asked(settings, recipe, given)
-    found = judge(asked)
-    emit({"findings": [finding.to_dict() for finding in found]}, as_json)
-    for finding in found:
+    findings = run_checks(asked)
+    emit({"findings": [finding.to_dict() for finding in findings]}, as_json)
+    for finding in findings:
         say(f"warning: {finding}", as_json)
-    if not found:
+    if not findings:
         say("nothing to warn of", quiet or as_json)
-    return 1 if strict and found else 0
+    return 1 if strict and findings else 0
 
 
 def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any:
@@ -88,9 +88,9 @@ def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any
     from kdcache.methods.config import ObjectiveConfig
 
     if recipe:
-        # Of the optimization only the number of epochs is judged.
-        found = from_recipe(recipe, settings)
-        settings |= {name: value for name, value in found.items() if name in settings}
+        # Of the optimization only the number of epochs is checked.
+        recipe_options = from_recipe(recipe, settings)
+        settings |= {name: value for name, value in recipe_options.items() if name in settings}
     named = settings["method"] is not None
     loss = {*ObjectiveConfig.flags(), "biased_std", "reverse_kl", "teacher_weights"}
     if not named and (alone := sorted(given & loss)):

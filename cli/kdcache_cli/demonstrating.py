@@ -35,11 +35,11 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
         with progress(silent, "") as bars:
             step.run(Bar(bars) if step.title == "store" else Bars(bars, step.title))
         say(f"$ {step.command}", silent)
-    found = results(out)
-    emit(found, as_json)
+    comparison = results(out)
+    emit(comparison, as_json)
     if silent:
         return
-    base = found["rows"][0]["top1_mean"]
+    base = comparison["rows"][0]["top1_mean"]
     rows = [
         (
             row["method"],
@@ -48,8 +48,10 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
             f"{row['seconds_per_epoch']:.3f}",
             f"{row['teacher_forwards']}",
         )
-        for row in found["rows"]
+        for row in comparison["rows"]
     ]
     columns = ("method", "test accuracy", "vs ce", "s/epoch", "teacher forwards")
     console.print(table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows))
-    say(f"store: {found['store']}\nruns:  {out}/*  (the commands above repeat each step by hand)")
+    say(
+        f"store: {comparison['store']}\nruns:  {out}/*  (the commands above repeat each step by hand)"
+    )

@@ -35,8 +35,8 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], sil
     """The estimate, for people."""
     for target in targets:
         if target.clean_top1:
-            found = ", ".join(f"{name} {percent(v)}" for name, v in target.clean_top1.items())
-            say(f"{target.teacher.architecture}: top-1 on clean images: {found}", silent)
+            accuracies = ", ".join(f"{name} {percent(v)}" for name, v in target.clean_top1.items())
+            say(f"{target.teacher.architecture}: top-1 on clean images: {accuracies}", silent)
     if cost.stored:
         say(f"{cost.stored:,} rows are stored already and are not forwarded again", silent)
     if not cost.rows:
@@ -144,10 +144,10 @@ def _words(given: dict[str, Any], paths: bool) -> list[str]:
             value = None if value == ("logits",) else ",".join(value)
         values = value if isinstance(value, tuple) else (value,)
         flag = max(param.opts, key=len)
-        for one in values:
-            if one is None or one is False or (isinstance(one, Path) and not paths):
+        for word in values:
+            if word is None or word is False or (isinstance(word, Path) and not paths):
                 continue
-            words += [flag] if one is True else [flag, str(one)]
+            words += [flag] if word is True else [flag, str(word)]
     return words
 
 

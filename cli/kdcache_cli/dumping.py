@@ -185,12 +185,12 @@ def dump_teacher(
             lambda: estimate(plan, bare, views, ranks=ranks.world, epochs=given["epochs"],
                              students=given["students"], **shared)
         )  # fmt: skip
-        judged, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
+        tested, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
         clean = ranks.on_first(
-            lambda: [clean_top1(t, judged, given["allow_untrained"], side) for t, _ in pairs]
+            lambda: [clean_top1(t, tested, given["allow_untrained"], side) for t, _ in pairs]
         )
         targets = [
-            Target(t, out, found or None) for (t, out), found in zip(pairs, clean, strict=True)
+            Target(t, out, top1 or None) for (t, out), top1 in zip(pairs, clean, strict=True)
         ]
         dump_page.before(targets, cost, given, silent)
         if given["dry_run"]:
@@ -248,7 +248,7 @@ def _plan(given: dict[str, Any], device: str, silent: bool) -> tuple[Dataset, Vi
             name, given["split"], root, download, augment, seed or 0, views, given["skip_bad"]
         )
         return plan.dataset, plan, views
-    plan, there = stored_plan(given["plan_from"], *where, augment, seed, given["skip_bad"])
+    plan, stored = stored_plan(given["plan_from"], *where, augment, seed, given["skip_bad"])
     with open_store(given["plan_from"]) as store:
         say(str(replay.check(plan, store, device)), silent)
-    return plan.dataset, plan, views or there
+    return plan.dataset, plan, views or stored

@@ -53,7 +53,7 @@ def evaluate(
 ) -> None:
     """Accuracy, calibration and cost of MODEL: a run, or a model's name with --weights.
 
-    With --store (of the same split) also how closely it says what the teacher said.
+    With --store (of the same split) also how closely its predictions follow the teacher's.
     """
     import torch
 
@@ -70,7 +70,7 @@ def evaluate(
     preprocessing = None
     if any(spec.partition("@")[0] in MODELS for spec in (model, teacher or "")):
         preprocessing = normalisation(load_dataset(dataset, "train", data_root, download))
-    found = measure(
+    result = measure(
         model,
         data,
         weights=weights,
@@ -83,24 +83,24 @@ def evaluate(
         workers=workers,
         allow_code=allow_code,
     )
-    emit(found, as_json)
+    emit(result, as_json)
     if quiet or as_json:
         return
-    columns = [found, *([found["teacher"]] if teacher else [])]
+    columns = [result, *([result["teacher"]] if teacher else [])]
     rows = [(name, *(show(column) for column in columns)) for name, show in _LINES.items()]
     titles = ("", *(column["architecture"] for column in columns))
     console.print(table(f"{data.name} {split}, {len(data):,} samples", titles, rows))
-    say(f"temperature fitted on: {found['temperature_fitted_on']}")
+    say(f"temperature fitted on: {result['temperature_fitted_on']}")
     if store:
-        said = found["agreement"]
+        agreement = result["agreement"]
         lines = [
-            ("same top-1", percent(said["top1_agreement"])),
-            ("KL(teacher | student), nats", f"{said['kl']:.4f}"),
-            ("the same of Z-scores at tau=2", f"{said['kl_standardized']:.4f}"),
-            ("rank correlation over classes", f"{said['rank_correlation']:.4f}"),
-            ("std of logits, student / teacher", f"{said['std_ratio']:.4f}"),
+            ("same top-1", percent(agreement["top1_agreement"])),
+            ("KL(teacher | student), nats", f"{agreement['kl']:.4f}"),
+            ("the same of Z-scores at tau=2", f"{agreement['kl_standardized']:.4f}"),
+            ("rank correlation over classes", f"{agreement['rank_correlation']:.4f}"),
+            ("std of logits, student / teacher", f"{agreement['std_ratio']:.4f}"),
         ]
-        title = f"agreement with {store} ({said['views']} views of {said['samples']:,} samples)"
+        title = f"agreement with {store} ({agreement['views']} views of {agreement['samples']:,} samples)"
         console.print(table(title, ("", ""), lines))
 
 

@@ -139,16 +139,16 @@ def verify(
         report = verify(
             opened, progress=lambda done, total: bars.update(task, completed=done, total=total)
         )
-    found = report.to_dict()
+    result = report.to_dict()
     if teacher and dataset and report.ok:
-        found["teacher"] = recomputed(store, teacher, dataset, data_root, augment, device, rows)
-    emit(found, as_json)
+        result["teacher"] = recomputed(store, teacher, dataset, data_root, augment, device, rows)
+    emit(result, as_json)
     for note in report.notes:
         say(f"note: {note}", quiet or as_json)
     if report.ok:
         say(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
             f"written\ncontent digest {report.digest}", quiet or as_json)  # fmt: skip
-        return say_recomputed(found["teacher"], quiet, as_json) if teacher else 0
+        return say_recomputed(result["teacher"], quiet, as_json) if teacher else 0
     for problem in report.problems:
         say(f"damaged: {problem.message}", as_json)
     if report.rewrite:
@@ -178,19 +178,19 @@ def recomputed(
         return recheck(store, plan, model, rows, device=where).to_dict()
 
 
-def say_recomputed(found: dict[str, Any], quiet: bool, as_json: bool) -> int:
+def say_recomputed(result: dict[str, Any], quiet: bool, as_json: bool) -> int:
     """The outcome for people, and the exit code."""
-    for problem in found["problems"]:
+    for problem in result["problems"]:
         say(f"not this teacher's outputs: {problem}", as_json)
-    if found["ok"]:
+    if result["ok"]:
         names = {"logits": ("kl_t1_mean", "KL")}
         texts = []
-        for field, measured in found["measured"].items():
+        for field, measured in result["measured"].items():
             key, words = names.get(field, ("error", "squared error"))
             texts.append(
                 f"{field}: {words} {measured[key]:.2g} on average, the dump measured "
-                f"{found['recorded'][field][key]:.2g}"
+                f"{result['recorded'][field][key]:.2g}"
             )
-        say(f"{found['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
+        say(f"{result['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
             quiet or as_json)  # fmt: skip
-    return 0 if found["ok"] else 1
+    return 0 if result["ok"] else 1

@@ -39,36 +39,38 @@ def bench(
     device = options.resolve_device("cuda" if gpu else "cpu")
     silent = quiet or as_json
     scale = QUICK if quick else GPU if gpu else CPU
-    found = measure(scale, device, store, lambda section: say(f"measuring {section} ...", silent))
+    result = measure(scale, device, store, lambda section: say(f"measuring {section} ...", silent))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    emit(found, as_json)
+        out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    emit(result, as_json)
     if silent:
         return
-    where, versions = found["machine"], found["versions"]
+    where, versions = result["machine"], result["versions"]
     say(f"{where['gpu'] or where['processor']}, {where['cores']} cores, torch {versions['torch']}, "
         f"kdcache {versions['kdcache']}; load before {where['load_before'] or 0:.1f}")  # fmt: skip
     claims = [
         (claim["what"], f"{claim['median']:.2f}", f"{claim['p25']:.2f} to {claim['p75']:.2f}",
          str(claim["rounds"]))
-        for claim in found["claims"]
+        for claim in result["claims"]
     ]  # fmt: skip
     console.print(table("ratios, side by side", ("", "median", "quartiles", "rounds"), claims))
-    for claim in found["claims"]:
+    for claim in result["claims"]:
         say(f"{claim['what']}: {claim['about']}")
     encodings = [
-        (one["encoding"], f"{one['bytes_per_row']:.1f}", f"{one['kl_t1_mean']:.1e}",
-         f"{one['kl_t4_mean']:.1e}", f"{one['kl_z_mean']:.1e}", percent(one["top1_agreement"]),
-         f"{one['rows_per_second'] / 1e6:.2f}")
-        for one in found["encodings"]["table"]
+        (row["encoding"], f"{row['bytes_per_row']:.1f}", f"{row['kl_t1_mean']:.1e}",
+         f"{row['kl_t4_mean']:.1e}", f"{row['kl_z_mean']:.1e}", percent(row["top1_agreement"]),
+         f"{row['rows_per_second'] / 1e6:.2f}")
+        for row in result["encodings"]["table"]
     ]  # fmt: skip
     columns = ("", "bytes a row", "KL T=1", "KL T=4", "KL Z, tau=2", "same top-1", "M rows/s")
-    console.print(table(f"encodings, on {found['encodings']['logits']} logits", columns, encodings))
+    console.print(
+        table(f"encodings, on {result['encodings']['logits']} logits", columns, encodings)
+    )
     memory = [
-        (f"{one['factor']}x", size(one["store_bytes"]), size(one["write_bytes"]),
-         size(one["read_bytes"]))
-        for one in found["memory"]
+        (f"{row['factor']}x", size(row["store_bytes"]), size(row["write_bytes"]),
+         size(row["read_bytes"]))
+        for row in result["memory"]
     ]  # fmt: skip
     title = "peak memory beyond the process, as a store grows"
     console.print(table(title, ("", "store", "to write", "to stream"), memory))

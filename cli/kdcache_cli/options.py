@@ -182,10 +182,10 @@ def resolve_device(name: str) -> str:
     from kdcache_stores.errors import UsageError
 
     if name == "auto":
-        found = (
+        accelerator = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         )
-        return found.type if found else "cpu"
+        return accelerator.type if accelerator else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -212,20 +212,20 @@ def deal(settings: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
 
 def method_options() -> list[Decorator]:
     """The options of single methods, --METHOD-OPTION, from their records."""
-    found: list[Decorator] = []
+    decorators: list[Decorator] = []
     for method in METHODS.values():
         for option in method.options:
             default = _text(option.default)
             if option.standardized is not None:
                 default += f"; {_text(option.standardized)} with --standardize"
-            found.append(
+            decorators.append(
                 click.option(
                     f"--{method.flag(option).replace('_', '-')}",
                     type=type(option.default),
                     help=f"{method.name}: {option.help} [default: {default}].",
                 )
             )
-    return found
+    return decorators
 
 
 def _text(value: float | str) -> str:
@@ -320,15 +320,15 @@ def preprocessings(given: dict[str, Any], count: int) -> list[Any]:
 
     names = each("--normalize", given["normalizations"], count)
     means, stds = (each(f"--{key}", given[f"{key}s"], count) for key in ("mean", "std"))
-    found: list[Any] = []
+    chosen: list[Any] = []
     for name, mean, std in zip(names, means, stds, strict=True):
         if (mean is None) != (std is None) or (name and mean):
             raise click.UsageError("give --normalize NAME, or --mean and --std together.")
         if name and name not in PREPROCESSINGS:
             raise UnknownName("normalization", name, PREPROCESSINGS)
         numbers = mean and Preprocessing(_numbers(mean), _numbers(std))
-        found.append(PREPROCESSINGS[name] if name else numbers)
-    return found
+        chosen.append(PREPROCESSINGS[name] if name else numbers)
+    return chosen
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -99,8 +99,8 @@ def cache(clear: bool, as_json: bool, quiet: bool) -> None:
     """Show or clear the local cache of remote stores."""
     from kdcache_stores.objects.cache import ObjectCache
 
-    found = ObjectCache()
-    state = found.clear() if clear else found.state()
+    store_cache = ObjectCache()
+    state = store_cache.clear() if clear else store_cache.state()
     emit({**asdict(state), "cleared": clear}, as_json)
     say(
         f"{state.folder}: {state.objects} objects, {size(state.nbytes)} of {size(state.limit)}"

@@ -196,10 +196,10 @@ def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     if settings["stores"]:
         with open_store(settings["stores"][0]) as store:
             teacher = store.teacher.architecture
-    found = resolve(name, settings["model"], teacher)
-    found["milestones"] = tuple(found["milestones"])
+    recipe_options = resolve(name, settings["model"], teacher)
+    recipe_options["milestones"] = tuple(recipe_options["milestones"])
     source = click.get_current_context().get_parameter_source
-    given = {key for key in found if source(key) is ParameterSource.COMMANDLINE}
+    given = {key for key in recipe_options if source(key) is ParameterSource.COMMANDLINE}
     if settings["alpha"] is not None:  # short for both weights
         given |= {"ce_weight", "kd_weight"}
-    return {key: value for key, value in found.items() if key not in given}
+    return {key: value for key, value in recipe_options.items() if key not in given}

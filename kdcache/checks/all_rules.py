@@ -1,6 +1,6 @@
-"""Judgement: what will likely go wrong with a distillation, before its first step, with reason and remedy.
+"""Checks: what will likely go wrong with a distillation, before its first step, with reason and remedy.
 
-    findings = judge(Case(stores=[store], objective=ObjectiveConfig(method="kd"), epochs=240))
+    findings = run_rules(Case(stores=[store], objective=ObjectiveConfig(method="kd"), epochs=240))
 
 Each rule is a function of a `Case` that yields `Finding`s; it is silent about what it cannot know. `RULES`
 is all of them.
@@ -48,11 +48,13 @@ OF_STORES: tuple[Rule, ...] = (
 RULES: tuple[Rule, ...] = OF_SETTINGS + OF_STORES
 
 
-def judge(case: Case, rules: Sequence[Rule] = RULES) -> list[Finding]:
+def run_rules(case: Case, rules: Sequence[Rule] = RULES) -> list[Finding]:
     """Everything that the rules find, in their order.
 
     Raises:
         StoreError: what was read of a store is not what was written.
     """
-    taught = bool(case.stores) and case.loss.record.needs_teacher
-    return [finding for rule in rules if rule in OF_SETTINGS or taught for finding in rule(case)]
+    reads_teachers = bool(case.stores) and case.loss.record.needs_teacher
+    return [
+        finding for rule in rules if rule in OF_SETTINGS or reads_teachers for finding in rule(case)
+    ]

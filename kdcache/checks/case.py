@@ -1,4 +1,4 @@
-"""What is judged: a loss, the stores that it reads, the samples that it reads them for."""
+"""What is checked: a loss, the stores that it reads, the samples that it reads them for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Case:
 
     Attributes:
         stores: of one plan; empty where the training reads no logits.
-        objective: the loss; None judges the stores as for plain KD.
+        objective: the loss; None checks the stores as for plain KD.
         labels: int64, of the student's samples, -1 where unlabelled; None: those of the stores' rows.
         rows: int64, rows of the stores that the student trains on; None: all.
         views: numbers of the stored views that it reads, in order; None: all.

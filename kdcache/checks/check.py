@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Fit, read_baseline
 from kdcache.checks.finding import Finding
@@ -28,7 +28,7 @@ from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_s
 
 @dataclass(frozen=True)
 class Check:
-    """What to judge; every part of it but the stores may be unknown.
+    """What to check; every part of it but the stores may be unknown.
 
     Attributes:
         stores: paths of stores of one view plan.
@@ -40,7 +40,7 @@ class Check:
         student: name of its model; a baseline must be of it.
         baseline: a finished run of the student by cross-entropy.
         teacher: as `load_teacher` takes it; tried with other preprocessing than the first store's.
-        run: a finished run of a student, whose end is judged too.
+        run: a finished run of a student, whose end is checked too.
     """
 
     stores: tuple[str, ...]
@@ -79,8 +79,8 @@ class Check:
         data, training = config["data"], config["training"]
         paths = tuple(stores) or tuple(config.get("store_paths", ()))
         if not paths or "stores" not in config:
-            raise UsageError(f"{run} was trained without a store: there is nothing to judge it by")
-        found = cls(
+            raise UsageError(f"{run} was trained without a store: there is nothing to check it by")
+        check = cls(
             stores=paths,
             objective=ObjectiveConfig.from_dict(config["objective"]),
             epochs=training["epochs"],
@@ -94,7 +94,7 @@ class Check:
             student=config["model"]["name"],
             run=str(run),
         )
-        return replace(found, **{k: v for k, v in options.items() if v is not None})
+        return replace(check, **{k: v for k, v in options.items() if v is not None})
 
 
 def check(asked: Check) -> list[Finding]:
@@ -108,8 +108,8 @@ def check(asked: Check) -> list[Finding]:
         raise UsageError("a teacher, or a part of the samples, needs the dataset: give --dataset")
     with ExitStack() as opened:
         stores = [opened.enter_context(open_store(path)) for path in asked.stores]
-        judged = [fields["logits"] for fields in join_fields(stores, ("logits",))]
-        case = Case(stores=judged, objective=asked.objective, epochs=asked.epochs)
+        holders = [fields["logits"] for fields in join_fields(stores, ("logits",))]
+        case = Case(stores=holders, objective=asked.objective, epochs=asked.epochs)
         fingerprint = None
         if asked.dataset is None:
             case = replace(case, views=case.used[: asked.views])
@@ -132,7 +132,7 @@ def check(asked: Check) -> list[Finding]:
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
             if asked.teacher:
-                case = replace(case, trials=_trials(asked, judged[0], data))
+                case = replace(case, trials=_trials(asked, holders[0], data))
         if asked.baseline:
             wanted = {"model.name": asked.student, "data.fingerprint": fingerprint}
             known = {name: value for name, value in wanted.items() if value is not None}
@@ -140,7 +140,7 @@ def check(asked: Check) -> list[Finding]:
         if asked.run:
             _require_stores_of(asked.run, stores)
             case = replace(case, fit=Fit.of_run(asked.run))
-        return judge(case)
+        return run_rules(case)
 
 
 def _require_stores_of(run: str, stores: Sequence[Store]) -> None:

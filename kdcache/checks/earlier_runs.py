@@ -46,10 +46,10 @@ def read_baseline(path: str | os.PathLike[str], wanted: Mapping[str, Any]) -> Ba
             "the student's own training by labels alone."
         )
     for name, value in wanted.items():
-        found = _entry(config, name)
-        if found != value:
+        entry = _entry(config, name)
+        if entry != value:
             raise MismatchError(
-                f"--baseline {path}: expected a run with {name} = {value!r}, found {found!r}. Give "
+                f"--baseline {path}: expected a run with {name} = {value!r}, found {entry!r}. Give "
                 "the student's own training by labels alone."
             )
     return Baseline(Path(path), float(summary["last_top1"]))
@@ -61,16 +61,16 @@ def baseline_beside(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> B
     Looks into the neighbouring folders alone, `MOST_NEIGHBOURS` of them at most.
     """
     parent = Path(out).resolve().parent
-    found: list[Baseline] = []
+    baselines: list[Baseline] = []
     if not parent.is_dir():
         return None
     for folder in sorted(parent.iterdir())[:MOST_NEIGHBOURS]:
         try:
             if folder.is_dir() and is_run(folder) and (folder / SUMMARY).is_file():
-                found.append(read_baseline(folder, wanted))
+                baselines.append(read_baseline(folder, wanted))
         except (DataError, MismatchError, KeyError, OSError):
             continue  # another kind of run, or none of ours: nothing was promised of it
-    return max(found, key=lambda baseline: baseline.top1, default=None)
+    return max(baselines, key=lambda baseline: baseline.top1, default=None)
 
 
 def _entry(config: Mapping[str, Any], name: str) -> Any:

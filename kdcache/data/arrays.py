@@ -38,8 +38,8 @@ def arrays(file: str, split: str) -> Dataset:
         )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
-            found = loaded.files
-            alone = split in ("train", "test") and not {"x_test", "y_test"} & set(found)
+            entries = loaded.files
+            alone = split in ("train", "test") and not {"x_test", "y_test"} & set(entries)
             wanted, split = split, "train" if alone else split
             content = {
                 name: loaded[name]
@@ -53,7 +53,7 @@ def arrays(file: str, split: str) -> Dataset:
         content.setdefault(f"y_{split}", np.full(count, -1, dtype=np.int64))
     absent = [name for name in (f"x_{split}", f"y_{split}") if name not in content]
     if absent:
-        raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(found)}")
+        raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(entries)}")
     images = channels_first(content[f"x_{split}"], f"x_{split} of {path}")
     labels = content[f"y_{split}"]
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":

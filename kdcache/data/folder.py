@@ -136,10 +136,10 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
     """
     name = name or f"folder:{path.resolve().name}"
     folder = _split_folder(path, split)
-    found = _class_names(folder)
+    folders = _class_names(folder)
     train = path / "train"
-    names = _class_names(train) if train.is_dir() and folder != train else found
-    unknown = [label for label in found if label not in names]
+    names = _class_names(train) if train.is_dir() and folder != train else folders
+    unknown = [label for label in folders if label not in names]
     if unknown:
         raise DataError(
             f"{folder} has classes that {train} does not have: {unknown[:5]}"
@@ -150,12 +150,12 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
             f"{folder} must hold a sub-folder per class, at least two; found {names or 'none'}"
         )
     number = {label: index for index, label in enumerate(names)}
-    keys = [f"{label}/{file}" for label in found for file in _files(folder / label)]
+    keys = [f"{label}/{file}" for label in folders for file in _files(folder / label)]
     if not keys:
         raise DataError(
-            f"{folder} holds {len(found)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"
+            f"{folder} holds {len(folders)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"
         )
-    empty = sorted(set(found) - {key.split("/", 1)[0] for key in keys})
+    empty = sorted(set(folders) - {key.split("/", 1)[0] for key in keys})
     if empty and split == "train":
         raise DataError(
             f"{folder} has folders without an image ({', '.join(IMG_EXTENSIONS)}): {empty[:5]}"
@@ -193,11 +193,11 @@ def _class_names(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> list[str]:
     """Paths of the images under a folder, relative to it, sorted; hidden ones are left out."""
-    found = []
+    paths = []
     for base, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inner = os.path.relpath(base, folder).replace(os.sep, "/")
         prefix = "" if inner == "." else inner + "/"
         images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
-        found += [prefix + file for file in images if not file.startswith(".")]
-    return sorted(found)
+        paths += [prefix + file for file in images if not file.startswith(".")]
+    return sorted(paths)

@@ -71,9 +71,9 @@ class MapDataset(Dataset):
                 f"{where} cannot be decoded ({type(error).__name__}: {error})"
             ) from error
         if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3):
-            found = getattr(image, "dtype", type(image).__name__)
+            kind = getattr(image, "dtype", type(image).__name__)
             raise DataError(
-                f"{where} must be a Pillow image or a uint8 tensor (C, H, W), found {found} "
+                f"{where} must be a Pillow image or a uint8 tensor (C, H, W), found {kind} "
                 f"{tuple(getattr(image, 'shape', ()))}"
             )
         return image
@@ -143,18 +143,18 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
     try:
         with _offline(unless=download):
             cache = str(root / "huggingface")
-            found = datasets.load_dataset(repository, config or None, cache_dir=cache)
+            splits = datasets.load_dataset(repository, config or None, cache_dir=cache)
     except (OSError, ValueError, RuntimeError) as error:
         advice = "" if download else "; add --download to fetch it from the hub"
         raise DataError(
             f"hf:{name} was looked for in {root / 'huggingface'}: {error}{advice}"
         ) from error
-    alone = "train" in found and not any(s in found for s in _HF_SPLITS["test"])
+    alone = "train" in splits and not any(s in splits for s in _HF_SPLITS["test"])
     wanted = "train" if alone else split
-    chosen = next((s for s in _HF_SPLITS[wanted] if s in found), None)
+    chosen = next((s for s in _HF_SPLITS[wanted] if s in splits), None)
     if chosen is None:
-        raise DataError(f"hf:{name} has the splits {sorted(found)}, none of {_HF_SPLITS[wanted]}")
-    table = found[chosen]
+        raise DataError(f"hf:{name} has the splits {sorted(splits)}, none of {_HF_SPLITS[wanted]}")
+    table = splits[chosen]
     image = _feature(name, table, datasets.Image)
     label = _feature(name, table, datasets.ClassLabel)
     names = table.features[label].names

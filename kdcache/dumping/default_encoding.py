@@ -42,12 +42,12 @@ def choose_encodings(
 
 
 def _default(field: str, begun: Sequence[Mapping[str, str]], views: int) -> str:
-    there = {encodings[field] for encodings in begun if field in encodings}
-    if len(there) > 1:
+    existing = {encodings[field] for encodings in begun if field in encodings}
+    if len(existing) > 1:
         raise UsageError(
-            f"{field} of the stores is encoded as {', '.join(sorted(there))}: dump into one of them "
+            f"{field} of the stores is encoded as {', '.join(sorted(existing))}: dump into one of them "
             "at a time"
         )
-    if there:
-        return there.pop()
+    if existing:
+        return existing.pop()
     return "compact:2.5e-5" if field == "logits" and views >= MANY_VIEWS else "float16"

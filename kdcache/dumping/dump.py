@@ -278,7 +278,11 @@ def _finish(
                 "more rows of that shard. Nothing of the shard was stored. Try --precision float32, "
                 "and check the teacher's weights."
             )
-    probes = [p for one in probed for p in replay.measure(plan, one.rows, shard.view, one.images)]
+    probes = [
+        p
+        for probe_views in probed
+        for p in replay.measure(plan, probe_views.rows, shard.view, probe_views.images)
+    ]
     nbytes = job.writer.write(shard, values, probes=probes)
     if "logits" in values:
         labels = plan.samples.labels[shard.start : shard.stop]

@@ -132,16 +132,16 @@ def _shape(teacher: Teacher, field: str) -> tuple[int, ...]:
 
 
 def _require_same_fields(target: Target) -> None:
-    there, asked = begun_encodings(target.path), target.teacher.fields
-    if there and there.keys() != set(asked):
-        lacking = [name for name in asked if name not in there]
+    existing, asked = begun_encodings(target.path), target.teacher.fields
+    if existing and existing.keys() != set(asked):
+        lacking = [name for name in asked if name not in existing]
         advice = (
             f"Dump --fields {','.join(lacking)} to another --out: a training that is given both stores "
             "joins their fields"
             if lacking
-            else f"Go on with --fields {','.join(there)}, or choose another --out"
+            else f"Go on with --fields {','.join(existing)}, or choose another --out"
         )
         raise MismatchError(
-            f"{target.path} holds the fields {', '.join(there)} of each view, this dump gives "
+            f"{target.path} holds the fields {', '.join(existing)} of each view, this dump gives "
             f"{', '.join(asked)}: the fields of a store are fixed. {advice}"
         )

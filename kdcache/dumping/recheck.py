@@ -142,22 +142,22 @@ def recheck(
         )
         comparisons[name] = _compare(name, live, stored, recorded[name])
     problems = _weights(store, teacher)
-    for name, found in comparisons.items():
-        problems += found.problems(name, store.teacher.precision)
-    name, found = max(comparisons.items(), key=lambda item: item[1].furthest.max())
-    row = int(found.furthest.argmax())
+    for name, comparison in comparisons.items():
+        problems += comparison.problems(name, store.teacher.precision)
+    name, comparison = max(comparisons.items(), key=lambda item: item[1].furthest.max())
+    row = int(comparison.furthest.argmax())
     worst = {
         "key": plan.samples.keys[int(where[row])],
         "row": int(where[row]),
         "view": int(views[row]),
         "field": name,
-        "difference": float(found.furthest[row]),
+        "difference": float(comparison.furthest[row]),
     }
     return Recheck(
         count,
         problems,
-        {name: found.measured for name, found in comparisons.items()},
-        {name: found.recorded for name, found in comparisons.items()},
+        {name: comparison.measured for name, comparison in comparisons.items()},
+        {name: comparison.recorded for name, comparison in comparisons.items()},
         worst,
     )
 

@@ -1,4 +1,4 @@
-"""What a dump is asked for: teachers made ready, judged on clean images, each with its store."""
+"""What a dump is asked for: teachers made ready, tested on clean images, each with its store."""
 
 from __future__ import annotations
 
@@ -212,15 +212,15 @@ def labelled_splits(
     skip_bad: bool = False,
 ) -> dict[str, Dataset]:
     """The training and test split of a dataset, as far as they are there; `data` is one split."""
-    found = {}
+    splits = {}
     for split in ("train", "test"):
         try:
-            found[split] = (
+            splits[split] = (
                 data if data.split == split else load_dataset(name, split, root, download, skip_bad)
             )
         except DataError:
             continue
-    return found
+    return splits
 
 
 def clean_top1(
@@ -228,7 +228,7 @@ def clean_top1(
 ) -> dict[str, float]:
     """Top-1 on a sample of the clean images of each split, by its name; unlabelled ones are left out.
 
-    The teacher is judged on all of them together: a test split may be too small to tell.
+    The teacher is tested on all of them together: a test split may be too small to tell.
 
     Args:
         size: side of the central crop of images that differ in size: that of the views.

@@ -25,8 +25,8 @@ def loss_class(method: Method) -> type[Loss]:
     """The loss that a method's record names."""
     assert method.loss is not None
     module, _, name = method.loss.partition(":")
-    found: type[Loss] = getattr(import_module(module), name)
-    return found
+    loss: type[Loss] = getattr(import_module(module), name)
+    return loss
 
 
 class Objective(nn.Module):
@@ -171,18 +171,18 @@ class Objective(nn.Module):
             raise UsageError(
                 f"{self._name()} needs the outputs of at least one teacher, found none"
             )
-        found = []
+        targets = []
         for number, teacher in enumerate(teachers):
             whose = f"teacher {number} (counted from 0)"
             outputs = self._fields(teacher, self.method.teacher_fields, whose)
-            found.append({field: output.detach() for field, output in outputs.items()})
+            targets.append({field: output.detach() for field, output in outputs.items()})
             shape = student["logits"].shape
             if "logits" in outputs and outputs["logits"].shape != shape:
                 raise DataError(
                     f"expected logits of {whose} of the student's shape {tuple(shape)}, found "
                     f"{tuple(outputs['logits'].shape)}"
                 )
-        return found
+        return targets
 
     def _check_batch(self, logits: Tensor, teachers: int, labels: Tensor, mix: Mix | None) -> None:
         expected = 3 if self.needs_pair else 2

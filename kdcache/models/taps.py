@@ -133,7 +133,7 @@ def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict
                 "and a field has one shape for every view: pad or pool them in the module"
             )
         if not isinstance(values, Tensor) or values.ndim < 2 or len(values) != rows:
-            found = (
+            linear = (
                 f"shape {tuple(values.shape)}"
                 if isinstance(values, Tensor)
                 else type(values).__name__
@@ -141,7 +141,7 @@ def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict
             expected = "(B, K)" if name == "logits" else "(B, ...)"
             raise DataError(
                 f"teacher {who}: expected {name} {expected}, a row for each of B = {rows} views, found "
-                f"{found}"
+                f"{linear}"
             )
         outputs[name] = values.float()
     return outputs

@@ -145,10 +145,10 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
     others = [name for name, entry in content.items() if _is_state(entry)]
     if len(others) == 1:
         return dict(content[others[0]])
-    found = ", ".join(map(str, content)) or "nothing"
+    content_text = ", ".join(map(str, content)) or "nothing"
     raise DataError(
         f"weights {path}: expected a state dict (names and tensors), at the top or under "
-        f"{', '.join(NESTS)}; found: {found}"
+        f"{', '.join(NESTS)}; found: {content_text}"
         + (f", of which {', '.join(others)} are state dicts" if others else "")
     )
 
@@ -226,8 +226,8 @@ def _class_count(
         return []
     if set(expected) - set(state) or set(state) - set(expected):
         return []
-    wanted, found = expected[differ[0]].shape[0], state[differ[0]].shape[0]
-    return [f"they are for {found} classes, {wanted} are wanted (layer {last})"]
+    wanted, stored = expected[differ[0]].shape[0], state[differ[0]].shape[0]
+    return [f"they are for {stored} classes, {wanted} are wanted (layer {last})"]
 
 
 def _shape(tensor: Tensor) -> str:

@@ -108,32 +108,34 @@ def by_group(
     groups: Sequence[Group], dataset: Dataset, device: str, workers: int, left_out: list[str]
 ) -> dict[str, dict[int, TestLogits]]:
     """Group's label -> seed -> logits, of every finished run; what cannot be had goes to ``left_out``."""
-    found: dict[str, dict[int, TestLogits]] = {}
+    by_label: dict[str, dict[int, TestLogits]] = {}
     for group in groups:
         for run in group.runs:
             try:
-                found.setdefault(group.label, {})[run.seed] = run_logits(
+                by_label.setdefault(group.label, {})[run.seed] = run_logits(
                     run, group.label, dataset, device, workers
                 )
             except KDCacheError as error:
                 left_out.append(f"Test logits of {run.path.name}: {error}")
-    return {label: runs for label, runs in found.items() if runs}
+    return {label: runs for label, runs in by_label.items() if runs}
 
 
 def calibrated(
-    groups: Sequence[Group], said: dict[str, dict[int, TestLogits]]
+    groups: Sequence[Group], predictions: dict[str, dict[int, TestLogits]]
 ) -> dict[str, dict[int, dict[str, float]]]:
     """NLL and ECE at the temperature that fits the test split best, for runs that do not say it.
 
     Group's label -> seed -> `kdcache.evaluation.calibration`.
     """
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    by_label: dict[str, dict[int, dict[str, float]]] = {}
     for group in groups:
         known = group.values("calibrated_ece")
-        for seed, one in said.get(group.label, {}).items():
-            if seed not in known and (one.labels >= 0).any():
-                found.setdefault(group.label, {})[seed] = calibration(one.logits, one.labels)
-    return found
+        for seed, prediction in predictions.get(group.label, {}).items():
+            if seed not in known and (prediction.labels >= 0).any():
+                by_label.setdefault(group.label, {})[seed] = calibration(
+                    prediction.logits, prediction.labels
+                )
+    return by_label
 
 
 def class_means(logits: Tensor, labels: Tensor) -> np.ndarray:

@@ -90,7 +90,7 @@ def survey(store: Store, budget: float = BUDGET, few_views: int = FEW_VIEWS) -> 
         top1={view: hits[view] / labelled for view in views} if labelled else {},
         class_hits=class_hits,
         class_rows=class_rows,
-        statistics={name: np.concatenate(found) for name, found in parts.items()},
+        statistics={name: np.concatenate(chunks) for name, chunks in parts.items()},
         variation=np.concatenate(variation),
     )
 

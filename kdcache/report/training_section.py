@@ -68,13 +68,13 @@ def training_section(
 
 def _warnings(groups: Sequence[Group]) -> list[str]:
     """What the runs were warned of, once per group."""
-    found = {
+    measured = {
         f"{group.label}: {warning['message']} Remedy: {warning['remedy']}": None
         for group in groups
         for run in group.runs
         for warning in (run.summary or {}).get("warnings", [])
     }
-    return list(found)
+    return list(measured)
 
 
 def _any(groups: Sequence[Group], name: str) -> bool:
@@ -83,11 +83,11 @@ def _any(groups: Sequence[Group], name: str) -> bool:
 
 def series(group: Group, name: str) -> np.ndarray | None:
     """An entry of the metrics over epochs and seeds, float64 (epochs that all seeds have, seeds)."""
-    found = [[r[name] for r in run.metrics if name in r] for run in group.runs]
-    epochs = min(len(values) for values in found)
+    curves = [[r[name] for r in run.metrics if name in r] for run in group.runs]
+    epochs = min(len(values) for values in curves)
     if not epochs:
         return None
-    return np.array([values[:epochs] for values in found], np.float64).T
+    return np.array([values[:epochs] for values in curves], np.float64).T
 
 
 def curve(groups: Sequence[Group], name: str) -> Figure:
@@ -151,13 +151,13 @@ def final_accuracy(groups: Sequence[Group]) -> Figure:
         for place, (index, _, values) in enumerate(reversed(shown)):
             colour = look(index)["color"]
             points = [100 * value for value in values.values()]
-            found = Spread.of(points)
-            assert found is not None
-            if found.n > 1:
-                axes.errorbar(found.mean, place, xerr=found.std, color=colour, capsize=4)
+            spread = Spread.of(points)
+            assert spread is not None
+            if spread.n > 1:
+                axes.errorbar(spread.mean, place, xerr=spread.std, color=colour, capsize=4)
             axes.plot(points, [place] * len(points), "o", color=colour, alpha=0.5, markersize=5,
                       markeredgewidth=0)  # fmt: skip
-            axes.plot(found.mean, place, "|", color=INK, markersize=16, markeredgewidth=2)
+            axes.plot(spread.mean, place, "|", color=INK, markersize=16, markeredgewidth=2)
         axes.set_yticks(range(len(shown)), [group.label for _, group, _ in reversed(shown)])
         axes.set(xlabel="top-1 after the last epoch, %", ylim=(-0.6, len(shown) - 0.4))
         axes.grid(visible=False, axis="y")
@@ -181,12 +181,16 @@ def results(
     """The table of groups, best first; the CSV with every run; and notes on how to read it."""
 
     def values_of(group: Group, name: str) -> dict[int, float]:
-        extra = {s: one[name] for s, one in calibrated.get(group.label, {}).items() if name in one}
+        extra = {
+            s: figures[name]
+            for s, figures in calibrated.get(group.label, {}).items()
+            if name in figures
+        }
         return extra | group.values(name)
 
     def order(group: Group) -> float:
-        found = Spread.of(group.values("last_top1").values())
-        return -found.mean if found else math.inf
+        spread = Spread.of(group.values("last_top1").values())
+        return -spread.mean if spread else math.inf
 
     everyone = [*groups, *([teacher] if teacher else [])]
     ranked = sorted(everyone, key=order)
@@ -241,11 +245,11 @@ def results(
 
 
 def _cell(values: dict[int, float], factor: float, digits: int) -> str:
-    found = Spread.of(value * factor for value in values.values())
-    if found is None:
+    spread = Spread.of(value * factor for value in values.values())
+    if spread is None:
         return "–"
-    mean = f"{found.mean:,.{digits}f}"
-    return mean if math.isnan(found.std) or digits == 0 else f"{mean} ± {found.std:.{digits}f}"
+    mean = f"{spread.mean:,.{digits}f}"
+    return mean if math.isnan(spread.std) or digits == 0 else f"{mean} ± {spread.std:.{digits}f}"
 
 
 def _gap(gap: Difference | None, baseline: Group | None, group: Group) -> str:

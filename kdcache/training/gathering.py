@@ -35,10 +35,10 @@ def gather_batch(
     for values in student.values():
         values.register_hook(lambda gradient: gradient * ranks.world)  # type: ignore[no-untyped-call]
     mix = batch.mix or ()
-    taught = [values for teacher in batch.teachers for values in teacher.values()]
+    fields = [values for teacher in batch.teachers for values in teacher.values()]
     gathered = iter(
         ranks.gather(
-            [*student.values(), batch.labels, batch.keys, batch.views, *taught, *mix], batch.total
+            [*student.values(), batch.labels, batch.keys, batch.views, *fields, *mix], batch.total
         )
     )
     own = ranks.part(batch.total)

@@ -117,12 +117,12 @@ class Loop:
         last = samples % size or size
         if last // self.ranks.world > 1 or self.objective.needs_pair:
             return
-        one = torch.zeros(
+        image = torch.zeros(
             1, self.preprocessing.channels, self.height, self.size, device=self.device
         )
         try:
             with torch.no_grad():
-                copy.deepcopy(self.model).train()(one)
+                copy.deepcopy(self.model).train()(image)
         except ValueError as error:
             raise UsageError(
                 f"{samples} samples in batches of {size} end with a batch that gives a process a single "
@@ -211,7 +211,7 @@ class Loop:
             images = images.flatten(0, 1)
         if self.teachers:
             outputs = [teacher(images) for teacher in self.teachers]
-            batch = replace(batch, teachers=tuple(_paired(one, pairs) for one in outputs))
+            batch = replace(batch, teachers=tuple(_paired(output, pairs) for output in outputs))
             self.teacher_forwards += batch.total * (2 if pairs else 1) * len(self.teachers)
         inputs = self.preprocessing(images)
         if training.channels_last:
@@ -262,13 +262,13 @@ class Loop:
 
         mine = rows[self.ranks.part(len(rows))]
         size = self.height, self.size
-        found = clean_logits(network, dataset, mine, size, self.device, self.training.workers)
-        logits, labels = self.ranks.gather(found, len(rows))
+        outputs = clean_logits(network, dataset, mine, size, self.device, self.training.workers)
+        logits, labels = self.ranks.gather(outputs, len(rows))
         return logits, labels
 
     def _test(self) -> dict[str, float]:
-        found = scores(*self._clean_logits(self.testset))
-        record = {f"test_{name}": value for name, value in found.items()}
+        test = scores(*self._clean_logits(self.testset))
+        record = {f"test_{name}": value for name, value in test.items()}
         if len(self.held_out):
             record["val_top1"] = scores(*self._clean_logits(self.views.dataset, self.held_out))[
                 "top1"

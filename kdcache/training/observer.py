@@ -18,7 +18,7 @@ class TrainingObserver(Protocol):
         """An epoch ended with this record of ``metrics.jsonl``."""
 
 
-class Silent:
+class Unobserved:
     """Watches nothing."""
 
     def note(self, text: str) -> None:

@@ -20,7 +20,7 @@ from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers import Teacher, load_teacher
 from kdcache.training.loop import Loop
-from kdcache.training.observer import Silent, TrainingObserver
+from kdcache.training.observer import TrainingObserver, Unobserved
 from kdcache.training.preflight import Preflight
 from kdcache.training.settings import Training
 from kdcache.training.tensorboard import TensorBoard
@@ -87,7 +87,7 @@ def prepared(
     root = Path(training.data_root) if training.data_root else None
     with ExitStack() as opened:
         ranks, device = opened.enter_context(join(training.device))
-        watch = watch or Silent() if ranks.is_first else Silent()
+        watch = watch or Unobserved() if ranks.is_first else Unobserved()
         if tensorboard and ranks.is_first:
             watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
         how = root, training.download, training.skip_bad, training.workers

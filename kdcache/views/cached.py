@@ -216,11 +216,11 @@ class CachedViews:
 
     def _join(self, rows: Rows, subset: bool) -> Rows:
         """The plan's rows of some rows of the dataset."""
-        there = np.flatnonzero(self.plan.dataset_rows >= 0)
+        present = np.flatnonzero(self.plan.dataset_rows >= 0)
         plan_rows = np.full(len(self.dataset), -1, np.int64)
-        plan_rows[self.plan.dataset_rows[there]] = there
-        found = plan_rows[rows]
-        missing = rows[found < 0]
+        plan_rows[self.plan.dataset_rows[present]] = present
+        places = plan_rows[rows]
+        missing = rows[places < 0]
         self.left_out = len(missing)
         if len(missing) == len(rows) or (len(missing) and not subset):
             keys = [self.dataset.keys[row] for row in missing]
@@ -236,7 +236,7 @@ class CachedViews:
                 f"{self.stores[0].where}, the first: {keys[:3]}. {why}Give the store of this dataset, or "
                 "--subset to train on the samples that it has."
             )
-        return found[found >= 0]
+        return places[places >= 0]
 
     def _require_partners(self) -> None:
         """Refuse stored mixes that bring in images and labels of samples that are not used."""

@@ -261,15 +261,15 @@ class ViewPlan:
         """Rows of the dataset for rows of the plan."""
         if self._where is None:
             return rows
-        found = self._where[rows]
-        if (found < 0).any():
-            absent = [self.samples.keys[row] for row in rows[found < 0][:3]]
+        rows_here = self._where[rows]
+        if (rows_here < 0).any():
+            absent = [self.samples.keys[row] for row in rows[rows_here < 0][:3]]
             raise MismatchError(
-                f"{int((found < 0).sum())} of the samples or mix partners asked for are not in "
+                f"{int((rows_here < 0).sum())} of the samples or mix partners asked for are not in "
                 "this part of "
                 f"{self.dataset.name}, the first: {absent}"
             )
-        return found
+        return rows_here
 
     def _draws(self, rows: Rows, views: NDArray[np.int64]) -> Draws:
         return Draws(self._words[rows], views, self.seed)

@@ -124,22 +124,22 @@ def check(plan: ViewPlan, store: Store, device: str | torch.device = "cpu") -> R
     batches = [(rows, views)]
     if plan.dataset.images is None:  # decode one by one: no size must fit another
         batches = [(rows[i : i + 1], views[i : i + 1]) for i in range(count)]
-    found = [
+    computed = [
         probe
         for batch in plan.stream(batches, device)
         for row, view, image in zip(batch.rows, batch.views, batch.images, strict=True)
         for probe in measure(plan, [row], int(view), image[None])
     ]
-    return compare(plan, store, chosen, found)
+    return compare(plan, store, chosen, computed)
 
 
-def compare(plan: ViewPlan, store: Store, stored: list[Probe], found: list[Probe]) -> Replayed:
+def compare(plan: ViewPlan, store: Store, stored: list[Probe], computed: list[Probe]) -> Replayed:
     """Judge recomputed probes against the stored ones; see the module."""
     changes = _changes(store.provenance)
-    equal = [then.sha256 == now.sha256 for then, now in zip(stored, found, strict=True)]
+    equal = [then.sha256 == now.sha256 for then, now in zip(stored, computed, strict=True)]
     total = worst = entries = 0
     far = []
-    for then, now in zip(stored, found, strict=True):
+    for then, now in zip(stored, computed, strict=True):
         a, b = (np.frombuffer(probe.coarse, np.uint8).astype(np.int64) for probe in (then, now))
         if a.shape != b.shape:
             raise _refused(plan, store, changes, equal, [then], "the views have another shape")
@@ -165,14 +165,14 @@ def _refused(
     what: str,
 ) -> MismatchError:
     causes = []
-    here, there = plan.to_store(), store.plan
-    if here.augmentation != there.augmentation:
-        causes.append(f"augmentation: {there.augmentation} then, {here.augmentation} now")
-    if here.seed != there.seed:
-        causes.append(f"seed: {there.seed} then, {here.seed} now")
-    if here.fingerprint != there.fingerprint:
+    here, theirs = plan.to_store(), store.plan
+    if here.augmentation != theirs.augmentation:
+        causes.append(f"augmentation: {theirs.augmentation} then, {here.augmentation} now")
+    if here.seed != theirs.seed:
+        causes.append(f"seed: {theirs.seed} then, {here.seed} now")
+    if here.fingerprint != theirs.fingerprint:
         causes.append(
-            f"dataset: fingerprint {there.fingerprint[:16]} then, {here.fingerprint[:16]} now"
+            f"dataset: fingerprint {theirs.fingerprint[:16]} then, {here.fingerprint[:16]} now"
         )
     if not causes:
         keys = [plan.samples.keys[probe.row] for probe in far[:3]]

@@ -35,14 +35,14 @@ def class_prior(case: Case) -> Iterator[Finding]:
     if not own.sum() or not whole.sum():
         return
     p, q = own / own.sum(), whole / whole.sum()
-    distance, there = float(np.abs(p - q).sum() / 2), q > 0
-    statistic = own.sum() * float(((p - q)[there] ** 2 / q[there]).sum())
-    by_chance = chi2.sf(statistic, max(int(there.sum()) - 1, 1)) > SIGNIFICANCE
+    distance, labelled = float(np.abs(p - q).sum() / 2), q > 0
+    statistic = own.sum() * float(((p - q)[labelled] ** 2 / q[labelled]).sum())
+    by_chance = chi2.sf(statistic, max(int(labelled.sum()) - 1, 1)) > SIGNIFICANCE
     if distance <= PRIOR or by_chance:
         return
-    absent = int((there & (own == 0)).sum())
+    absent = int((labelled & (own == 0)).sum())
     most = int(np.abs(p - q).argmax())
-    gone = f", {absent} of {int(there.sum())} classes are absent" if absent else ""
+    gone = f", {absent} of {int(labelled.sum())} classes are absent" if absent else ""
     yield Finding(
         "class-prior",
         f"The classes of the student's {len(labels)} samples are not as frequent as in the store: "

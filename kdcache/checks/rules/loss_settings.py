@@ -50,27 +50,29 @@ ELSEWHERE = (
 
 def setting(objective: ObjectiveConfig) -> Setting:
     """The setting of a configuration, its defaults filled in."""
-    found = objective.resolved()
-    assert found.ce_weight is not None
-    assert found.kd_weight is not None
-    standardized = bool(found.standardize)
-    return Setting(found.method, standardized, found.ce_weight, found.kd_weight, found.temperature)
+    resolved = objective.resolved()
+    assert resolved.ce_weight is not None
+    assert resolved.kd_weight is not None
+    standardized = bool(resolved.standardize)
+    return Setting(
+        resolved.method, standardized, resolved.ce_weight, resolved.kd_weight, resolved.temperature
+    )
 
 
 @lru_cache(maxsize=1)
 def published() -> frozenset[Setting]:
     """Every setting that never warns."""
-    found = set(ELSEWHERE)
+    settings = set(ELSEWHERE)
     for name, method in METHODS.items():
-        found.add(setting(ObjectiveConfig(method=name)))
+        settings.add(setting(ObjectiveConfig(method=name)))
         if method.standardized:
-            found.add(setting(ObjectiveConfig(method=name, standardize="unbiased")))
+            settings.add(setting(ObjectiveConfig(method=name, standardize="unbiased")))
     for name in recipes.names():
         dataset, _, _ = name.partition("/")
         pairs = [pair.split(">") for pair in recipes.load(dataset).get("pair", {})]
         for teacher, student in [("", ""), *pairs]:
-            found.add(_of_recipe(recipes.resolve(name, student, teacher)))
-    return frozenset(found)
+            settings.add(_of_recipe(recipes.resolve(name, student, teacher)))
+    return frozenset(settings)
 
 
 def _of_recipe(options: Mapping[str, Any]) -> Setting:

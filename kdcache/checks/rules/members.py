@@ -55,12 +55,12 @@ def alike(case: Case) -> Iterator[Finding]:
     if len(case.stores) < 2:
         return
     pairs = list(combinations(range(len(case.stores)), 2))
-    found = [correlation(case.sample.logits[a], case.sample.logits[b]) for a, b in pairs]
-    if min(found) <= ALIKE:
+    correlations = [correlation(case.sample.logits[a], case.sample.logits[b]) for a, b in pairs]
+    if min(correlations) <= ALIKE:
         return
     yield Finding(
         "alike",
-        f"The {len(case.stores)} teachers are alike: their logits correlate by {min(found):.4f} "
+        f"The {len(case.stores)} teachers are alike: their logits correlate by {min(correlations):.4f} "
         "over the classes of a sample. Nothing is gained over one of them.",
         "a single --store, or teachers of another seed or architecture.",
     )

@@ -53,8 +53,8 @@ def confident_targets(case: Case) -> Iterator[Finding]:
     if temperature is None:
         return
     teachers = case.tensors()
-    found = entropy([scaled(z, temperature, loss.standardize) for z in teachers])
-    if found >= ENTROPY:
+    nats = entropy([scaled(z, temperature, loss.standardize) for z in teachers])
+    if nats >= ENTROPY:
         return
     softer = [t for t in (2.0, 3.0, 4.0, 5.0) if t > temperature]
     enough = [t for t in softer if entropy([scaled(z, t, False) for z in teachers]) >= ENTROPY]
@@ -62,7 +62,7 @@ def confident_targets(case: Case) -> Iterator[Finding]:
     sign = "tau" if loss.standardize else "T"
     yield Finding(
         "certain-targets",
-        f"The targets have an entropy of {found:.2g} nats on average at {sign} = {temperature:g}: the "
+        f"The targets have an entropy of {nats:.2g} nats on average at {sign} = {temperature:g}: the "
         "teacher is so confident of the training samples that its targets are their labels, with little "
         "of what the classes have in common.",
         f"{hotter}--standardize." if not loss.standardize else "a higher --temperature.",
@@ -71,5 +71,5 @@ def confident_targets(case: Case) -> Iterator[Finding]:
 
 def entropy(targets: Sequence[Tensor]) -> float:
     """Mean entropy of softmax over rows and teachers, nats; each (N, K), divided by T already."""
-    logs = [one.log_softmax(-1) for one in targets]
-    return float(torch.stack([-(one.exp() * one).sum(-1).mean() for one in logs]).mean())
+    logs = [log.log_softmax(-1) for log in targets]
+    return float(torch.stack([-(log.exp() * log).sum(-1).mean() for log in logs]).mean())

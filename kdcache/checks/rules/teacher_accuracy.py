@@ -126,9 +126,9 @@ def teacher_against_baseline(case: Case) -> Iterator[Finding]:
 
 def teacher_asked_wrongly(case: Case) -> Iterator[Finding]:
     """Another normalisation, size or channel order with which the live teacher is clearly better."""
-    if case.trials is None or (found := case.trials.better()) is None:
+    if case.trials is None or (better := case.trials.better()) is None:
         return
-    change, remedy, top1 = found
+    change, remedy, top1 = better
     yield Finding(
         "preprocessing",
         f"{name(case.first)} has a top-1 of {percent(float(case.trials.right.mean()))} on "

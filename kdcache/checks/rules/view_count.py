@@ -80,22 +80,22 @@ def few_views(case: Case) -> Iterator[Finding]:
     views = len(case.used)
     if case.epochs is None or case.epochs <= views or _all_there_are(case):
         return
-    found = variances(case)
-    if found is None and views == 1 and len(case.sample.rows) > 1:
+    spread = variances(case)
+    if spread is None and views == 1 and len(case.sample.rows) > 1:
         yield Finding(
             "few-views",
             f"A single view of a sample is seen {case.epochs} times: the student learns its pixels and "
             "targets by heart. How much targets change from view to view cannot be told from one.",
             f"{_get(case, 4)}, or more.",
         )
-    if found is None or found.uncovered(views) <= UNCOVERED:
+    if spread is None or spread.uncovered(views) <= UNCOVERED:
         return
     yield Finding(
         "few-views",
-        f"{_views(views)} of a sample are {percent(found.uncovered(views))} off the mean of all its views "
+        f"{_views(views)} of a sample are {percent(spread.uncovered(views))} off the mean of all its views "
         f"(variance over views, divided by {views}, beside that between samples), and each is seen "
         f"{case.epochs / views:.0f} times in {case.epochs} epochs: the student learns these views by heart.",
-        _more(case, found),
+        _more(case, spread),
     )
 
 
@@ -115,14 +115,14 @@ def fit(case: Case) -> Iterator[Finding]:
             else "a larger student, or a smaller teacher; a higher --lr if the loss hardly moved.",
         )  # fmt: skip
     elif left < PERFECT and case.fit.epochs > views and not _all_there_are(case):
-        found = variances(case)
-        if found is not None and found.uncovered(views) > UNCOVERED:
+        spread = variances(case)
+        if spread is not None and spread.uncovered(views) > UNCOVERED:
             yield Finding(
                 "learned-by-heart",
                 f"The student is {percent(1 - left)} of the way to its targets, having seen each of "
                 f"{_views(views).lower()} {case.fit.epochs / views:.0f} times; the views that are not "
-                f"stored differ from these by {percent(found.uncovered(views))} of what there is to learn.",
-                _more(case, found),
+                f"stored differ from these by {percent(spread.uncovered(views))} of what there is to learn.",
+                _more(case, spread),
             )
 
 
@@ -135,14 +135,16 @@ def _views(count: int) -> str:
     return "A single view" if count == 1 else f"{count} views"
 
 
-def _more(case: Case, found: Variances) -> str:
-    enough = found.enough()
-    return f"{_get(case, enough)}: {enough} views bring that to {percent(found.uncovered(enough))}."
+def _more(case: Case, spread: Variances) -> str:
+    enough = spread.enough()
+    return (
+        f"{_get(case, enough)}: {enough} views bring that to {percent(spread.uncovered(enough))}."
+    )
 
 
 def _get(case: Case, views: int) -> str:
     """How to get so many views: they are stored, or a dump adds what is missing."""
-    there = min(store.n_views for store in case.stores)
+    stored = min(store.n_views for store in case.stores)
     return (
-        f"--views {views}, which are stored" if there >= views else f"dump-teacher --views {views}"
+        f"--views {views}, which are stored" if stored >= views else f"dump-teacher --views {views}"
     )

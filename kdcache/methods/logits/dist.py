@@ -62,8 +62,8 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     logits (to first order softmax(v/T) varies by std(v)/T of its mean): divided by that instead, so
     the correlation goes to 0 with the deviation, with the gradient of a row that varies by its mean.
     """
-    (a, one), (b, other) = centred(a), centred(b)
-    return (a * b).sum(-1) / (one * other + EPSILON)
+    (a, norm), (b, other) = centred(a), centred(b)
+    return (a * b).sum(-1) / (norm * other + EPSILON)
 
 
 def centred(x: Tensor) -> tuple[Tensor, Tensor]:

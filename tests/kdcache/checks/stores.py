@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.methods.config import ObjectiveConfig
 from kdcache_stores import FieldSpec, Plan, Samples, Store, StoreWriter, Teacher, open_store
@@ -74,7 +74,7 @@ def store(path: Path, *, labels: np.ndarray | None = None, **options: Any) -> St
 
 def rules(case: Case) -> list[str]:
     """The names of the rules that speak."""
-    return [finding.rule for finding in judge(case)]
+    return [finding.rule for finding in run_rules(case)]
 
 
 def taught(*stores: Store, **options: Any) -> Case:

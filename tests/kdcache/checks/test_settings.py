@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.table import METHODS
@@ -90,7 +90,7 @@ def test_without_labels_there_is_no_cross_entropy_to_weigh() -> None:
 
 
 def test_a_finding_says_what_why_and_what_to_do() -> None:
-    (finding,) = judge(Case(objective=ObjectiveConfig(temperature=20.0)))
+    (finding,) = run_rules(Case(objective=ObjectiveConfig(temperature=20.0)))
     assert finding.to_dict().keys() == {"rule", "message", "remedy"}
     assert "T = 20 is outside 2 to 5" in finding.message
     assert "--temperature 4" in finding.remedy

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Baseline, Fit
 from kdcache.checks.finding import Finding
@@ -66,7 +66,7 @@ def test_the_commonest_class_is_chance(tmp_path: Path) -> None:
 
 def test_classes_in_another_order_are_named(tmp_path: Path) -> None:
     order = np.random.default_rng(1).permutation(CLASSES)
-    (finding,) = judge(taught(store(tmp_path / "s", shown=order[LABELS])))
+    (finding,) = run_rules(taught(store(tmp_path / "s", shown=order[LABELS])))
     assert finding.rule == "class-order"
     moved = [f"{d} is its {t}" for d, t in enumerate(order) if d != t]
     assert ", ".join(moved[:5]) in finding.message
@@ -128,7 +128,7 @@ def test_a_teacher_that_is_sure(tmp_path: Path, scale: float, expected: list[str
 
 def test_a_temperature_that_helps_is_named(tmp_path: Path) -> None:
     sure = store(tmp_path / "s", scale=10.0, right=1.0, within=0.05)
-    found = judge(taught(sure, temperature=1.0, ce_weight=0.5, kd_weight=0.5))
+    found = run_rules(taught(sure, temperature=1.0, ce_weight=0.5, kd_weight=0.5))
     assert [finding.rule for finding in found] == ["certain-targets"]
     assert "--temperature" in found[0].remedy
     assert rules(taught(sure)) == []
@@ -162,7 +162,7 @@ def test_few_views(tmp_path: Path, within: float, epochs: int, expected: list[st
 
 
 def test_as_many_views_as_it_says_are_enough(tmp_path: Path) -> None:
-    (finding,) = judge(taught(store(tmp_path / "s", within=0.6)))
+    (finding,) = run_rules(taught(store(tmp_path / "s", within=0.6)))
     count = int(finding.remedy.partition("--views ")[2].partition(":")[0])
     assert rules(taught(store(tmp_path / "more", within=0.6, views=count + 1))) == []
     assert rules(taught(store(tmp_path / "less", within=0.6, views=count // 2))) == ["few-views"]
@@ -202,9 +202,9 @@ def test_what_the_end_of_a_training_shows(tmp_path: Path, options: dict[str, obj
 
 def test_views_that_are_stored_need_no_dump(tmp_path: Path) -> None:
     whole = store(tmp_path / "s", within=0.2)  # 4% / V
-    (some,) = judge(taught(whole, views=range(2)))
+    (some,) = run_rules(taught(whole, views=range(2)))
     assert (some.rule, some.remedy[:27]) == ("few-views", "--views 4, which are stored")
-    (one,) = judge(taught(whole, views=range(1)))
+    (one,) = run_rules(taught(whole, views=range(1)))
     assert (one.rule, one.remedy) == ("few-views", "--views 4, which are stored, or more.")
 
 
@@ -299,7 +299,7 @@ def test_only_shards_of_the_students_samples_are_read(
 
     monkeypatch.setattr(whole.source, "load", spy)
     case = taught(whole, rows=np.arange(100, 300), views=range(3), epochs=2)
-    judge(case)
+    run_rules(case)
     shards = {tuple(key.split("/c/")[1].split("/")[:2]) for key in asked if "/c/" in key}
     assert shards == {(str(view), str(shard)) for view in (0, 1) for shard in (1, 2)}
 

@@ -11,7 +11,7 @@ import torch
 from kdcache import train
 from kdcache.runs import read_metrics
 from kdcache.training.explosion import LossWatch
-from kdcache.training.observer import Silent
+from kdcache.training.observer import Unobserved
 from kdcache_stores import TrainingError
 from tests.conftest import Trained
 from tests.kdcache.training.job import training
@@ -83,7 +83,7 @@ def test_a_state_goes_on_where_it_was() -> None:
 WILD = {"epochs": 30, "batch_size": 5, "lr": 60.0, "momentum": 0.0, "lr_schedule": "constant"}
 
 
-class StopIn(Silent):
+class StopIn(Unobserved):
     def __init__(self, epoch: int) -> None:
         self.at = epoch
 

@@ -25,7 +25,7 @@ from kdcache import (
 )
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
 from kdcache.preprocessing import PREPROCESSINGS
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.optim import Optimization
 
 

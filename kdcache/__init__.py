@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from kdcache.dumping.dump import dump
     from kdcache.models.zoo import build_model
     from kdcache.preprocessing import Preprocessing
-    from kdcache.teachers import Teacher, load_teacher
+    from kdcache.teachers.load import load_teacher
+    from kdcache.teachers.teacher import Teacher
     from kdcache.training.preparation import train
     from kdcache.training.settings import Training
     from kdcache.views.cached import CachedViews
@@ -27,14 +28,14 @@ _HOMES = {
     "Store": "kdcache_stores",
     "Preprocessing": "kdcache.preprocessing",
     "StoreWriter": "kdcache_stores",
-    "Teacher": "kdcache.teachers",
+    "Teacher": "kdcache.teachers.teacher",
     "Training": "kdcache.training.settings",
     "ViewPlan": "kdcache.views.plan",
     "build_model": "kdcache.models.zoo",
     "dump": "kdcache.dumping.dump",
     "load_dataset": "kdcache.data.loading",
-    "load_teacher": "kdcache.teachers",
-    "make_augmentation": "kdcache.views.plan",
+    "load_teacher": "kdcache.teachers.load",
+    "make_augmentation": "kdcache.augment.specs",
     "open_store": "kdcache_stores",
     "train": "kdcache.training.preparation",
 }

@@ -21,7 +21,7 @@ from kdcache.dumping.dump import DumpObserver, dump
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.noise import Noise
 from kdcache.runs import read_summary
-from kdcache.teachers import load_teacher
+from kdcache.teachers.load import load_teacher
 from kdcache.training.observer import TrainingObserver
 from kdcache.training.optim import Optimization
 from kdcache.training.preparation import train

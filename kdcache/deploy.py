@@ -74,8 +74,8 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
         expected = packaged(images)
     run = FORMATS[form](packaged, images[:2], model, out)
     # Another number of images than the export saw: a frozen batch size would show.
-    outputs = torch.cat([run(images[:5]), run(images[5:])])
-    difference = (outputs - expected).abs().max().item()
+    logits = torch.cat([run(images[:5]), run(images[5:])])
+    difference = (logits - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
         out.unlink(missing_ok=True)
         raise DataError(
@@ -132,12 +132,12 @@ def _onnx(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Ru
 
 def _safetensors(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
     state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
-    facts = {
+    header = {
         "format": "pt",
         "model": json.dumps(model.config["model"]),
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
     }
-    blob = safetensors.torch.save(state, facts)
+    blob = safetensors.torch.save(state, header)
     write_atomically(out, lambda stream: stream.write(blob))
     network = build(model.config["model"], allow_code=True)  # its code ran when it was loaded
     network.load_state_dict(safetensors.torch.load_file(out))

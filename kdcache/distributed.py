@@ -52,10 +52,11 @@ class Ranks:
         box: list[Any] = [None]
         if not self.is_first:
             dist.broadcast_object_list(box, src=0)
+            result: T
             result, error = box[0]
             if error is not None:
-                raise KDCacheError(f"stopped together with rank 0, which says: {error}")
-            return result  # type: ignore[no-any-return]
+                raise KDCacheError(f"stopped together with rank 0, whose error is: {error}")
+            return result
         try:
             result = function()
         except Exception as error:

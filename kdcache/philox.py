@@ -108,10 +108,6 @@ class Draws:
             raise UsageError("augmentations are nested too deeply: at most 15 parts, 4 levels")
         return replace(self, operation=operation)
 
-    def take(self, chosen: NDArray[Any]) -> Draws:
-        """The draws of some of the pairs (a mask or indices)."""
-        return replace(self, words=self.words[chosen], views=self.views[chosen])
-
     def blocks(self, block: NDArray[np.int64]) -> tuple[Words, Words, Words, Words]:
         """Raw words of the given blocks: `block` is int64 (n,) or (B, n), values in [0, 2^16)."""
         counter = (
@@ -190,9 +186,7 @@ def noise(
     block = torch.arange((count + 3) // 4, device=words.device)
     if len(block) > 1 << 16:
         raise UsageError(f"noise has at most {4 << 16} numbers per sample, asked for {count}")
-    parts = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
-        words[:, :1], words[:, 1:], views[:, None], block
-    )
+    parts = torch.broadcast_tensors(words[:, :1], words[:, 1:], views[:, None], block)
     drawn = philox4x32(parts, split_seed(derive_seed(seed, "noise", *purpose)))
     # The upper 23 bits and a half: exact in float32, never 0 or 1.
     u0, u1, u2, u3 = (((word >> 9).to(torch.float32) + 0.5) * 2.0**-23 for word in drawn)

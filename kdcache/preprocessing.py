@@ -56,6 +56,11 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
 
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        resized = "" if self.size is None else f", resized to {self.size}"
+        return f"mean {mean}, std {std}{resized}"
+
     @property
     def channels(self) -> int:
         """How many channels the model sees."""
@@ -113,7 +118,7 @@ class Preprocessing:
             raise UsageError(f"preprocessing: {error}; found {dict(fields)}") from None
 
     @classmethod
-    def measured(cls, images: Tensor, size: int | None = None) -> Preprocessing:
+    def measured(cls, images: Tensor) -> Preprocessing:
         """Mean and std of each channel over uint8 images (N, C, H, W), rounded to 4 digits.
 
         Raises:
@@ -127,7 +132,7 @@ class Preprocessing:
         stds = [max(s - m * m, 0.0) ** 0.5 for m, s in zip(means, squares, strict=True)]
         if min(stds) < 1e-4:
             raise DataError(f"preprocessing: a channel of the images is constant, stds {stds}")
-        return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds), size)
+        return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds))
 
 
 @lru_cache(maxsize=64)

@@ -126,7 +126,7 @@ class Run:
         if not differ:
             return
         # What others follow from comes first: another method has other settings of its own.
-        first = next((key for key in _FIRST_NAMED if key in differ), differ[0])
+        first = next((key for key in _NAMED_FIRST if key in differ), differ[0])
         more = f" and {len(differ) - 1} more differ" if len(differ) > 1 else ""
         begun = (self.path / CHECKPOINT).exists()
         instead = "" if begun else "; it has not finished an epoch, so you may also delete it"
@@ -216,7 +216,7 @@ class Run:
 
 
 # What to name first where a run's configuration differs.
-_FIRST_NAMED = ("objective.method", "data.name", "model.name", "data.fingerprint")
+_NAMED_FIRST = ("objective.method", "data.name", "model.name", "data.fingerprint")
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
 _FREE_ON_RESUME = {"kdcache", "data.root", "training.device", "training.threads"}
@@ -318,7 +318,7 @@ def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> Ru
     Args:
         path: the run's directory.
         allow_code: import and call the function that the run names, if its network is a user's own
-            (MODULE:FUNCTION). A run is data, so without this a stranger's run starts nobody's code.
+            (MODULE:FUNCTION). A run is data, so without this another's run starts nobody's code.
 
     Raises:
         UsageError: the network is a user's own and ``allow_code`` is off.

@@ -1,8 +1,10 @@
-"""Dependencies point down: cli -> kdcache -> kdcache_stores, and stores know no torch."""
+"""The shape of the code: dependencies point down and never in a circle, folders are small, names are single."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,34 +22,73 @@ FORBIDDEN = {
 }
 
 
+#: Every file of the three packages by the name of its module.
+MODULES = {
+    ".".join((package, *file.relative_to(folder).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): file
+    for package, folder in PACKAGES.items()
+    for file in folder.rglob("*.py")
+}
+MOST_FILES = 14
+
+
 def imports(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    """What a file imports, those for type checkers and those within functions too."""
+    result = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add((node.module or "").partition(".")[0])
-    return found
+            result |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            result |= {name if name in MODULES else str(node.module) for name in names}
+    return result
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_point_down(package: str) -> None:
     files = list(PACKAGES[package].rglob("*.py"))
     assert files
-    wrong = {
-        str(file.relative_to(ROOT)): sorted(imports(file) & FORBIDDEN[package])
-        for file in files
-        if imports(file) & FORBIDDEN[package]
+    roots = {file: {name.partition(".")[0] for name in imports(file)} for file in files}
+    assert {file: names & FORBIDDEN[package] for file, names in roots.items()} == {
+        file: set() for file in files
     }
-    assert wrong == {}
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    graph = {module: imports(file) & MODULES.keys() for module, file in MODULES.items()}
+    assert "kdcache.teachers.teacher" in graph["kdcache.teachers.load"]
+    TopologicalSorter(graph).prepare()  # raises `CycleError`, naming the files
+
+
+def test_package_files_hold_no_code() -> None:
+    code = {
+        module: node.name
+        for module, file in MODULES.items()
+        if file.name == "__init__.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    }
+    assert code == {}
+
+
+def test_no_two_modules_share_a_name() -> None:
+    counts = Counter(file.stem for file in MODULES.values() if not file.stem.startswith("__"))
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_a_folder_is_one_idea() -> None:
+    counts = Counter(file.parent for file in MODULES.values())
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
 
 
 def modules_after(code: str) -> set[str]:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return set(done.stdout.split())
+    return set(process.stdout.split())
 
 
 def test_stores_import_without_torch() -> None:

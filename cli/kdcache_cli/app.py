@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, function = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(f"kdcache_cli.{module}"), function)
+        command: click.Command = getattr(import_module(f"kdcache_cli.commands.{module}"), function)
         return command
 
     def resolve_command(
@@ -96,15 +96,14 @@ def app() -> None:
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every command has: --json, --quiet, --debug."""
+    """The options that every command has: --json, --quiet, --debug. With --json it is quiet too."""
 
     @click.option("--json", "as_json", is_flag=True, help="Results as one JSON document on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no page for people.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)
-    def command(*args: Any, debug: bool, **kwargs: Any) -> Any:
-        click.get_current_context().find_root().obj = {"debug": debug}
-        return function(*args, **kwargs)
+    def command(*args: Any, debug: bool, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
+        return function(*args, as_json=as_json, quiet=quiet or as_json, **kwargs)
 
     return command
 

@@ -9,36 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache_cli.inspecting import page
+from kdcache_cli.commands.inspecting import page
 from kdcache_cli.output import console, emit, percent, say, size, table
 
 if TYPE_CHECKING:
     from kdcache.dumping.dump import Dumped
     from kdcache.dumping.estimate import Estimate
+    from kdcache.dumping.job import PreparedDump
     from kdcache.dumping.opening import Target
-    from kdcache.teachers import Teacher
 
 # Parameters that do not decide what a store holds: they are not recorded in it.
 UNRECORDED = {"part", "dry_run", "as_json", "quiet", "debug", "workers", "threads", "device",
               "repair", "allow_code", "download", "epochs", "students", "teachers", "weights"}  # fmt: skip
 
 
-def preprocessing_text(teacher: Teacher, source: str) -> str:
-    """Which normalisation a teacher gets, and why."""
-    p = teacher.preprocessing
-    resized = "" if p.size is None else f", resized to {p.size}"
-    mean, std = (" ".join(f"{v:g}" for v in values) for values in (p.mean, p.std))
-    return f"{teacher.architecture}: preprocessing {source}: mean {mean}, std {std}{resized}"
-
-
-def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], silent: bool) -> None:
+def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], quiet: bool) -> None:
     """The estimate, for people."""
     for target in targets:
         if target.clean_top1:
-            accuracies = ", ".join(f"{name} {percent(v)}" for name, v in target.clean_top1.items())
-            say(f"{target.teacher.architecture}: top-1 on clean images: {accuracies}", silent)
+            clean = ", ".join(f"{name} {percent(v)}" for name, v in target.clean_top1.items())
+            say(f"{target.teacher.architecture}: top-1 on clean images: {clean}", quiet)
     if cost.stored:
-        say(f"{cost.stored:,} rows are stored already and are not forwarded again", silent)
+        say(f"{cost.stored:,} rows are stored already and are not forwarded again", quiet)
     if not cost.rows:
         return
     saved = cost.online_forwards - cost.forwards
@@ -52,7 +44,7 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], sil
         f"teacher forwards: {cost.forwards:,} once, {gain} than {given['students']} student(s) of "
         f"{given['epochs']} epochs with the teacher in the loop; paid back after "
         f"{cost.break_even_epochs:g} student epoch(s)",
-        silent,
+        quiet,
     )
 
 
@@ -62,26 +54,26 @@ def interrupted() -> str:
 
 
 def after(
-    targets: Sequence[Target],
+    prepared: PreparedDump,
     done: Dumped,
-    cost: Estimate,
     given: dict[str, Any],
     as_json: bool,
-    silent: bool,
+    quiet: bool,
 ) -> None:
     """The final page: a table per store, and the student's command."""
     from kdcache_stores import describe, open_store
 
     stores: list[dict[str, Any]] = []
-    for target in targets:
+    for target in prepared.targets:
         entry: dict[str, Any] = {"store": str(target.path), "clean_top1": target.clean_top1}
         if done.sealed:
             with open_store(target.path) as store:
                 entry["info"] = describe(store)
         stores.append(entry)
     emit({"rows": done.rows, "skipped": done.skipped, "seconds": done.seconds,
-          "sealed": done.sealed, "stores": stores, "estimate": cost.to_dict()}, as_json)  # fmt: skip
-    if silent:
+          "sealed": done.sealed, "stores": stores,
+          "estimate": prepared.estimate.to_dict()}, as_json)  # fmt: skip
+    if quiet:
         return
     speed = f"{done.rows / done.seconds:,.0f} rows/s" if done.rows else "nothing was left to do"
     written = ("rows written", f"{done.rows:,} ({speed}, {duration(done.seconds)})")
@@ -89,7 +81,7 @@ def after(
     if not done.sealed:
         index, parts = given["part"]
         say(f"part {index}/{parts} is done: {written[1]}, {skipped[1]} found finished")
-        for target in targets:
+        for target in prepared.targets:
             say(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
         return
     for entry in stores:
@@ -138,16 +130,16 @@ def _words(given: dict[str, Any], paths: bool) -> list[str]:
         value = given.get(param.name or "")
         if param.name == "part" and value is not None:
             value = None if value == (0, 1) else f"{value[0]}/{value[1]}"
-        if param.name == "encodings" and value is not None:
+        if param.name == "encoding" and value is not None:
             value = tuple(name if f == "logits" else f"{f}={name}" for f, name in value.items())
         if param.name == "fields" and value is not None:
             value = None if value == ("logits",) else ",".join(value)
         values = value if isinstance(value, tuple) else (value,)
         flag = max(param.opts, key=len)
-        for word in values:
-            if word is None or word is False or (isinstance(word, Path) and not paths):
+        for value in values:
+            if value is None or value is False or (isinstance(value, Path) and not paths):
                 continue
-            words += [flag] if word is True else [flag, str(word)]
+            words += [flag] if value is True else [flag, str(value)]
     return words
 
 

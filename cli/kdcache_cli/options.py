@@ -30,14 +30,18 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
+data_root = click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Folder of the datasets [default: `data` in the user's cache folder].",
+)
+
+download = click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
+
 dataset = together(
     click.option("--dataset", required=True, help="Name; see `kdcache list datasets`."),
-    click.option(
-        "--data-root",
-        type=click.Path(path_type=Path),
-        help="Folder of the datasets [default: `data` in the user's cache folder].",
-    ),
-    click.option("--download", is_flag=True, help="Fetch the dataset if it is not there."),
+    data_root,
+    download,
 )
 
 skip_bad = click.option(
@@ -46,13 +50,21 @@ skip_bad = click.option(
     help="Decode every image first and leave out those that cannot be, instead of failing.",
 )
 
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Compute threads on the CPU; 1 is fastest for tiny networks.",
+)
+
+device_alone = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.",
+)
+
 device = together(
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.",
-    ),
+    device_alone,
     click.option(
         "--workers",
         type=click.IntRange(0),
@@ -60,15 +72,43 @@ device = together(
         show_default=True,
         help="Processes that decode image files.",
     ),
+    threads,
+)
+
+val_split = click.option(
+    "--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch."
+)
+
+recipe = together(
+    click.option("--method", help="Name; see `kdcache list methods`. Or a --recipe."),
     click.option(
-        "--threads",
-        type=click.IntRange(1),
-        help="Compute threads on the CPU; 1 is fastest for tiny networks.",
+        "--recipe", help="Published settings, such as cifar100/kd-ls; flags override them."
     ),
 )
 
+samples = together(
+    click.option(
+        "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
+    ),
+    val_split,
+    click.option("--subset", is_flag=True, help="Leave out samples that the store does not have."),
+    click.option(
+        "--views", type=click.IntRange(1), help="Stored views to cycle through [default: all]."
+    ),
+)
+
+epochs = click.option("--epochs", type=click.IntRange(1), default=240, show_default=True)
+
+seed = click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="Of the initial weights, the order of the samples and their choice, and the noise.",
+)
+
 steps = together(
-    click.option("--epochs", type=click.IntRange(1), default=240, show_default=True),
+    epochs,
     click.option(
         "--batch-size",
         type=click.IntRange(1),
@@ -108,13 +148,7 @@ steps = together(
     click.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
     ),
-    click.option(
-        "--seed",
-        type=SEED,
-        default=0,
-        show_default=True,
-        help="Of the initial weights, the order of the samples and their choice, and the noise.",
-    ),
+    seed,
 )
 
 
@@ -171,8 +205,17 @@ run_out = click.option(
 )
 
 
-def resolve_device(name: str) -> str:
-    """ "auto" becomes the GPU if there is one.
+def source(given: dict[str, Any]) -> Any:
+    """The `DatasetSource` that a command's options describe, which are taken out of ``given``."""
+    from kdcache.data.loading import DatasetSource
+
+    names = {"data_root": "root", "download": "download", "skip_bad": "skip_bad"}
+    how = {name: given.pop(option) for option, name in names.items() if option in given}
+    return DatasetSource(given.pop("dataset"), workers=given.get("workers", 0), **how)
+
+
+def resolve_device(name: str, threads: int | None = None) -> str:
+    """The device to compute on, with so many threads if any are asked for: "auto" is the GPU if there is one.
 
     Raises:
         UsageError: a device that this machine does not have.
@@ -181,10 +224,11 @@ def resolve_device(name: str) -> str:
 
     from kdcache_stores.errors import UsageError
 
+    if threads:
+        torch.set_num_threads(threads)
     if name == "auto":
-        accelerator = (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        )
+        here = torch.accelerator.is_available()
+        accelerator = torch.accelerator.current_accelerator() if here else None
         return accelerator.type if accelerator else "cpu"
     try:
         torch.empty(0, device=name)
@@ -212,20 +256,20 @@ def deal(settings: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
 
 def method_options() -> list[Decorator]:
     """The options of single methods, --METHOD-OPTION, from their records."""
-    decorators: list[Decorator] = []
+    flags: list[Decorator] = []
     for method in METHODS.values():
         for option in method.options:
             default = _text(option.default)
             if option.standardized is not None:
                 default += f"; {_text(option.standardized)} with --standardize"
-            decorators.append(
+            flags.append(
                 click.option(
                     f"--{method.flag(option).replace('_', '-')}",
                     type=type(option.default),
                     help=f"{method.name}: {option.help} [default: {default}].",
                 )
             )
-    return decorators
+    return flags
 
 
 def _text(value: float | str) -> str:
@@ -314,12 +358,15 @@ def each(flag: str, values: Sequence[Any], count: int) -> list[Any]:
 
 
 def preprocessings(given: dict[str, Any], count: int) -> list[Any]:
-    """The `Preprocessing` that --normalize, or --mean and --std, ask for; None where nothing does."""
+    """The `Preprocessing` that --normalize, or --mean and --std, ask for; None where nothing does.
+
+    These options are taken out of ``given``.
+    """
     from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
     from kdcache_stores.errors import UnknownName
 
-    names = each("--normalize", given["normalizations"], count)
-    means, stds = (each(f"--{key}", given[f"{key}s"], count) for key in ("mean", "std"))
+    names = each("--normalize", given.pop("normalizations"), count)
+    means, stds = (each(f"--{key}", given.pop(f"{key}s"), count) for key in ("mean", "std"))
     chosen: list[Any] = []
     for name, mean, std in zip(names, means, stds, strict=True):
         if (mean is None) != (std is None) or (name and mean):

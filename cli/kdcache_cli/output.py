@@ -67,9 +67,9 @@ def progress(quiet: bool, unit: str) -> Progress:
     )
 
 
-def percent(value: float, digits: int = 2) -> str:
+def percent(value: float) -> str:
     """0.9312 -> "93.12%"."""
-    return f"{100 * value:.{digits}f}%"
+    return f"{value:.2%}"
 
 
 def size(count: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaincinv  # type: ignore[import-untyped]
+from scipy.special import betaincinv
 
 from kdcache.augment.augmentation import Augmentation, Identity, Parameters, Sizes, tensor
 from kdcache.philox import Draws, below

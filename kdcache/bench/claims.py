@@ -27,7 +27,7 @@ from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
 from kdcache.dumping.opening import Target
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.teachers import load_teacher
+from kdcache.teachers.load import load_teacher
 from kdcache.training.optim import Optimization
 from kdcache.training.preparation import train
 from kdcache.training.settings import Training

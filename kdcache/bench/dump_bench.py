@@ -23,7 +23,7 @@ from kdcache.dumping.dump import dump
 from kdcache.dumping.opening import Target
 from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
 
 

@@ -25,7 +25,7 @@ from kdcache.models.taps import as_fields, tapped
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.preparation import prepared, train
 from kdcache.training.settings import Training
 from kdcache.views.cached import Batch, CachedViews

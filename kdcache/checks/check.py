@@ -17,8 +17,8 @@ from kdcache.checks.trials import Trials, try_out
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
+from kdcache.dumping.clean_images import clean_images
 from kdcache.dumping.recheck import load_stored_teacher
-from kdcache.dumping.requests import clean_images
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import binom  # type: ignore[import-untyped]
+from scipy.stats import binom
 from torch import Tensor
 
 from kdcache.dumping.sanity import SIGNIFICANCE
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 
 #: Sides that networks are commonly trained at, in pixels.
 SIZES = (32, 64, 96, 224)

@@ -38,13 +38,13 @@ def arrays(file: str, split: str) -> Dataset:
         )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
-            entries = loaded.files
-            alone = split in ("train", "test") and not {"x_test", "y_test"} & set(entries)
+            held = loaded.files
+            alone = split in ("train", "test") and not {"x_test", "y_test"} & set(held)
             wanted, split = split, "train" if alone else split
             content = {
                 name: loaded[name]
                 for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
-                if name in loaded.files
+                if name in held
             }
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
@@ -53,7 +53,7 @@ def arrays(file: str, split: str) -> Dataset:
         content.setdefault(f"y_{split}", np.full(count, -1, dtype=np.int64))
     absent = [name for name in (f"x_{split}", f"y_{split}") if name not in content]
     if absent:
-        raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(entries)}")
+        raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(held)}")
     images = channels_first(content[f"x_{split}"], f"x_{split} of {path}")
     labels = content[f"y_{split}"]
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -68,9 +68,13 @@ def arrays(file: str, split: str) -> Dataset:
             f"y_{split} of {path} must be class numbers from 0, found {labels[row]} in row {row}; "
             "unlabelled samples have -1 in a signed dtype"
         )
-    names = [str(name) for name in content.get("class_names", [])] or None
+    class_names = [str(name) for name in content.get("class_names", [])] or None
     train = content.get("y_train", labels)
-    classes = len(names) if names else int(max(labels.max(initial=0), train.max(initial=0))) + 1
+    classes = (
+        len(class_names)
+        if class_names
+        else int(max(labels.max(initial=0), train.max(initial=0))) + 1
+    )
     keys = content.get(f"keys_{split}")
     dataset = ResidentDataset(
         f"arrays:{path.name}",
@@ -81,7 +85,7 @@ def arrays(file: str, split: str) -> Dataset:
         else [str(key) for key in keys],
         labels=labels.astype(np.int64),
         classes=classes,
-        class_names=names,
+        class_names=class_names,
     )
     return hold_out(dataset, wanted) if alone else dataset
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kdcache.data.dataset import Dataset
+from kdcache.data.dataset import Dataset, Rows
 from kdcache_stores.errors import UsageError
-
-Rows = NDArray[np.int64]
 
 
 def choose(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError
-from kdcache_stores.format.probing import item_digest
 
 Rows = NDArray[np.int64]
 
@@ -112,16 +110,6 @@ class Dataset(ABC):
     @abstractmethod
     def _select(self, rows: Rows) -> None:
         """Keep the images of these rows alone (called on a copy)."""
-
-    def content_digest(self, rows: Rows | None = None) -> str:
-        """SHA-256 (hex) over the pixels of all images, or of some rows in their order.
-
-        Decodes every image once.
-        """
-        total = hashlib.sha256(b"kdcache pixels\n")
-        for row in range(len(self)) if rows is None else rows.tolist():
-            total.update(item_digest(self.decode(row).cpu().numpy()).encode())
-        return total.hexdigest()
 
 
 class ResidentDataset(Dataset):

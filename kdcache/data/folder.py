@@ -38,7 +38,6 @@ class FolderDataset(Dataset):
         keys: Sequence[str],
         labels: NDArray[np.int64],
         class_names: Sequence[str],
-        flip: bool = True,
     ) -> None:
         super().__init__(
             name,
@@ -47,7 +46,6 @@ class FolderDataset(Dataset):
             labels=labels,
             classes=len(class_names),
             class_names=class_names,
-            flip=flip,
         )
         self.folder = folder
 
@@ -136,10 +134,10 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
     """
     name = name or f"folder:{path.resolve().name}"
     folder = _split_folder(path, split)
-    folders = _class_names(folder)
+    present = _class_names(folder)
     train = path / "train"
-    names = _class_names(train) if train.is_dir() and folder != train else folders
-    unknown = [label for label in folders if label not in names]
+    names = _class_names(train) if train.is_dir() and folder != train else present
+    unknown = [label for label in present if label not in names]
     if unknown:
         raise DataError(
             f"{folder} has classes that {train} does not have: {unknown[:5]}"
@@ -150,12 +148,12 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
             f"{folder} must hold a sub-folder per class, at least two; found {names or 'none'}"
         )
     number = {label: index for index, label in enumerate(names)}
-    keys = [f"{label}/{file}" for label in folders for file in _files(folder / label)]
+    keys = [f"{label}/{file}" for label in present for file in _files(folder / label)]
     if not keys:
         raise DataError(
-            f"{folder} holds {len(folders)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"
+            f"{folder} holds {len(present)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"
         )
-    empty = sorted(set(folders) - {key.split("/", 1)[0] for key in keys})
+    empty = sorted(set(present) - {key.split("/", 1)[0] for key in keys})
     if empty and split == "train":
         raise DataError(
             f"{folder} has folders without an image ({', '.join(IMG_EXTENSIONS)}): {empty[:5]}"

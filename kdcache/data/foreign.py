@@ -132,7 +132,7 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
     the test split is "test", or else "validation"; without either, see `hold_out`.
     """
     try:
-        import datasets  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        import datasets
     except ImportError as error:
         raise UsageError(
             f"hf:{name} needs the package `datasets`: pip install 'kdcache[hf]'"
@@ -175,7 +175,7 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
 def _offline(unless: bool) -> Iterator[None]:
     """Keep the hub's libraries from asking the network, by the switches that they have for it."""
     import datasets
-    import huggingface_hub  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import huggingface_hub
 
     switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [switch.HF_HUB_OFFLINE for switch in switches]

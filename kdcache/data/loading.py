@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.augment.custom import is_import_path
 from kdcache.data import small_images
 from kdcache.data.arrays import arrays
-from kdcache.data.dataset import Dataset, ResidentDataset, in_memory, without_bad_images
-from kdcache.data.folder import FolderDataset, own_folder
-from kdcache.data.foreign import MapDataset, hugging_face, user_dataset
+from kdcache.data.dataset import Dataset, without_bad_images
+from kdcache.data.folder import own_folder
+from kdcache.data.foreign import hugging_face, user_dataset
 from kdcache.data.imagenet import imagenet, tiny_imagenet
 from kdcache_stores.errors import UnknownName, UsageError
-
-__all__ = [
-    "DATASETS",
-    "PREFIXES",
-    "Dataset",
-    "FolderDataset",
-    "MapDataset",
-    "ResidentDataset",
-    "default_root",
-    "in_memory",
-    "load_dataset",
-    "without_bad_images",
-]
 
 #: name -> loader(split, root, download)
 DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
@@ -85,6 +73,21 @@ def load_dataset(
     dataset = _load(name, split, folder, download)
     dataset.samples  # noqa: B018 (raises for keys that are not unique)
     return without_bad_images(dataset, workers) if skip_bad else dataset
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A dataset by its name, and how its splits are loaded; the attributes are those of `load_dataset`."""
+
+    name: str
+    root: Path | None = None
+    download: bool = False
+    skip_bad: bool = False
+    workers: int = 0
+
+    def load(self, split: str) -> Dataset:
+        """One split; see `load_dataset`."""
+        return load_dataset(self.name, split, self.root, self.download, self.skip_bad, self.workers)
 
 
 def _load(name: str, split: str, root: Path, download: bool) -> Dataset:

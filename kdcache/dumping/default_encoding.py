@@ -42,12 +42,12 @@ def choose_encodings(
 
 
 def _default(field: str, begun: Sequence[Mapping[str, str]], views: int) -> str:
-    existing = {encodings[field] for encodings in begun if field in encodings}
-    if len(existing) > 1:
+    begun_with = {encodings[field] for encodings in begun if field in encodings}
+    if len(begun_with) > 1:
         raise UsageError(
-            f"{field} of the stores is encoded as {', '.join(sorted(existing))}: dump into one of them "
+            f"{field} of the stores is encoded as {', '.join(sorted(begun_with))}: dump into one of them "
             "at a time"
         )
-    if existing:
-        return existing.pop()
+    if begun_with:
+        return begun_with.pop()
     return "compact:2.5e-5" if field == "logits" and views >= MANY_VIEWS else "float16"

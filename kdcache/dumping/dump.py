@@ -24,14 +24,12 @@ from torch import Tensor
 from kdcache.distributed import Ranks
 from kdcache.dumping.calibration import fit_writer
 from kdcache.dumping.opening import Target, Targets, open_writer, target_encodings
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.batches import ImageBatch
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError, Shard, StoreWriter, UsageError
 from kdcache_stores.read.prefetch import prefetched
-
-__all__ = ["DumpObserver", "Dumped", "Target", "Targets", "dump"]
 
 AHEAD = 4
 """Batches that wait augmented for the teachers."""
@@ -171,9 +169,8 @@ def dump(
         shards = sorted(set(jobs[0].writer.shards[part[0] :: part[1]]) | set(todo))
         skipped = sum(shard.rows for shard in shards) - sum(shard.rows for shard in todo)
         if watch:
-            own = sum(shard.rows for shard in mine)
             done = skipped if ranks.world == 1 else 0
-            watch.start(done, done + own)
+            watch.start(done, done + sum(shard.rows for shard in mine))
         with ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as pool:
             for shards in rounds:
                 _forward(plan, jobs, shards, batch_size, where, workers, pool, watch)
@@ -278,11 +275,7 @@ def _finish(
                 "more rows of that shard. Nothing of the shard was stored. Try --precision float32, "
                 "and check the teacher's weights."
             )
-    probes = [
-        p
-        for probe_views in probed
-        for p in replay.measure(plan, probe_views.rows, shard.view, probe_views.images)
-    ]
+    probes = [p for rows, images in probed for p in replay.measure(rows, shard.view, images)]
     nbytes = job.writer.write(shard, values, probes=probes)
     if "logits" in values:
         labels = plan.samples.labels[shard.start : shard.stop]

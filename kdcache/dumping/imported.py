@@ -89,11 +89,7 @@ def import_for(
     def probes(shard: Shard) -> Sequence[Probe]:
         rows = replay.probe_rows(plan, shard.view)
         rows = rows[(rows >= shard.start) & (rows < shard.stop)]
-        return (
-            replay.measure(plan, rows, shard.view, plan.images(rows, shard.view))
-            if len(rows)
-            else ()
-        )
+        return replay.measure(rows, shard.view, plan.images(rows, shard.view)) if len(rows) else ()
 
     return write_arrays(
         path, arrays, samples=plan.samples, plan=plan.to_store(), probes=probes,

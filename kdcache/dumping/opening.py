@@ -11,7 +11,7 @@ import torch
 
 from kdcache._version import __version__
 from kdcache.dumping.default_encoding import choose_encodings
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import (
@@ -132,16 +132,16 @@ def _shape(teacher: Teacher, field: str) -> tuple[int, ...]:
 
 
 def _require_same_fields(target: Target) -> None:
-    existing, asked = begun_encodings(target.path), target.teacher.fields
-    if existing and existing.keys() != set(asked):
-        lacking = [name for name in asked if name not in existing]
+    held, asked = begun_encodings(target.path), target.teacher.fields
+    if held and held.keys() != set(asked):
+        lacking = [name for name in asked if name not in held]
         advice = (
             f"Dump --fields {','.join(lacking)} to another --out: a training that is given both stores "
             "joins their fields"
             if lacking
-            else f"Go on with --fields {','.join(existing)}, or choose another --out"
+            else f"Go on with --fields {','.join(held)}, or choose another --out"
         )
         raise MismatchError(
-            f"{target.path} holds the fields {', '.join(existing)} of each view, this dump gives "
+            f"{target.path} holds the fields {', '.join(held)} of each view, this dump gives "
             f"{', '.join(asked)}: the fields of a store are fixed. {advice}"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError
 from kdcache_stores.write.importing import PROBABILITIES, kind_of_rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.data.loading import DatasetSource
+from kdcache.dumping.plans import stored_plan
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher, load_teacher, mc_dropout
+from kdcache.teachers.load import load_teacher
+from kdcache.teachers.posterior import mc_dropout
+from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import Store, UsageError, describe
+from kdcache_stores import Store, UsageError, describe, open_store
 from kdcache_stores.encodings.fidelity import measure, relative_error
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
@@ -89,6 +94,27 @@ def load_stored_teacher(
         fields=tuple(store.fields) if fields is None else fields,
     )
     return teacher if seed is None else mc_dropout(teacher, seed)
+
+
+def recheck_store(
+    path: str | os.PathLike[str],
+    spec: str,
+    source: DatasetSource,
+    augment: str | None = None,
+    rows: int = 256,
+    device: torch.device | str = "cpu",
+) -> Recheck:
+    """`recheck` of the store at a path, by its teacher and dataset's names.
+
+    Args:
+        spec: of the teacher, as `load_teacher` takes it.
+        source: where the images are.
+        augment: the store's augmentation, where it is a user's own.
+    """
+    plan, _ = stored_plan(source, path, augment)
+    with open_store(path) as store:
+        teacher = load_stored_teacher(store, spec, device, plan.dataset.image_shape)
+        return recheck(store, plan, teacher, rows, device=device)
 
 
 def recheck(

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binom  # type: ignore[import-untyped]
+from scipy.stats import binom
 from torch import Tensor
 
 from kdcache.models.classes import best_class_map
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import MismatchError
 
-#: Clean images of a split that a teacher is tested on: at least, and at most, per class 5.
+#: Clean images of a split that a teacher is judged on: at least, and at most, per class 5.
 FEWEST, MOST, PER_CLASS = 500, 2000, 5
 
 #: Chance explains an accuracy that it reaches at least this often.
@@ -25,7 +25,7 @@ SIGNIFICANCE = 1e-3
 
 
 def sample_size(classes: int) -> int:
-    """How many clean images of a split a teacher is tested on, where there are so many."""
+    """How many clean images of a split a teacher is judged on, where there are so many."""
     return min(max(FEWEST, PER_CLASS * classes), MOST)
 
 
@@ -119,14 +119,8 @@ def clean_check(
         for batch in torch.split(rows, batch_size)
         if len(batch)
     ]
-    classes = torch.cat(predictions).numpy() if predictions else np.zeros(0, np.int64)
-    return Check(truth[rows.numpy()], classes, teacher.classes)
-
-
-def clean_accuracy(teacher: Teacher, images: Tensor, labels: Tensor | np.ndarray) -> float:
-    """Top-1, 0 to 1, on clean images uint8 (N, C, H, W); NaN where none is labelled."""
-    check = clean_check(teacher, images, labels)
-    return check.top1 if len(check.labels) else float("nan")
+    named = torch.cat(predictions).numpy() if predictions else np.zeros(0, np.int64)
+    return Check(truth[rows.numpy()], named, teacher.classes)
 
 
 def require_trained(teacher: Teacher, check: Check, where: str) -> None:

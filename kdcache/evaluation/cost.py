@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdcache.runs import WEIGHTS, is_run
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 
 
 def weights_file(spec: str | Path, weights: str | Path | None = None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,39 @@ import torch
 
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
+from kdcache.data.loading import DatasetSource
 from kdcache.evaluation.agreement import agreement_with_store
 from kdcache.evaluation.cost import costs, weights_file
 from kdcache.evaluation.scores import calibration, clean_logits, scores
 from kdcache.models.zoo import MODELS
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Preprocessing, normalisation
 from kdcache.runs import SUMMARY, is_run, read_config, read_summary
-from kdcache.teachers import Teacher, load_teacher
+from kdcache.teachers.load import load_teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores import MismatchError, open_store
+
+
+def evaluate(
+    model: str,
+    source: DatasetSource,
+    split: str = "test",
+    *,
+    teacher: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """`measure` on a split of a dataset by its name; networks of the zoo see its own normalisation.
+
+    Args:
+        note: told what is to be known about the split, a sentence each.
+        options: further arguments of `measure`.
+    """
+    dataset = source.load(split)
+    for remark in dataset.remarks:
+        note(remark)
+    zoo = any(spec.partition("@")[0] in MODELS for spec in (model, teacher or ""))
+    preprocessing = normalisation(source.load("train")) if zoo else None
+    return measure(model, dataset, teacher=teacher, preprocessing=preprocessing, **options)
 
 
 def measure(

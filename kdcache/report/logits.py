@@ -15,7 +15,8 @@ from kdcache.evaluation.scores import calibration, clean_logits
 from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Group, RunRecord
 from kdcache.runs import WEIGHTS, load_run_model
-from kdcache.teachers import Teacher, load_teacher
+from kdcache.teachers.load import load_teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores import Store, open_store
 from kdcache_stores.errors import DataError, KDCacheError
 

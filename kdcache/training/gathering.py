@@ -33,19 +33,19 @@ def gather_batch(
     if ranks.world == 1:
         return dict(student), batch
     for values in student.values():
-        values.register_hook(lambda gradient: gradient * ranks.world)  # type: ignore[no-untyped-call]
+        values.register_hook(lambda gradient: gradient * ranks.world)
     mix = batch.mix or ()
-    fields = [values for teacher in batch.teachers for values in teacher.values()]
+    targets = [values for teacher in batch.teachers for values in teacher.values()]
     gathered = iter(
         ranks.gather(
-            [*student.values(), batch.labels, batch.keys, batch.views, *fields, *mix], batch.total
+            [*student.values(), batch.labels, batch.keys, batch.views, *targets, *mix], batch.total
         )
     )
-    own = ranks.part(batch.total)
+    part = ranks.part(batch.total)
     whole = {}
     for name, values in student.items():
         others = next(gathered)
-        whole[name] = torch.cat([others[: own.start], values, others[own.stop :]])
+        whole[name] = torch.cat([others[: part.start], values, others[part.stop :]])
     labels, keys, views = (next(gathered) for _ in range(3))
     teachers = tuple({name: next(gathered) for name in teacher} for teacher in batch.teachers)
     mixed = None if batch.mix is None else (next(gathered), next(gathered))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from kdcache.philox import derive_seed
 from kdcache.precision import autocast
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.explosion import LossWatch
 from kdcache.training.gathering import gather_batch
 from kdcache.training.observer import TrainingObserver
@@ -76,10 +76,10 @@ class Loop:
         taps = tapped(self.model, training.objective.record.student_fields)
         self.forward = ranks.wrap(taps, self.device)
         if training.compile:
-            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
+            self.forward = cast(nn.Module, torch.compile(self.forward))
         self.average = None
         if training.ema:
-            rule = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
+            rule = get_ema_multi_avg_fn(training.ema)
             self.average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
         optimization = training.optimization
         learned = [*self.model.parameters(), *self.objective.parameters()]
@@ -117,12 +117,12 @@ class Loop:
         last = samples % size or size
         if last // self.ranks.world > 1 or self.objective.needs_pair:
             return
-        image = torch.zeros(
+        sample = torch.zeros(
             1, self.preprocessing.channels, self.height, self.size, device=self.device
         )
         try:
             with torch.no_grad():
-                copy.deepcopy(self.model).train()(image)
+                copy.deepcopy(self.model).train()(sample)
         except ValueError as error:
             raise UsageError(
                 f"{samples} samples in batches of {size} end with a batch that gives a process a single "
@@ -211,7 +211,7 @@ class Loop:
             images = images.flatten(0, 1)
         if self.teachers:
             outputs = [teacher(images) for teacher in self.teachers]
-            batch = replace(batch, teachers=tuple(_paired(output, pairs) for output in outputs))
+            batch = replace(batch, teachers=tuple(_paired(fields, pairs) for fields in outputs))
             self.teacher_forwards += batch.total * (2 if pairs else 1) * len(self.teachers)
         inputs = self.preprocessing(images)
         if training.channels_last:
@@ -262,13 +262,13 @@ class Loop:
 
         mine = rows[self.ranks.part(len(rows))]
         size = self.height, self.size
-        outputs = clean_logits(network, dataset, mine, size, self.device, self.training.workers)
-        logits, labels = self.ranks.gather(outputs, len(rows))
+        part = clean_logits(network, dataset, mine, size, self.device, self.training.workers)
+        logits, labels = self.ranks.gather(part, len(rows))
         return logits, labels
 
     def _test(self) -> dict[str, float]:
-        test = scores(*self._clean_logits(self.testset))
-        record = {f"test_{name}": value for name, value in test.items()}
+        tested = scores(*self._clean_logits(self.testset))
+        record = {f"test_{name}": value for name, value in tested.items()}
         if len(self.held_out):
             record["val_top1"] = scores(*self._clean_logits(self.views.dataset, self.held_out))[
                 "top1"

@@ -18,8 +18,8 @@ class TrainingObserver(Protocol):
         """An epoch ended with this record of ``metrics.jsonl``."""
 
 
-class Unobserved:
-    """Watches nothing."""
+class Unwatched:
+    """Where nobody watches."""
 
     def note(self, text: str) -> None:
         """Ignore it."""

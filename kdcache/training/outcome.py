@@ -10,7 +10,7 @@ import numpy as np
 from kdcache._version import __version__
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.settings import Training
 from kdcache.views.cached import CachedViews
 from kdcache.views.sizes import view_size

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.checks.all_rules import run_rules
+from kdcache.checks.all_rules import judge
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Baseline, Fit, baseline_beside, read_baseline
 from kdcache.checks.finding import Finding
@@ -48,7 +48,7 @@ class Preflight:
                 f"{', '.join(fetched)}: the logits were not checked before the training, which without "
                 "a cache (--cache-size) would fetch some of them twice; `kdcache check` does"
             )
-        reads_teachers = training.objective.record.needs_teacher
+        distills = training.objective.record.needs_teacher
         self.case = Case(
             stores=stores,
             objective=training.objective,
@@ -56,9 +56,9 @@ class Preflight:
             rows=views.rows,
             views=range(views.first, views.first + (views.views or 0)),
             epochs=training.optimization.epochs,
-            baseline=_baseline(training, views, out, baseline) if reads_teachers else None,
+            baseline=_baseline(training, views, out, baseline) if distills else None,
         )
-        self.findings = run_rules(self.case)
+        self.findings = judge(self.case)
 
     def require_no_findings(self) -> None:
         """Refuse to train where there is a finding.
@@ -74,10 +74,10 @@ class Preflight:
 
     def after(self, records: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """What the records of all epochs show that nothing showed before."""
-        fitted = Fit.of(records)
-        if not self.case.stores or fitted is None:
+        end = Fit.of(records)
+        if not self.case.stores or end is None:
             return []
-        return list(fit(self.case.finished(fitted)))
+        return list(fit(self.case.finished(end)))
 
 
 def _baseline(

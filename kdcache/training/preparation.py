@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
 from kdcache.augment.specs import default_augmentation, make_augmentation
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
-from kdcache.data.loading import load_dataset
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config, writing
-from kdcache.teachers import Teacher, load_teacher
+from kdcache.teachers.load import load_teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.loop import Loop
-from kdcache.training.observer import TrainingObserver, Unobserved
+from kdcache.training.observer import TrainingObserver, Unwatched
 from kdcache.training.preflight import Preflight
 from kdcache.training.settings import Training
 from kdcache.training.tensorboard import TensorBoard
@@ -31,15 +32,28 @@ from kdcache.views.window import views_that_fit
 from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
 
 
+class TrainingOptions(TypedDict, total=False):
+    """How a training is accompanied, which does not change its result.
+
+    Attributes:
+        tensorboard: write the metrics to ``out``/tensorboard too.
+        allow_code: import the factory that the run of an online teacher names.
+        baseline: a finished run of the same model by cross-entropy, which the teacher should surpass;
+            None: looked for beside ``out``.
+        strict: refuse to begin where `kdcache.checks.all_rules` has a warning.
+    """
+
+    tensorboard: bool
+    allow_code: bool
+    baseline: str | os.PathLike[str] | None
+    strict: bool
+
+
 def train(
     training: Training,
     out: str | os.PathLike[str],
     watch: TrainingObserver | None = None,
-    *,
-    tensorboard: bool = False,
-    allow_code: bool = False,
-    baseline: str | os.PathLike[str] | None = None,
-    strict: bool = False,
+    **options: Unpack[TrainingOptions],
 ) -> Run:
     """Train to the end, going on after the last finished epoch if ``out`` holds this very run.
 
@@ -50,11 +64,7 @@ def train(
         training: what to train.
         out: the run's directory.
         watch: told of the progress.
-        tensorboard: write the metrics to ``out``/tensorboard too.
-        allow_code: import the factory that the run of an online teacher names.
-        baseline: a finished run of the same model by cross-entropy, which the teacher should surpass;
-            None: looked for beside ``out``.
-        strict: refuse to begin where `kdcache.checks.all_rules` has a warning.
+        options: see `TrainingOptions`.
 
     Returns:
         The finished run.
@@ -64,8 +74,7 @@ def train(
             finite or explodes, for an ``out`` that another training is writing, and for warnings if
             ``strict``, before ``out`` is made.
     """
-    with prepared(training, out, watch, tensorboard=tensorboard, allow_code=allow_code,
-                  baseline=baseline, strict=strict) as loop:  # fmt: skip
+    with prepared(training, out, watch, **options) as loop:
         return loop.run()
 
 
@@ -74,25 +83,18 @@ def prepared(
     training: Training,
     out: str | os.PathLike[str],
     watch: TrainingObserver | None = None,
-    *,
-    tensorboard: bool = False,
-    allow_code: bool = False,
-    baseline: str | os.PathLike[str] | None = None,
-    strict: bool = False,
+    **options: Unpack[TrainingOptions],
 ) -> Iterator[Loop]:
     """A training that is ready for its first step; see `train`, which runs it to its end."""
     if training.threads:
         torch.set_num_threads(training.threads)
     out = Path(out)
-    root = Path(training.data_root) if training.data_root else None
     with ExitStack() as opened:
         ranks, device = opened.enter_context(join(training.device))
-        watch = watch or Unobserved() if ranks.is_first else Unobserved()
-        if tensorboard and ranks.is_first:
+        watch = watch or Unwatched() if ranks.is_first else Unwatched()
+        if options.get("tensorboard") and ranks.is_first:
             watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
-        how = root, training.download, training.skip_bad, training.workers
-        trainset = load_dataset(training.dataset, "train", *how)
-        testset = load_dataset(training.dataset, "test", *how)
+        trainset, testset = training.source.load("train"), training.source.load("test")
         _require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             watch.note(remark)
@@ -136,14 +138,17 @@ def prepared(
             )
         preflight = None
         if ranks.is_first:
-            preflight = Preflight(training, views, views.holding("logits"), out, baseline)
+            preflight = Preflight(
+                training, views, views.holding("logits"), out, options.get("baseline")
+            )
             for note in preflight.notes:
                 watch.note(note)
-            if strict:
+            if options.get("strict"):
                 preflight.require_no_findings()
             for finding in preflight.findings:
                 watch.note(f"warning: {finding}")
-        teachers = _online_teachers(training, fields, stores, views.plan, device, allow_code)
+        teachers = _online_teachers(training, fields, stores, views.plan, device,
+                                    options.get("allow_code", False))  # fmt: skip
         training = replace(training, device=device)
         loop = Loop(training, testset, held_out, views, teachers, watch, ranks, preflight)
         if ranks.is_first:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from kdcache.data.loading import DatasetSource
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.precision import require_precision
+from kdcache.recipes.published import resolve
 from kdcache.training.optim import Optimization
-from kdcache_stores import UsageError
+from kdcache_stores import UsageError, open_store
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,12 @@ class Training:
     download: bool = False
     skip_bad: bool = False
 
+    @property
+    def source(self) -> DatasetSource:
+        """Where its datasets come from."""
+        root = Path(self.data_root) if self.data_root else None
+        return DatasetSource(self.dataset, root, self.download, self.skip_bad, self.workers)
+
     def __post_init__(self) -> None:
         if self.objective.record.needs_teacher and not self.stores and not self.online:
             raise UsageError(
@@ -73,3 +84,13 @@ class Training:
             raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
         if not 0 <= self.val_split < 1:
             raise UsageError(f"--val-split {self.val_split} must be in [0, 1).")
+
+
+def recipe_options(name: str, student: str, stores: Sequence[str] = ()) -> dict[str, Any]:
+    """The published options of a student and the teacher of its first store, see `resolve`."""
+    teacher = None
+    if stores:
+        with open_store(stores[0]) as store:
+            teacher = store.teacher.architecture
+    published = resolve(name, student, teacher)
+    return published | {"milestones": tuple(published["milestones"])}

@@ -219,8 +219,8 @@ class CachedViews:
         present = np.flatnonzero(self.plan.dataset_rows >= 0)
         plan_rows = np.full(len(self.dataset), -1, np.int64)
         plan_rows[self.plan.dataset_rows[present]] = present
-        places = plan_rows[rows]
-        missing = rows[places < 0]
+        wanted = plan_rows[rows]
+        missing = rows[wanted < 0]
         self.left_out = len(missing)
         if len(missing) == len(rows) or (len(missing) and not subset):
             keys = [self.dataset.keys[row] for row in missing]
@@ -236,7 +236,7 @@ class CachedViews:
                 f"{self.stores[0].where}, the first: {keys[:3]}. {why}Give the store of this dataset, or "
                 "--subset to train on the samples that it has."
             )
-        return places[places >= 0]
+        return wanted[wanted >= 0]
 
     def _require_partners(self) -> None:
         """Refuse stored mixes that bring in images and labels of samples that are not used."""

@@ -18,7 +18,14 @@ _ROWS = 65536
 
 
 def parameter_batches(plan: ViewPlan, views: Iterable[int]) -> Iterator[pa.RecordBatch]:
-    """The table piece by piece; see `parameter_table`."""
+    """All parameters of some views, piece by piece: `row`, `key`, `view` and one column per parameter.
+
+    A parameter without effect on a view is null there. Coordinates are pixels of the image that the
+    step receives, so for pad-crop-flip of the padded image; steps of a chain are in the order of
+    the augmentation in the schema's metadata (`kdcache.plan`, JSON). For mixup and cutmix `partner`
+    is the row of the other image, whose own parameters stand in its own row of the same view.
+    Images of differing sizes are opened for their headers.
+    """
     keys = pa.array(plan.samples.keys, pa.string())
     for view in views:
         for start in range(0, len(plan), _ROWS):
@@ -55,20 +62,8 @@ def _describe(plan: ViewPlan) -> str:
     return json.dumps({"digest": store.digest} | {name: getattr(store, name) for name in names})
 
 
-def parameter_table(plan: ViewPlan, views: Iterable[int]) -> pa.Table:
-    """All parameters of some views: `row`, `key`, `view` and one column per parameter.
-
-    A parameter without effect on a view is null there. Coordinates are pixels of the image that the
-    step receives, so for pad-crop-flip of the padded image; steps of a chain are in the order of
-    the augmentation in the schema's metadata (`kdcache.plan`, JSON). For mixup and cutmix `partner`
-    is the row of the other image, whose own parameters stand in its own row of the same view.
-    Images of differing sizes are opened for their headers.
-    """
-    return pa.Table.from_batches(parameter_batches(plan, views))
-
-
 def write_parameters(plan: ViewPlan, views: Iterable[int], path: Path) -> int:
-    """Write `parameter_table` to a Parquet file, piece by piece; returns the number of its rows.
+    """Write `parameter_batches` to a Parquet file; returns the number of its rows.
 
     The file appears under its name when it is complete.
     """

@@ -46,7 +46,6 @@ def load(
     batches: Sequence[Pairs],
     device: torch.device,
     workers: int,
-    start_method: str | None,
 ) -> Iterator[ImageBatch]:
     """Render batches in `workers` processes (0: this one) and move them to a device.
 
@@ -55,7 +54,6 @@ def load(
         batches: rows and views of each.
         device: where they go.
         workers: number of processes.
-        start_method: "fork", "spawn", "forkserver" or None, the platform's way.
 
     Raises:
         DataError, MismatchError, UsageError: what `render` raised.
@@ -64,7 +62,6 @@ def load(
         _Batches(render, batches),
         batch_size=None,
         num_workers=workers,
-        multiprocessing_context=start_method if workers else None,
         pin_memory=device.type == "cuda",
     )
     for (rows, views), item in zip(batches, loader, strict=True):

@@ -1,6 +1,6 @@
 """View plans: which pixels are view v of sample k. The same ones for every reader, anywhere.
 
-A view is a pure function of (dataset, augmentation, seed, key, view). ImageBatch size, order, workers,
+A view is a pure function of (dataset, augmentation, seed, key, view). Batch size, order, workers,
 ranks and resumption have no part in it.
 """
 
@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 
 from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
 from kdcache.augment.mix import Mix
-from kdcache.augment.specs import from_description, make_augmentation
+from kdcache.augment.specs import from_description
 from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.philox import Draws, key_words, split_seed
-from kdcache.views.batches import ImageBatch, grouped, make_batches
+from kdcache.views.batches import ImageBatch, grouped
 from kdcache.views.loader import load
 from kdcache.views.sources import Decoded, Resident, Source, header_sizes
 from kdcache_stores import Plan, Samples
 from kdcache_stores.errors import MismatchError, UsageError
-
-__all__ = ["ImageBatch", "ViewPlan", "make_augmentation", "make_batches"]
 
 #: Parameters are drawn for this many views at a time: small batches share the cost of a draw.
 _DRAW = 8192
@@ -34,15 +32,15 @@ _DRAW = 8192
 class _Drawn(NamedTuple):
     """Everything random about some views."""
 
-    own: Parameters
+    image: Parameters
     mix: Parameters
     partners: Parameters
 
     def part(self, chosen: slice) -> _Drawn:
-        own, mix, partners = (
+        image, mix, partners = (
             {name: values[chosen] for name, values in group.items()} for group in self
         )
-        return _Drawn(own, mix, partners)
+        return _Drawn(image, mix, partners)
 
 
 class ViewPlan:
@@ -86,11 +84,6 @@ class ViewPlan:
         return self.augmentation.views
 
     @property
-    def reordered(self) -> bool:
-        """Whether samples had to be looked up by key: another order, or more files than planned."""
-        return self._where is not None
-
-    @property
     def dataset_rows(self) -> Rows:
         """int64 (N,): the dataset's row of each row of the plan, -1 where it is absent."""
         return np.arange(len(self)) if self._where is None else self._where
@@ -116,18 +109,8 @@ class ViewPlan:
         rows, views = self._pairs(rows, views)
         return self.augmentation.partners(self._draws(rows, views), len(self))
 
-    def to_store(self, content: bool = False) -> Plan:
-        """The plan as a store keeps it.
-
-        Args:
-            content: also note a digest of all pixels, for `check_content`; decodes every image
-                once.
-        """
-        notes: dict[str, Any] = {}
-        if self.dataset.skipped:
-            notes["skipped"] = dict(self.dataset.skipped)
-        if content:
-            notes["content_sha256"] = self._content_digest()
+    def to_store(self) -> Plan:
+        """The plan as a store keeps it."""
         return Plan(
             dataset=self.dataset.name,
             split=self.dataset.split,
@@ -136,29 +119,8 @@ class ViewPlan:
             augmentation=self.augmentation.describe(),
             seed=self.seed,
             class_names=self.dataset.class_names,
-            notes=notes,
+            notes={"skipped": dict(self.dataset.skipped)} if self.dataset.skipped else {},
         )
-
-    def check_content(self, plan: Plan) -> None:
-        """Raise `MismatchError` unless all pixels are those that `to_store(content=True)` noted."""
-        then = plan.notes.get("content_sha256")
-        if then is None:
-            raise MismatchError(
-                "the store notes no digest of the dataset's pixels, so they cannot be compared; "
-                "its "
-                "probes still can (replay.check)"
-            )
-        if (now := self._content_digest()) != then:
-            raise MismatchError(
-                f"the pixels of {self.dataset.name} ({self.dataset.split}) are not those of the "
-                "dump: "
-                f"digest {str(then)[:16]} then, {now[:16]} now; files were changed or "
-                "re-encoded, or the "
-                "decoder is another one"
-            )
-
-    def _content_digest(self) -> str:
-        return self.dataset.content_digest(self._locate(np.arange(len(self))))
 
     @classmethod
     def from_store(
@@ -203,7 +165,6 @@ class ViewPlan:
         batches: Sequence[tuple[Rows, NDArray[np.int64] | int]],
         device: str | torch.device = "cpu",
         workers: int = 0,
-        start_method: str | None = None,
     ) -> Iterator[ImageBatch]:
         """The views of each batch, in order.
 
@@ -217,8 +178,6 @@ class ViewPlan:
                 may occur any number of times.
             device: where the images go.
             workers: processes that decode; 0: this one.
-            start_method: how workers start, "fork", "spawn" or "forkserver"; None: the platform's
-                way.
 
         Raises:
             DataError: an image cannot be decoded, or sizes differ within a batch; names the key.
@@ -229,7 +188,7 @@ class ViewPlan:
             yield from self._stream_resident(batches, device)
         else:
             pairs = [self._pairs(*batch) for batch in batches]
-            yield from load(self._render, pairs, device, workers, start_method)
+            yield from load(self._render, pairs, device, workers)
 
     def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
         """The views of some pairs: uint8 (B, C, H, W)."""
@@ -244,7 +203,7 @@ class ViewPlan:
         """
         rows, views = self._pairs(rows, views)
         drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows))
-        return drawn.own | drawn.mix, self.augmentation.unused(drawn.own)
+        return drawn.image | drawn.mix, self.augmentation.unused(drawn.image)
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
         rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
@@ -261,15 +220,15 @@ class ViewPlan:
         """Rows of the dataset for rows of the plan."""
         if self._where is None:
             return rows
-        rows_here = self._where[rows]
-        if (rows_here < 0).any():
-            absent = [self.samples.keys[row] for row in rows[rows_here < 0][:3]]
+        located = self._where[rows]
+        if (located < 0).any():
+            absent = [self.samples.keys[row] for row in rows[located < 0][:3]]
             raise MismatchError(
-                f"{int((rows_here < 0).sum())} of the samples or mix partners asked for are not in "
+                f"{int((located < 0).sum())} of the samples or mix partners asked for are not in "
                 "this part of "
                 f"{self.dataset.name}, the first: {absent}"
             )
-        return rows_here
+        return located
 
     def _draws(self, rows: Rows, views: NDArray[np.int64]) -> Draws:
         return Draws(self._words[rows], views, self.seed)
@@ -279,19 +238,19 @@ class ViewPlan:
     ) -> _Drawn:
         sizes = sizes_of(self._locate(rows))
         draws = self._draws(rows, views)
-        own = self.augmentation.draw(draws, sizes)
+        image = self.augmentation.draw(draws, sizes)
         if not isinstance(self.augmentation, Mix):
-            return _Drawn(own, {}, {})
+            return _Drawn(image, {}, {})
         after = self.augmentation.output_sizes(sizes)
         mix = self.augmentation.draw_mix(draws, after, len(self))
         partner = mix["partner"]
         theirs = sizes_of(self._locate(partner))
-        return _Drawn(own, mix, self.augmentation.draw(self._draws(partner, views), theirs))
+        return _Drawn(image, mix, self.augmentation.draw(self._draws(partner, views), theirs))
 
     def _batch(
         self, rows: Rows, views: NDArray[np.int64], drawn: _Drawn, source: Source
     ) -> ImageBatch:
-        images = source.apply(self.augmentation, self._locate(rows), drawn.own)
+        images = source.apply(self.augmentation, self._locate(rows), drawn.image)
         labels = torch.from_numpy(self.samples.labels[rows])
         if not isinstance(self.augmentation, Mix):
             return ImageBatch(rows, views, images, labels)

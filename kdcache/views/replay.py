@@ -14,7 +14,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import PIL
@@ -25,7 +25,7 @@ import torchvision
 from kdcache.data.dataset import Rows
 from kdcache.philox import derive_seed
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import Plan, Probe
+from kdcache_stores import Probe, Store
 from kdcache_stores.errors import MismatchError, StoreError
 from kdcache_stores.format.probing import make_probe
 
@@ -33,17 +33,6 @@ PROBES_PER_VIEW = 8
 PROBES_CHECKED = 32
 MEAN_TOLERANCE = 0.5
 MAX_TOLERANCE = 4
-
-
-class Store(Protocol):
-    """What the check needs of a store."""
-
-    @property
-    def plan(self) -> Plan: ...  # noqa: D102
-    @property
-    def probes(self) -> list[Probe]: ...  # noqa: D102
-    @property
-    def provenance(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -87,13 +76,10 @@ def probe_rows(plan: ViewPlan, view: int) -> Rows:
     return np.sort((offset + np.arange(count) * len(plan) // count) % len(plan))
 
 
-def measure(
-    plan: ViewPlan, rows: Sequence[int] | Rows, view: int, images: torch.Tensor
-) -> list[Probe]:
+def measure(rows: Sequence[int] | Rows, view: int, images: torch.Tensor) -> list[Probe]:
     """Probes of views that are at hand.
 
     Args:
-        plan: the plan.
         rows: (B,) rows of the plan.
         view: their view.
         images: uint8 (B, C, H, W), as `ViewPlan.stream` gave them.
@@ -124,22 +110,22 @@ def check(plan: ViewPlan, store: Store, device: str | torch.device = "cpu") -> R
     batches = [(rows, views)]
     if plan.dataset.images is None:  # decode one by one: no size must fit another
         batches = [(rows[i : i + 1], views[i : i + 1]) for i in range(count)]
-    computed = [
+    now = [
         probe
         for batch in plan.stream(batches, device)
         for row, view, image in zip(batch.rows, batch.views, batch.images, strict=True)
-        for probe in measure(plan, [row], int(view), image[None])
+        for probe in measure([row], int(view), image[None])
     ]
-    return compare(plan, store, chosen, computed)
+    return compare(plan, store, chosen, now)
 
 
-def compare(plan: ViewPlan, store: Store, stored: list[Probe], computed: list[Probe]) -> Replayed:
-    """Judge recomputed probes against the stored ones; see the module."""
+def compare(plan: ViewPlan, store: Store, stored: list[Probe], recomputed: list[Probe]) -> Replayed:
+    """Compare recomputed probes with the stored ones; see the module."""
     changes = _changes(store.provenance)
-    equal = [then.sha256 == now.sha256 for then, now in zip(stored, computed, strict=True)]
+    equal = [then.sha256 == now.sha256 for then, now in zip(stored, recomputed, strict=True)]
     total = worst = entries = 0
     far = []
-    for then, now in zip(stored, computed, strict=True):
+    for then, now in zip(stored, recomputed, strict=True):
         a, b = (np.frombuffer(probe.coarse, np.uint8).astype(np.int64) for probe in (then, now))
         if a.shape != b.shape:
             raise _refused(plan, store, changes, equal, [then], "the views have another shape")
@@ -165,14 +151,14 @@ def _refused(
     what: str,
 ) -> MismatchError:
     causes = []
-    here, theirs = plan.to_store(), store.plan
-    if here.augmentation != theirs.augmentation:
-        causes.append(f"augmentation: {theirs.augmentation} then, {here.augmentation} now")
-    if here.seed != theirs.seed:
-        causes.append(f"seed: {theirs.seed} then, {here.seed} now")
-    if here.fingerprint != theirs.fingerprint:
+    here, stored = plan.to_store(), store.plan
+    if here.augmentation != stored.augmentation:
+        causes.append(f"augmentation: {stored.augmentation} then, {here.augmentation} now")
+    if here.seed != stored.seed:
+        causes.append(f"seed: {stored.seed} then, {here.seed} now")
+    if here.fingerprint != stored.fingerprint:
         causes.append(
-            f"dataset: fingerprint {theirs.fingerprint[:16]} then, {here.fingerprint[:16]} now"
+            f"dataset: fingerprint {stored.fingerprint[:16]} then, {here.fingerprint[:16]} now"
         )
     if not causes:
         keys = [plan.samples.keys[probe.row] for probe in far[:3]]

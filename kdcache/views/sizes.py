@@ -24,11 +24,11 @@ def view_size(plan: ViewPlan) -> tuple[int, int]:
     shape = plan.dataset.image_shape
     # Two sizes as a probe: an augmentation that gives one size gives it for both.
     sizes = np.array([[331, 257], [256, 340]] if shape is None else [shape[1:]], np.int64)
-    output = plan.augmentation.output_sizes(sizes)
-    if (output != output[0]).any():
+    outputs = plan.augmentation.output_sizes(sizes)
+    if (outputs != outputs[0]).any():
         raise UsageError(
             f"the images of {plan.dataset.name} differ in size and {plan.augmentation.name!r} leaves "
             "them so; a network needs one size: use an augmentation that gives it, such as "
             "resized-crop-flip."
         )
-    return int(output[0, 0]), int(output[0, 1])
+    return int(outputs[0, 0]), int(outputs[0, 1])

@@ -199,7 +199,7 @@ def test_dry_run_estimates_and_writes_nothing(trained: Trained, dump: Run, tmp_p
 def test_ctrl_c_leaves_a_store_and_says_how_to_go_on(
     trained: Trained, kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdcache_cli.dumping import Bar
+    from kdcache_cli.commands.dumping import Bar
 
     forward = Bar.batch
 

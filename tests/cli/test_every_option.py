@@ -61,9 +61,18 @@ class Case:
     plain: dict[str, Any] = field(default_factory=dict)
 
 
-DATASET = "kdcache.data.loading:load_dataset"
 OPEN = "kdcache_stores:open_store"
-TARGETS = "kdcache.dumping.requests"
+RECIPE_STORE = "kdcache.training.settings:open_store"
+LOAD = "kdcache.data.loading:DatasetSource.load"
+
+
+def end(*args: Any, **kwargs: Any) -> None:
+    raise End
+
+
+#: A dump whose `run` is the last call.
+PREPARED = stand_in(**{"__enter__.return_value.run": end, "__enter__.return_value.targets": []})
+
 CASES = {
     "demo": Case(ends=("kdcache.demo:steps",)),
     "train-teacher": Case(
@@ -71,31 +80,15 @@ CASES = {
     ),
     "dump-teacher": Case(
         ("--dataset", "digits", "--teacher", "t", "--out", "s.zarr"),
-        ("kdcache.dumping.dump:dump",),
-        {
-            f"{TARGETS}:asked_plan": (stand_in(), 4),
-            f"{TARGETS}:stored_plan": (stand_in(), 4),
-            f"{TARGETS}:require_views": None,
-            f"{TARGETS}:labelled_splits": {},
-            f"{TARGETS}:prepare_teacher": (stand_in(), "as given"),
-            f"{TARGETS}:posterior": [(stand_in(), "sample")],
-            f"{TARGETS}:clean_top1": {},
-            "kdcache.dumping.estimate:estimate": stand_in(rows=0, stored=0),
-        },
-        {
-            "kdcache.dumping.outputs:check_outputs": [],
-            "kdcache.views.sizes:view_shape": (1, 8),
-            "kdcache.views.replay:check": None,
-            "kdcache_cli.dump_page:command_line": "the command",
-            OPEN: stand_in(),
-        },
+        noted={"kdcache.dumping.job:prepare_dump": PREPARED},
+        plain={"kdcache_cli.dump_page:before": None, "kdcache_cli.dump_page:command_line": "the command"},
     ),
     "seal": Case(("s.zarr",), ("kdcache_stores:reopen",)),
     "train-student": Case(
         ("--dataset", "digits", "--student", "resnet8", "--method", "kd", "--store", "s.zarr",
          "--out", "run"),
         ("kdcache.training.preparation:train",),
-        plain={OPEN: stand_in()},
+        plain={RECIPE_STORE: stand_in()},
     ),
     "check": Case(
         ("s.zarr", "--method", "kd"),
@@ -103,12 +96,11 @@ CASES = {
             "kdcache.checks.check:check": [stand_in()],
             "kdcache.checks.check:Check.of_run": None,
         },
-        plain={OPEN: stand_in()},
+        plain={RECIPE_STORE: stand_in()},
     ),
     "evaluate": Case(
         ("run", "--dataset", "digits"),
-        ("kdcache.evaluation.measured:measure",),
-        {DATASET: stand_in()},
+        ("kdcache.evaluation.measured:evaluate",),
     ),
     "export": Case(
         ("run",), ("kdcache.deploy:export",), {"kdcache.runs:load_run_model": stand_in()}
@@ -120,27 +112,20 @@ CASES = {
     "inspect": Case(("s.zarr",), (OPEN,)),
     "verify": Case(
         ("s.zarr", "--teacher", "t", "--dataset", "digits"),
-        ("kdcache.dumping.recheck:recheck",),
-        {
-            OPEN: stand_in(),
-            f"{TARGETS}:stored_plan": (stand_in(), 4),
-            "kdcache.dumping.recheck:load_stored_teacher": stand_in(),
-        },
+        ("kdcache.dumping.recheck:recheck_store",),
+        {OPEN: stand_in()},
         {"kdcache_stores:verify": stand_in(ok=True)},
     ),
     "import": Case(
         ("logits.npz", "--out", "s.zarr", "--dataset", "digits"),
         ("kdcache_stores:import_npz", "kdcache.dumping.imported:import_for"),
-        {DATASET: stand_in()},
-        {"kdcache_cli.making:command_line": "the command"},
+        {LOAD: stand_in(remarks=[])},
+        {"kdcache_cli.commands.making:command_line": "the command"},
     ),
     "export-views": Case(
         ("--dataset", "digits", "--out", "views.parquet"),
         ("kdcache.views.export:write_parameters",),
-        {
-            f"{TARGETS}:asked_plan": (stand_in(), 4),
-            f"{TARGETS}:stored_plan": (stand_in(), 4),
-        },
+        {"kdcache.dumping.plans:choose_plan": (stand_in(), 4)},
     ),
     "push": Case(("s.zarr", "there"), ("kdcache_stores.share.push:push_store",)),
     "pull": Case(("there", "s.zarr"), ("kdcache_stores.share.pull:pull_store",)),

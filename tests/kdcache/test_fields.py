@@ -31,7 +31,7 @@ from kdcache.models.taps import tapped
 from kdcache.models.weights import tensor_digest
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.optim import Optimization
 from kdcache.training.preparation import prepared, train
 from kdcache.training.settings import Training

@@ -24,7 +24,7 @@ from kdcache import (
 )
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.runs import load_run_model, read_metrics, read_summary
-from kdcache.training.observer import Unobserved
+from kdcache.training.observer import Unwatched
 from kdcache.training.optim import Optimization
 from kdcache_stores import MismatchError, TrainingError, UsageError
 from tests.conftest import Trained
@@ -44,7 +44,7 @@ def training(trained: Trained, **changes: Any) -> Training:
     return replace(base, **changes)
 
 
-class StopAfter(Unobserved):
+class StopAfter(Unwatched):
     """Interrupts a training, as Ctrl-C would, in the middle of an epoch."""
 
     def __init__(self, epoch: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.stats import chi2, ttest_ind  # type: ignore[import-untyped]
+from scipy.stats import chi2, ttest_ind
 
 from kdcache.checks.case import Case
 from kdcache.checks.finding import Finding, percent

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.stats import binom  # type: ignore[import-untyped]
+from scipy.stats import binom
 
 from kdcache.checks.case import Case
 from kdcache.checks.finding import Finding, percent

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdcache.checks.earlier_runs import Fit, baseline_beside, read_baseline
 from kdcache.checks.trials import Trials, try_out
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores import DataError, MismatchError
 from tests.conftest import Trained
 

@@ -13,7 +13,7 @@ from kdcache.data.loading import load_dataset
 from kdcache.models.weights import tensor_digest
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 
 MakeTeacher = Callable[..., Teacher]
 

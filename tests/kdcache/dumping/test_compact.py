@@ -8,9 +8,9 @@ from pathlib import Path
 from kdcache import load_dataset
 from kdcache.augment.specs import make_augmentation
 from kdcache.dumping.dump import dump
-from kdcache.teachers import load_teacher
+from kdcache.teachers.load import load_teacher
 from kdcache.views.plan import ViewPlan
-from kdcache_cli.inspecting import page
+from kdcache_cli.commands.inspecting import page
 from kdcache_stores import describe, open_store
 from tests.conftest import Trained
 

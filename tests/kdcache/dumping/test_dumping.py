@@ -16,7 +16,8 @@ from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
-from kdcache.teachers import Teacher, mc_dropout
+from kdcache.teachers.posterior import mc_dropout
+from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import (
     DataError,

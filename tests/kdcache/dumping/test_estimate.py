@@ -15,7 +15,7 @@ from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
 from kdcache.dumping.estimate import encoded_bytes, estimate
 from kdcache.dumping.opening import Target
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import MismatchError, StoreError, describe, open_store
 

@@ -16,7 +16,7 @@ from kdcache.dumping.dump import dump
 from kdcache.dumping.estimate import estimate
 from kdcache.dumping.imported import import_for
 from kdcache.dumping.opening import Target
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError, describe, open_store
 from tests.kdcache.dumping.conftest import tree

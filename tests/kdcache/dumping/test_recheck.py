@@ -14,7 +14,7 @@ from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.dumping.dump import dump
 from kdcache.dumping.recheck import recheck
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import MismatchError, open_store
 from tests.kdcache.dumping.conftest import MakeTeacher

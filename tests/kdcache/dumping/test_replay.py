@@ -12,7 +12,7 @@ from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import open_store

@@ -15,7 +15,9 @@ from kdcache.models.taps import head_of, tapped
 from kdcache.models.weights import tensor_digest
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher, load_teacher, mc_dropout
+from kdcache.teachers.load import load_teacher
+from kdcache.teachers.posterior import mc_dropout
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 BOTH = ("logits", "pooled")

@@ -14,11 +14,13 @@ import torchvision.models as tv
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcache.dumping.sanity import clean_accuracy
+from kdcache.dumping.sanity import clean_check
 from kdcache.models.classes import load_class_map
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
-from kdcache.teachers import Teacher, load_teacher, mc_dropout, teacher_class_names
+from kdcache.teachers.load import load_teacher, teacher_class_names
+from kdcache.teachers.posterior import mc_dropout
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 
 GREY = Preprocessing((0.3,), (0.2,))
@@ -328,4 +330,4 @@ def test_a_checkpoint_of_cifar100_reaches_its_accuracy(count: int, low: float, h
     teacher = load_teacher(
         f"resnet20@{file}", classes=100, preprocessing=PREPROCESSINGS["cifar100"]
     )
-    assert low < clean_accuracy(teacher, images[:count], labels[:count]) < high
+    assert low < clean_check(teacher, images[:count], labels[:count]).top1 < high

@@ -16,7 +16,7 @@ from kdcache.bench.training_bench import bench_train
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.table import METHODS
 from kdcache.runs import read_metrics
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.training.optim import Optimization
 from kdcache.training.preparation import train
 from kdcache.views.plan import ViewPlan

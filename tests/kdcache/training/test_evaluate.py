@@ -19,7 +19,7 @@ from kdcache.evaluation.cost import macs
 from kdcache.evaluation.scores import calibration, fit_temperature, scores
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import load_run_model, read_summary
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from tests.conftest import Result, Trained
 
 

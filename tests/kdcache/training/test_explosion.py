@@ -11,7 +11,7 @@ import torch
 from kdcache import train
 from kdcache.runs import read_metrics
 from kdcache.training.explosion import LossWatch
-from kdcache.training.observer import Unobserved
+from kdcache.training.observer import Unwatched
 from kdcache_stores import TrainingError
 from tests.conftest import Trained
 from tests.kdcache.training.job import training
@@ -80,10 +80,10 @@ def test_a_state_goes_on_where_it_was() -> None:
             each.end(1, Path("run"))
 
 
-WILD = {"epochs": 30, "batch_size": 5, "lr": 60.0, "momentum": 0.0, "lr_schedule": "constant"}
+WILD = {"epochs": 30, "batch_size": 5, "lr": 60.0, "momentum": 0.0, "schedule": "constant"}
 
 
-class StopIn(Unobserved):
+class StopIn(Unwatched):
     def __init__(self, epoch: int) -> None:
         self.at = epoch
 
@@ -110,8 +110,8 @@ def test_a_run_that_explodes_stops_at_the_same_step_after_a_resume(
 @pytest.mark.parametrize(
     "objective",
     [
-        {"method": "dkd", "ce_weight": 0.0, "options": {"warmup": 30}},
-        {"method": "dkd", "standardize": "unbiased", "options": {"warmup": 30}},
+        {"method": "dkd", "ce_weight": 0.0, "dkd_warmup": 30},
+        {"method": "dkd", "standardize": "unbiased", "dkd_warmup": 30},
         {"method": "ctkd"},
         {"method": "kd", "kd_weight": 1e-6, "ce_weight": 0.0},
     ],

@@ -20,7 +20,7 @@ from kdcache import CachedViews, ViewPlan, dump, load_dataset, load_teacher, tra
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.choice import choose
 from kdcache.runs import load_run_model, read_config, read_metrics, read_summary
-from kdcache.training.observer import Unobserved
+from kdcache.training.observer import Unwatched
 from kdcache.views import cached as cached_module
 from kdcache.views.window import views_that_fit
 from kdcache_stores import MismatchError, TrainingError, UsageError, open_store
@@ -88,7 +88,7 @@ def test_dropout_repeats_after_a_resume(trained: Trained, tmp_path: Path) -> Non
     options = kd(trained, model=f"{FACTORY}:with_dropout")
     whole = train(training(options), tmp_path / "whole")
 
-    class Stop(Unobserved):
+    class Stop(Unwatched):
         def step(self, epoch: int, done: int, total: int) -> None:
             if (epoch, done) == (2, 2):
                 raise KeyboardInterrupt
@@ -159,7 +159,7 @@ def test_the_random_schedule_says_when_views_do_not_fit(
 ) -> None:
     notes = []
 
-    class Notes(Unobserved):
+    class Notes(Unwatched):
         def note(self, text: str) -> None:
             if not text.startswith("warning: "):  # two epochs are few, which is said too
                 notes.append(text)

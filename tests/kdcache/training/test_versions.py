@@ -11,7 +11,7 @@ import torch
 
 from kdcache import __version__, train
 from kdcache.runs import load_run_model, read_config
-from kdcache.training.observer import Unobserved
+from kdcache.training.observer import Unwatched
 from kdcache_stores import MismatchError
 from tests.conftest import Result
 from tests.kdcache.training.job import training
@@ -19,7 +19,7 @@ from tests.kdcache.training.job import training
 HOW = {"optimization": {"epochs": 4, "batch_size": 25}}
 
 
-class Notes(Unobserved):
+class Notes(Unwatched):
     """Collects what is said; ends the training in an epoch, if told to."""
 
     def __init__(self, stop: int | None = None) -> None:

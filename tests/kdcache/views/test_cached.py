@@ -21,7 +21,7 @@ from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
 from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
-from kdcache.teachers import Teacher
+from kdcache.teachers.teacher import Teacher
 from kdcache.views.cached import Batch, CachedViews
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import MismatchError, Store, open_store

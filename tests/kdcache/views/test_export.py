@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
-from kdcache.views.export import parameter_table, write_parameters
+from kdcache.views.export import parameter_batches, write_parameters
 from kdcache.views.plan import ViewPlan
 
 
@@ -58,9 +60,13 @@ def test_views_can_be_made_from_the_table_alone(digits: Dataset, tmp_path: Path)
     assert plan_of_table["augmentation"] == plan.augmentation.describe()
 
 
+def table_of(plan: ViewPlan, views: Iterable[int]) -> pa.Table:
+    return pa.Table.from_batches(parameter_batches(plan, views))
+
+
 def test_unused_parameters_are_null(digits: Dataset) -> None:
     plan = ViewPlan(digits, make_augmentation("weak+strong", digits), seed=2)
-    table = parameter_table(plan, [0, 1])
+    table = table_of(plan, [0, 1])
     weak, strong = table.slice(0, 30).to_pydict(), table.slice(30, 30).to_pydict()
     assert weak["strong"] == [False] * 30
     assert None not in weak["weak.top"]
@@ -73,7 +79,7 @@ def test_unused_parameters_are_null(digits: Dataset) -> None:
 def test_files_are_measured_by_their_headers(folder: Path) -> None:
     dataset = load_dataset(f"folder:{folder}")
     plan = ViewPlan(dataset, make_augmentation("resized-crop-flip:size=16", dataset), seed=2)
-    table = parameter_table(plan, [5]).to_pylist()
+    table = table_of(plan, [5]).to_pylist()
     for row in table:
         image = dataset.decode(row["row"])
         box = (row[name] for name in ("top", "left", "height", "width"))
@@ -84,7 +90,7 @@ def test_files_are_measured_by_their_headers(folder: Path) -> None:
 
 def test_the_table_comes_in_pieces(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = ViewPlan(digits, make_augmentation("exhaustive", digits), seed=2)
-    whole = parameter_table(plan, range(9))
+    whole = table_of(plan, range(9))
     monkeypatch.setattr("kdcache.views.export._ROWS", 7)
-    assert parameter_table(plan, range(9)).equals(whole)
+    assert table_of(plan, range(9)).equals(whole)
     assert np.array_equal(np.unique(whole["view"]), np.arange(9))

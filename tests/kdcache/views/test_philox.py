@@ -83,7 +83,10 @@ def test_counter_layout() -> None:
 def test_a_pair_draws_the_same_in_any_company() -> None:
     everyone = Draws(sample_words(50), np.arange(50) % 7, seed=1)
     together = everyone.uniform(5)
-    alone = np.concatenate([everyone.take(np.array([i])).uniform(5) for i in range(50)])
+    alone = np.concatenate([
+        Draws(everyone.words[i : i + 1], everyone.views[i : i + 1], seed=1).uniform(5)
+        for i in range(50)
+    ])  # fmt: skip
     np.testing.assert_array_equal(together, alone)
     np.testing.assert_array_equal(together[:, 3:], everyone.uniform(2, start=3))
 

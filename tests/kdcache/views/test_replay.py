@@ -46,7 +46,7 @@ def dump(plan: ViewPlan, path: Path, probed: bool = True) -> Store:
             probes = []
             for row in rows if probed else []:
                 image = plan.images([row], shard.view)
-                probes += replay.measure(plan, [row], shard.view, image)
+                probes += replay.measure([row], shard.view, image)
             logits = np.zeros((shard.stop - shard.start, classes), dtype=np.float32)
             writer.write(shard, {"logits": logits}, probes=probes)
         writer.seal()

@@ -1,6 +1,4 @@
-"""Teachers: a frozen model, its preprocessing, its precision, and a digest of all three.
-
-A teacher gives fields, by name: `logits`, and what else is asked for (`kdcache.models.taps`).
+"""A teacher from what a user names: its network built, its weights loaded, tried on a small batch.
 
 SPEC                                  what it is
 resnet32x4@FILE                       a network of the zoo with weights from a file
@@ -13,26 +11,25 @@ RUN[@FILE]                            a directory written by `kdcache train-teac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from kdcache.models.dropout import fix_dropout
 from kdcache.models.library import (
     Pretrained,
     pretrained_timm,
     pretrained_torchvision,
     torchvision_class_names,
 )
-from kdcache.models.taps import head_of, read_outputs, tapped
+from kdcache.models.taps import head_of, read_outputs
 from kdcache.models.weights import load_weights, names_file, tensor_digest
 from kdcache.models.zoo import MODELS, build_model
-from kdcache.precision import autocast, require_precision
+from kdcache.precision import require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model
-from kdcache_stores import Teacher as StoredTeacher
+from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 #: Where weights come from when they are named and not a file.
@@ -40,146 +37,6 @@ LIBRARIES = {
     "torchvision": pretrained_torchvision,
     "timm": pretrained_timm,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Teacher:
-    """A frozen model from uint8 views to float32 fields.
-
-    Args:
-        architecture: its name, as `load_teacher` takes it, without the weights.
-        module: in eval mode, on the device, without gradients; gives logits (B, K), or a mapping
-            {field: (B, ...)} that holds them.
-        preprocessing: applied to the views first.
-        classes: how many logits it gives.
-        weights_sha256: `tensor_digest` of the module's state (batch counters left out).
-        file_sha256: of the file that the weights came from, if there was one.
-        precision: "float32", "bf16" or "fp16".
-        class_map: which of the module's logits is class 0, 1, ... of the dataset; None: in order.
-            Of logits alone: other fields stay as they are.
-        dropout_seed: of the posterior sample whose dropout masks are in the module, or None.
-        channels_last: run the module in that memory format.
-        compile: run the module through torch.compile.
-        batch_size: forward at most so many views at a time; None: as many as are asked for.
-        fields: what it gives per view, by name.
-        shapes: the shape of each field per row; those of fields that are not named here are not
-            known, and not compared.
-    """
-
-    architecture: str
-    module: nn.Module
-    preprocessing: Preprocessing
-    classes: int
-    weights_sha256: str
-    file_sha256: str | None = None
-    precision: str = "float32"
-    class_map: tuple[int, ...] | None = None
-    dropout_seed: int | None = None
-    channels_last: bool = False
-    compile: bool = False
-    batch_size: int | None = None
-    fields: tuple[str, ...] = ("logits",)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    _forward: nn.Module = field(init=False, repr=False)
-    _columns: Tensor | None = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        require_precision(self.precision)
-        taps = tapped(self.module, self.fields)
-        forward = torch.compile(taps) if self.compile else taps
-        mapped = self.class_map is not None
-        columns = torch.tensor(self.class_map, device=self.device) if mapped else None
-        object.__setattr__(self, "_forward", forward)
-        object.__setattr__(self, "_columns", columns)
-        object.__setattr__(self, "shapes", {**self.shapes, "logits": (self.classes,)})
-
-    @property
-    def device(self) -> torch.device:
-        """Where the module lies."""
-        return next(self.module.parameters(), torch.empty(0)).device
-
-    @property
-    def head(self) -> tuple[Tensor, Tensor] | None:
-        """Weight (K, D) and bias (K,) that make the logits of `pooled`, float32.
-
-        None where `pooled` is not among the fields, or a user's module names no layer as `head`.
-        """
-        linear = head_of(self.module) if "pooled" in self.fields else None
-        if linear is None:
-            return None
-        weight = linear.weight.detach().float()
-        bias = (
-            weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
-        )
-        return (
-            (weight, bias)
-            if self._columns is None
-            else (weight[self._columns], bias[self._columns])
-        )
-
-    def __call__(self, views: Tensor) -> dict[str, Tensor]:
-        """The fields, float32 (B, *shape) each, of views uint8 (B, C, H, W) on its device.
-
-        Raises:
-            DataError: what the module gives is not a row per view for every field.
-            MismatchError: rows of another shape than `shapes` says.
-        """
-        return self._read(views, self.fields)
-
-    def logits(self, views: Tensor) -> Tensor:
-        """The logits, float32 (B, classes), whatever the fields; see `__call__`."""
-        return self._read(views, ("logits",))["logits"]
-
-    @torch.no_grad()  # not inference mode: a student's loss may save these values for backward
-    def _read(self, views: Tensor, fields: Sequence[str]) -> dict[str, Tensor]:
-        if self.batch_size is None:
-            return self._outputs(views, fields)
-        parts = [self._outputs(part, fields) for part in torch.split(views, self.batch_size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in fields}
-
-    def _outputs(self, views: Tensor, fields: Sequence[str]) -> dict[str, Tensor]:
-        images = self.preprocessing(views)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(views.device, self.precision):
-            given = self._forward(images)
-        outputs = read_outputs(self.architecture, given, fields, len(views))
-        if self._columns is not None and "logits" in outputs:
-            outputs["logits"] = outputs["logits"][:, self._columns]
-        for name, values in outputs.items():
-            shape = tuple(values.shape[1:])
-            if shape != self.shapes.get(name, shape):
-                raise MismatchError(self._other_shape(name, shape))
-        return outputs
-
-    def _other_shape(self, name: str, shape: tuple[int, ...]) -> str:
-        who, expected = f"teacher {self.architecture}", self.shapes[name]
-        if name == "logits":
-            return (
-                f"{who} gives logits of shape {shape} per row, {expected} was expected: use a teacher "
-                "trained for this dataset, or --class-map where its classes are ordered otherwise"
-            )
-        return (
-            f"{who} gives rows of {name} of shape {shape} here and of {expected} before: a field has "
-            "one shape for every view. Pad or pool them to one length in the module, whatever the batch"
-        )
-
-    def to_store(self, clean_top1: dict[str, float] | None = None) -> StoredTeacher:
-        """What a store keeps of it. Its digest covers the class map and the dropout seed too."""
-        preprocessing = self.preprocessing.to_dict()
-        if self.class_map is not None:
-            preprocessing["class_map"] = list(self.class_map)
-        if self.dropout_seed is not None:
-            preprocessing["dropout_seed"] = self.dropout_seed
-        return StoredTeacher(
-            architecture=self.architecture,
-            weights_sha256=self.weights_sha256,
-            preprocessing=preprocessing,
-            precision=self.precision,
-            classes=self.classes,
-            file_sha256=self.file_sha256,
-            clean_top1=clean_top1,
-        )
 
 
 def load_teacher(
@@ -203,7 +60,7 @@ def load_teacher(
     """A teacher for views of a dataset.
 
     Args:
-        spec: as in the table above; what follows "@" is `weights`.
+        spec: as in the table of this module; what follows "@" is `weights`.
         weights: a file, or the name of a library's own weights.
         classes: of the dataset.
         channels: of the views.
@@ -249,9 +106,9 @@ def load_teacher(
         side = (assumed and assumed.size) or size
         loaded = _built(name, source, classes, inputs, side, mapped=class_map is not None)
     else:
-        own = f", or take the library's: {name}@DEFAULT" if rest else ""
+        advice = f", or take the library's: {name}@DEFAULT" if rest else ""
         raise DataError(
-            f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{own}"
+            f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{advice}"
         )
     preprocessing = preprocessing or loaded.preprocessing or fallback
     if preprocessing is None:
@@ -314,7 +171,7 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int,
     images = teacher.preprocessing(views)
     try:
         with torch.no_grad():
-            given = teacher._forward(images)
+            given = teacher.forward(images)
     except Exception as error:  # whatever a network raises: an assertion about the size, say
         shape = "x".join(map(str, images.shape[1:]))
         halved = {str(p.dtype) for p in teacher.module.parameters()} - {"torch.float32"}
@@ -383,15 +240,3 @@ def teacher_class_names(spec: str | Path) -> list[str] | None:
     if prefix != "torchvision" or not source or names_file(source):
         return None
     return torchvision_class_names(rest, source)
-
-
-def mc_dropout(teacher: Teacher, seed: int) -> Teacher:
-    """One posterior sample of a teacher: its dropout layers stay active, with fixed masks.
-
-    The masks depend on the seed alone, not on the batch, so that rows of a store stay independent.
-    Weights are shared with the teacher. Sample `seed` is the same network on every device.
-
-    Raises:
-        UsageError: the teacher has no active dropout layer.
-    """
-    return replace(teacher, module=fix_dropout(teacher.module, seed), dropout_seed=seed)

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from kdcache_cli.app import common
-from kdcache_cli.dumping import Bar
+from kdcache_cli.commands.dumping import Bar
+from kdcache_cli.commands.training import Bars
 from kdcache_cli.output import console, emit, percent, progress, say, table
-from kdcache_cli.training import Bars
 
 
 @click.command("demo")
@@ -25,21 +25,20 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
     """Teacher, store and students on embedded data, compared in one table."""
     from kdcache.demo import DATASET, SAMPLES, SEEDS, STUDENT, TEACHER, results, steps
 
-    silent = quiet or as_json
     say(
-        f"{DATASET}: a {TEACHER} teaches a {STUDENT} that sees {SAMPLES} labelled samples; "
+        f"{DATASET}: a {TEACHER} is the teacher of a {STUDENT} that sees {SAMPLES} labelled samples; "
         f"{len(SEEDS)} seeds",
-        silent,
+        quiet,
     )
     for step in steps(out):
-        with progress(silent, "") as bars:
+        with progress(quiet, "") as bars:
             step.run(Bar(bars) if step.title == "store" else Bars(bars, step.title))
-        say(f"$ {step.command}", silent)
-    comparison = results(out)
-    emit(comparison, as_json)
-    if silent:
+        say(f"$ {step.command}", quiet)
+    outcome = results(out)
+    emit(outcome, as_json)
+    if quiet:
         return
-    base = comparison["rows"][0]["top1_mean"]
+    base = outcome["rows"][0]["top1_mean"]
     rows = [
         (
             row["method"],
@@ -48,10 +47,8 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
             f"{row['seconds_per_epoch']:.3f}",
             f"{row['teacher_forwards']}",
         )
-        for row in comparison["rows"]
+        for row in outcome["rows"]
     ]
     columns = ("method", "test accuracy", "vs ce", "s/epoch", "teacher forwards")
     console.print(table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows))
-    say(
-        f"store: {comparison['store']}\nruns:  {out}/*  (the commands above repeat each step by hand)"
-    )
+    say(f"store: {outcome['store']}\nruns:  {out}/*  (the commands above repeat each step by hand)")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from kdcache.break_even import break_even
+from kdcache_cli import options
 from kdcache_cli.app import common
-from kdcache_cli.options import resolve_device
 from kdcache_cli.output import console, emit, percent, progress, say, size, table
 from kdcache_stores.types import LOGITS
 
@@ -24,16 +23,16 @@ def inspect(store: str, as_json: bool, quiet: bool) -> None:
     with open_store(store) as opened:
         info = describe(opened)
     emit(info, as_json)
-    if not (quiet or as_json):
+    if not quiet:
         console.print(table(f"store {store}", ("", ""), page(info)))
 
 
 def page(info: dict[str, Any]) -> list[tuple[str, str]]:
     """What `describe` says of a store, for people."""
     plan, teacher, fields = info["plan"], info["teacher"], info["fields"]
-    options = dict(plan["augmentation"])
-    name = options.pop("name", "")
-    details = ", ".join(f"{key}={value}" for key, value in options.items())
+    settings = dict(plan["augmentation"])
+    name = settings.pop("name", "")
+    details = ", ".join(f"{key}={value}" for key, value in settings.items())
     count = info["views"] * info["samples"]
     rows = [
         ("dataset", f"{plan['dataset']} {plan['split']}: {info['samples']:,} samples, "
@@ -97,8 +96,8 @@ def _field_rows(name: str, item: dict[str, Any], count: int) -> list[tuple[str, 
 
 def encoding_text(encoding: dict[str, Any]) -> str:
     """{"name": "topk", "k": 10} -> "topk (k=10)"."""
-    options = ", ".join(f"{key}={value}" for key, value in encoding.items() if key != "name")
-    return f"{encoding['name']} ({options})" if options else str(encoding["name"])
+    settings = ", ".join(f"{key}={value}" for key, value in encoding.items() if key != "name")
+    return f"{encoding['name']} ({settings})" if settings else str(encoding["name"])
 
 
 @click.command("verify")
@@ -109,46 +108,49 @@ def encoding_text(encoding: dict[str, Any]) -> str:
     "--rows", type=click.IntRange(1), default=256, show_default=True, help="With --teacher."
 )
 @click.option("--dataset", help="With --teacher: where the images are.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="With --teacher.")
+@options.data_root
 @click.option("--augment", help="With --teacher: needed where the augmentation is your own.")
-@click.option("--device", default="auto", show_default=True, help="With --teacher.")
+@options.device_alone
 @common
 def verify(
     store: str,
     expect: str | None,
     teacher: str | None,
     rows: int,
-    dataset: str | None,
-    data_root: Path | None,
     augment: str | None,
     device: str,
     as_json: bool,
     quiet: bool,
+    **given: Any,
 ) -> int:
     """Check every byte of a STORE against its manifest; exit 1 if it is damaged."""
     from kdcache_stores import open_store, verify
 
-    if teacher and not dataset:
+    if teacher and not given["dataset"]:
         raise click.UsageError("--teacher needs --dataset, to make the teacher's views again.")
     # What is verified is what lies there, so nothing comes from the cache.
     with (
         open_store(store, expect=expect, cache_size=0) as opened,
-        progress(quiet or as_json, "bytes") as bars,
+        progress(quiet, "bytes") as bars,
     ):
         task = bars.add_task("verify", total=None, note="")
         report = verify(
             opened, progress=lambda done, total: bars.update(task, completed=done, total=total)
         )
-    result = report.to_dict()
-    if teacher and dataset and report.ok:
-        result["teacher"] = recomputed(store, teacher, dataset, data_root, augment, device, rows)
-    emit(result, as_json)
+    results = report.to_dict()
+    if teacher and report.ok:
+        from kdcache.dumping.recheck import recheck_store
+
+        source, where = options.source(given), options.resolve_device(device)
+        recheck = recheck_store(store, teacher, source, augment, rows, where)
+        results["teacher"] = recheck.to_dict()
+    emit(results, as_json)
     for note in report.notes:
-        say(f"note: {note}", quiet or as_json)
+        say(f"note: {note}", quiet)
     if report.ok:
         say(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
-            f"written\ncontent digest {report.digest}", quiet or as_json)  # fmt: skip
-        return say_recomputed(result["teacher"], quiet, as_json) if teacher else 0
+            f"written\ncontent digest {report.digest}", quiet)  # fmt: skip
+        return say_recomputed(results["teacher"], quiet, as_json) if teacher else 0
     for problem in report.problems:
         say(f"damaged: {problem.message}", as_json)
     if report.rewrite:
@@ -157,40 +159,19 @@ def verify(
     return 1
 
 
-def recomputed(
-    path: str,
-    teacher: str,
-    dataset: str,
-    root: Path | None,
-    augment: str | None,
-    device: str,
-    rows: int,
-) -> dict[str, Any]:
-    """What `recheck` finds, as JSON."""
-    from kdcache.dumping.recheck import load_stored_teacher, recheck
-    from kdcache.dumping.requests import stored_plan
-    from kdcache_stores import open_store
-
-    where = resolve_device(device)
-    plan, _ = stored_plan(path, dataset, root, augment=augment)
-    with open_store(path) as store:
-        model = load_stored_teacher(store, teacher, where, plan.dataset.image_shape)
-        return recheck(store, plan, model, rows, device=where).to_dict()
-
-
-def say_recomputed(result: dict[str, Any], quiet: bool, as_json: bool) -> int:
+def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
     """The outcome for people, and the exit code."""
-    for problem in result["problems"]:
+    for problem in recheck["problems"]:
         say(f"not this teacher's outputs: {problem}", as_json)
-    if result["ok"]:
+    if recheck["ok"]:
         names = {"logits": ("kl_t1_mean", "KL")}
         texts = []
-        for field, measured in result["measured"].items():
+        for field, measured in recheck["measured"].items():
             key, words = names.get(field, ("error", "squared error"))
             texts.append(
                 f"{field}: {words} {measured[key]:.2g} on average, the dump measured "
-                f"{result['recorded'][field][key]:.2g}"
+                f"{recheck['recorded'][field][key]:.2g}"
             )
-        say(f"{result['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
-            quiet or as_json)  # fmt: skip
-    return 0 if result["ok"] else 1
+        say(f"{recheck['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
+            quiet)  # fmt: skip
+    return 0 if recheck["ok"] else 1

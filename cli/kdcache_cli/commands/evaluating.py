@@ -34,65 +34,27 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 @options.device
 @common
 def evaluate(
-    model: str,
-    dataset: str,
-    data_root: Path | None,
-    download: bool,
-    split: str,
-    weights: Path | None,
-    teacher: str | None,
-    store: str | None,
-    augment: str | None,
-    batch_size: int,
-    allow_code: bool,
-    device: str,
-    workers: int,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
+    model: str, device: str, threads: int | None, as_json: bool, quiet: bool, **given: Any
 ) -> None:
     """Accuracy, calibration and cost of MODEL: a run, or a model's name with --weights.
 
-    With --store (of the same split) also how closely its predictions follow the teacher's.
+    With --store (of the same split) also how closely its logits agree with the teacher's.
     """
-    import torch
+    from kdcache.evaluation.measured import evaluate
 
-    from kdcache.data.loading import load_dataset
-    from kdcache.evaluation.measured import measure
-    from kdcache.models.zoo import MODELS
-    from kdcache.preprocessing import normalisation
-
-    if threads:
-        torch.set_num_threads(threads)
-    data = load_dataset(dataset, split, data_root, download)
-    for remark in data.remarks:
-        say(remark, quiet or as_json)
-    preprocessing = None
-    if any(spec.partition("@")[0] in MODELS for spec in (model, teacher or "")):
-        preprocessing = normalisation(load_dataset(dataset, "train", data_root, download))
-    result = measure(
-        model,
-        data,
-        weights=weights,
-        teacher=teacher,
-        store=store,
-        augment=augment,
-        preprocessing=preprocessing,
-        batch_size=batch_size,
-        device=options.resolve_device(device),
-        workers=workers,
-        allow_code=allow_code,
+    where = options.resolve_device(device, threads)
+    results = evaluate(
+        model, options.source(given), note=lambda text: say(text, quiet), device=where, **given
     )
-    emit(result, as_json)
-    if quiet or as_json:
+    emit(results, as_json)
+    if quiet:
         return
-    columns = [result, *([result["teacher"]] if teacher else [])]
+    columns = [results, *([results["teacher"]] if "teacher" in results else [])]
     rows = [(name, *(show(column) for column in columns)) for name, show in _LINES.items()]
     titles = ("", *(column["architecture"] for column in columns))
-    console.print(table(f"{data.name} {split}, {len(data):,} samples", titles, rows))
-    say(f"temperature fitted on: {result['temperature_fitted_on']}")
-    if store:
-        agreement = result["agreement"]
+    console.print(table("{dataset} {split}, {samples:,} samples".format(**results), titles, rows))
+    say(f"temperature fitted on: {results['temperature_fitted_on']}")
+    if agreement := results.get("agreement"):
         lines = [
             ("same top-1", percent(agreement["top1_agreement"])),
             ("KL(teacher | student), nats", f"{agreement['kl']:.4f}"),
@@ -100,7 +62,8 @@ def evaluate(
             ("rank correlation over classes", f"{agreement['rank_correlation']:.4f}"),
             ("std of logits, student / teacher", f"{agreement['std_ratio']:.4f}"),
         ]
-        title = f"agreement with {store} ({agreement['views']} views of {agreement['samples']:,} samples)"
+        of = f"{agreement['views']} views of {agreement['samples']:,} samples"
+        title = f"agreement with {given['store']} ({of})"
         console.print(table(title, ("", ""), lines))
 
 
@@ -153,5 +116,5 @@ def export(
     say(
         f"{done['file']}: {size(done['bytes'])}, uint8 images {tuple(done['input'])} to logits; run "
         f"and compared with the network, largest difference {done['max_difference']:.1e}",
-        quiet or as_json,
+        quiet,
     )

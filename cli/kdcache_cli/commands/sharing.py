@@ -46,7 +46,7 @@ def push(store: str, url: str, take_over: bool, as_json: bool, quiet: bool) -> N
     """Copy a sealed STORE to URL: what is missing there, never over other data."""
     from kdcache_stores.share.push import push_store
 
-    with transfer(quiet or as_json, "push") as progress:
+    with transfer(quiet, "push") as progress:
         done = push_store(store, url, progress, take_over)
     report(done, "sent", as_json, quiet)
 
@@ -65,7 +65,7 @@ def pull(url: str, folder: str, views: tuple[int, int] | None, as_json: bool, qu
     """Copy the store at URL, or some of its views, into FOLDER, and verify it."""
     from kdcache_stores.share.pull import pull_store
 
-    with transfer(quiet or as_json, "pull") as progress:
+    with transfer(quiet, "pull") as progress:
         done = pull_store(url, folder, views, progress)
     report(done, "fetched", as_json, quiet)
 
@@ -76,7 +76,7 @@ def report(done: Any, verb: str, as_json: bool, quiet: bool) -> None:
     say(
         f"{done.where} is whole and verified: {done.sent} objects {verb} ({size(done.sent_bytes)}), "
         f"{done.skipped} were there\ncontent digest {done.digest}",
-        quiet or as_json,
+        quiet,
     )
 
 
@@ -99,11 +99,11 @@ def cache(clear: bool, as_json: bool, quiet: bool) -> None:
     """Show or clear the local cache of remote stores."""
     from kdcache_stores.objects.cache import ObjectCache
 
-    store_cache = ObjectCache()
-    state = store_cache.clear() if clear else store_cache.state()
+    objects = ObjectCache()
+    state = objects.clear() if clear else objects.state()
     emit({**asdict(state), "cleared": clear}, as_json)
     say(
         f"{state.folder}: {state.objects} objects, {size(state.nbytes)} of {size(state.limit)}"
         + (", all removed" if clear else ""),
-        quiet or as_json,
+        quiet,
     )

@@ -9,8 +9,8 @@ import click
 
 from kdcache_cli import options
 from kdcache_cli.app import common
+from kdcache_cli.commands.inspecting import page
 from kdcache_cli.dump_page import command_line
-from kdcache_cli.inspecting import page
 from kdcache_cli.output import console, emit, say, size, table
 
 
@@ -30,7 +30,7 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
     with open_store(store) as opened:
         info = describe(opened)
     emit(info, as_json)
-    if not (quiet or as_json):
+    if not quiet:
         console.print(table(f"store {store}", ("", ""), page(info)))
 
 
@@ -38,7 +38,7 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The store.")
 @click.option("--dataset", help="Whose keys FILE names: needed to train from the store.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="With --dataset.")
+@options.data_root
 @click.option("--split", default="train", show_default=True, help="With --dataset.")
 @click.option(
     "--augment",
@@ -47,21 +47,23 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
     help="With --dataset: the views that the logits are of; none: the images as they are.",
 )
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of these views.")
-@click.option("--encoding", default="float16", show_default=True)
+@click.option(
+    "--encoding",
+    default="float16",
+    show_default=True,
+    callback=lambda c, p, v: options.encodings((v,)),
+    help="Of the logits.",
+)
 @click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
 @common
 def import_logits(
     file: Path,
     out: Path,
-    dataset: str | None,
-    data_root: Path | None,
-    split: str,
-    augment: str,
-    seed: int,
-    encoding: str,
+    encoding: dict[str, str],
     hash_keys: bool,
     as_json: bool,
     quiet: bool,
+    **given: Any,
 ) -> None:
     """Make a store of FILE, an .npz with logits (N, K) or (views, N, K), keys and labels.
 
@@ -70,21 +72,20 @@ def import_logits(
     """
     from kdcache_stores import describe, import_npz
 
-    how: dict[str, Any] = {"encoding": {"logits": encoding}, "hash_keys": hash_keys}
-    if dataset is None:
+    how: dict[str, Any] = {"encoding": encoding, "hash_keys": hash_keys}
+    if given["dataset"] is None:
         store = import_npz(file, out, **how)
     else:
-        from kdcache.data.loading import load_dataset
         from kdcache.dumping.imported import import_for
 
-        data = load_dataset(dataset, split, data_root)
+        data = options.source(given).load(given.pop("split"))
         for remark in data.remarks:
-            say(remark, quiet or as_json)
-        store = import_for(data, file, out, augment, seed, command_line(), **how)
+            say(remark, quiet)
+        store = import_for(data, file, out, **given, command=command_line(), **how)
     with store:
         info = describe(store)
     emit(info, as_json)
-    if not (quiet or as_json):
+    if not quiet:
         console.print(table(f"store {out}", ("", ""), page(info)))
 
 
@@ -97,30 +98,15 @@ def import_logits(
 @click.option("--views", type=click.IntRange(1), help="How many [default: the store's].")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A .parquet file.")
 @common
-def export_views(
-    dataset: str,
-    data_root: Path | None,
-    download: bool,
-    split: str,
-    store: Path | None,
-    augment: str | None,
-    seed: int | None,
-    views: int | None,
-    out: Path,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def export_views(out: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     """Write what was drawn for every view: crops, flips, operations, partners.
 
     A reader that has no kdcache can make the same views from this table.
     """
-    from kdcache.dumping.requests import asked_plan, stored_plan
+    from kdcache.dumping.plans import choose_plan
     from kdcache.views.export import write_parameters
 
-    if store is not None:
-        plan, count = stored_plan(store, dataset, data_root, download, augment, seed)
-    else:
-        plan, count = asked_plan(dataset, split, data_root, download, augment, seed or 0, views)
-    rows = write_parameters(plan, range(views or count), out)
+    plan, views = choose_plan(options.source(given), **given)
+    rows = write_parameters(plan, range(views), out)
     emit({"file": str(out), "rows": rows, "plan": plan.to_store().digest}, as_json)
-    say(f"{out}: {rows:,} rows, {size(out.stat().st_size)}", quiet or as_json)
+    say(f"{out}: {rows:,} rows, {size(out.stat().st_size)}", quiet)

@@ -51,11 +51,11 @@ def _train(
     # Of the processes that torchrun starts, one speaks.
     first = os.environ.get("RANK", "0") == "0"
     quiet, as_json = quiet or not first, as_json and first
-    with progress(quiet or as_json, "") as bars:
+    with progress(quiet, "") as bars:
         run = train(training, out, Bars(bars, title), **options)
     summary = run.summary() or {}
     emit({"run": str(run.path)} | summary, as_json)
-    if not (quiet or as_json):
+    if not quiet:
         rows = [
             ("test top-1, last epoch", percent(summary["last_top1"])),
             (
@@ -97,7 +97,7 @@ def _training(settings: dict[str, Any]) -> Any:
 @click.option("--model", required=True, help="Name; see `kdcache list models`.")
 @options.run_out
 @click.option("--augment", help="[default: pad-crop-flip, or resized-crop-flip for large images]")
-@click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
+@options.val_split
 @options.steps
 @options.device
 @common
@@ -119,20 +119,13 @@ def train_teacher(
 @options.dataset
 @options.skip_bad
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
-@click.option("--method", help="Name; see `kdcache list methods`. Required without --recipe.")
-@click.option("--recipe", help="Published settings, such as cifar100/kd-ls; flags override them.")
+@options.recipe
 @options.run_out
-@click.option(
-    "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
-)
-@click.option("--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch.")
+@options.samples
 @click.option(
     "--augment",
     help="Views for training without a store [default: as for train-teacher]; with one, the store's "
     "where they are your own.",
-)
-@click.option(
-    "--views", type=click.IntRange(1), help="Stored views to cycle through [default: all]."
 )
 @click.option(
     "--schedule",
@@ -146,7 +139,6 @@ def train_teacher(
     help="Views in memory for `random` [default: what fits into half of the free memory].",
 )
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
-@click.option("--subset", is_flag=True, help="Leave out samples that the store does not have.")
 @options.cache_size
 @click.option(
     "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
@@ -189,17 +181,11 @@ def train_student(
 
 def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The recipe's options, but for those given on the command line of ``settings``."""
-    from kdcache.recipes.published import resolve
-    from kdcache_stores import open_store
+    from kdcache.training.settings import recipe_options
 
-    teacher = None
-    if settings["stores"]:
-        with open_store(settings["stores"][0]) as store:
-            teacher = store.teacher.architecture
-    recipe_options = resolve(name, settings["model"], teacher)
-    recipe_options["milestones"] = tuple(recipe_options["milestones"])
+    published = recipe_options(name, settings["model"], settings["stores"])
     source = click.get_current_context().get_parameter_source
-    given = {key for key in recipe_options if source(key) is ParameterSource.COMMANDLINE}
+    given = {key for key in published if source(key) is ParameterSource.COMMANDLINE}
     if settings["alpha"] is not None:  # short for both weights
         given |= {"ce_weight", "kd_weight"}
-    return {key: value for key, value in recipe_options.items() if key not in given}
+    return {key: value for key, value in published.items() if key not in given}

@@ -1,4 +1,4 @@
-"""ls, diff and card: stores found, compared and introduced."""
+"""ls, diff and card: stores stores, compared and introduced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdcache_cli.app import common
-from kdcache_cli.inspecting import encoding_text
+from kdcache_cli.commands.inspecting import encoding_text
 from kdcache_cli.output import console, emit, percent, say, size, table
 
 
@@ -22,7 +22,7 @@ def ls(place: str, as_json: bool, quiet: bool) -> None:
 
     stores = list_stores(place)
     emit([item.to_dict() for item in stores], as_json)
-    if quiet or as_json:
+    if quiet:
         return
     if not stores:
         say(f"no stores under {redact(place)}")
@@ -67,22 +67,21 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     from kdcache_stores import open_store
     from kdcache_stores.share.compare import compare_stores
 
-    with open_store(a) as first, open_store(b) as other:
-        comparison = compare_stores(first, other)
+    with open_store(a) as first, open_store(b) as second:
+        comparison = compare_stores(first, second)
     emit(comparison.to_dict(), as_json)
-    silent = quiet or as_json
     code = 0 if comparison.same_content else 1
     for name in ("plan", "teacher", "encoding", "head"):
         same = getattr(comparison, f"same_{name}")
-        say(f"{name}: {'the same' if same else 'differs'}", silent)
+        say(f"{name}: {'the same' if same else 'differs'}", quiet)
     for name, left, right in comparison.differences:
-        say(f"  {name}: {left!r} and {right!r}", silent)
+        say(f"  {name}: {left!r} and {right!r}", quiet)
     say(f"views: {len(comparison.equal_views)} equal, {len(comparison.differing_views)} differ, "
         f"{len(comparison.only_a)} only in the first, {len(comparison.only_b)} only in the second",
-        silent)  # fmt: skip
+        quiet)  # fmt: skip
     for name, reason in comparison.not_compared.items():
-        say(f"{'fields' if name == '*' else name} not compared: {reason}", silent)
-    if comparison.field_differences and not silent:
+        say(f"{'fields' if name == '*' else name} not compared: {reason}", quiet)
+    if comparison.field_differences and not quiet:
         rows = [
             (
                 str(d.view),
@@ -110,4 +109,4 @@ def card(store: str, license: str, url: str | None, as_json: bool, quiet: bool) 
 
     written = write_card(store, license, url)
     emit(written, as_json)
-    say("wrote " + " and ".join(written), quiet or as_json)
+    say("wrote " + " and ".join(written), quiet)

@@ -1,4 +1,4 @@
-"""check: stores, settings and runs."""
+"""check: what will go wrong with stores, settings and runs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from click.core import ParameterSource
 
 from kdcache_cli import options
 from kdcache_cli.app import common
+from kdcache_cli.commands.training import from_recipe
 from kdcache_cli.output import emit, say
-from kdcache_cli.training import from_recipe
 
 
 @click.command("check")
 @click.argument("stores", nargs=-1)
 @click.option("--student", "model", help="Its model, as for train-student.")
-@click.option("--method", help="Name; see `kdcache list methods`.")
-@click.option("--recipe", help="Published settings, such as cifar100/kd-ls; flags override them.")
+@options.recipe
 @click.option("--dataset", help="The student's; needed for a part of it, and for --teacher.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets.")
-@click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
-@click.option("--train-samples", type=click.IntRange(1), help="As for train-student.")
-@click.option("--val-split", type=float, default=0.0, help="As for train-student.")
-@click.option("--seed", type=options.SEED, default=0, help="As for train-student.")
-@click.option("--subset", is_flag=True, help="As for train-student.")
-@click.option("--views", type=click.IntRange(1), help="As for train-student.")
-@click.option("--epochs", type=click.IntRange(1), default=240, show_default=True)
+@options.data_root
+@options.download
+@options.samples
+@options.seed
+@options.epochs
 @options.baseline
 @click.option(
     "--teacher",
@@ -42,7 +38,7 @@ from kdcache_cli.training import from_recipe
 @options.cache_size
 @options.strict
 @options.objective
-@click.option("--device", default="auto", show_default=True, help="Of the --teacher.")
+@options.device_alone
 @common
 def check(
     stores: tuple[str, ...],
@@ -55,10 +51,10 @@ def check(
 ) -> int:
     """Judge STORES, and the student that will be trained from them with the given options.
 
-    It is silent where all is well. A sample of the logits is read, some thousand rows of a few views.
+    Nothing is said where all is well. A sample of the logits is read, some thousand rows of a few views.
     """
     from kdcache.checks.check import Check
-    from kdcache.checks.check import check as run_checks
+    from kdcache.checks.check import check as check_all
 
     settings["stores"] = stores
     settings["device"] = options.resolve_device(settings["device"])
@@ -71,15 +67,15 @@ def check(
             raise click.UsageError(f"--run takes its settings from the run: leave out {flags}.")
         asked = Check.of_run(run, stores, **_texts(mine))
     elif not stores:
-        raise click.UsageError("give the STORES to check, or a --run.")
+        raise click.UsageError("give the STORES to judge, or a --run.")
     else:
         asked = _asked(settings, recipe, given)
-    findings = run_checks(asked)
+    findings = check_all(asked)
     emit({"findings": [finding.to_dict() for finding in findings]}, as_json)
     for finding in findings:
         say(f"warning: {finding}", as_json)
     if not findings:
-        say("nothing to warn of", quiet or as_json)
+        say("nothing to warn of", quiet)
     return 1 if strict and findings else 0
 
 
@@ -88,9 +84,9 @@ def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any
     from kdcache.methods.config import ObjectiveConfig
 
     if recipe:
-        # Of the optimization only the number of epochs is checked.
-        recipe_options = from_recipe(recipe, settings)
-        settings |= {name: value for name, value in recipe_options.items() if name in settings}
+        # Of the optimization only the number of epochs is judged.
+        published = from_recipe(recipe, settings)
+        settings |= {name: value for name, value in published.items() if name in settings}
     named = settings["method"] is not None
     loss = {*ObjectiveConfig.flags(), "biased_std", "reverse_kl", "teacher_weights"}
     if not named and (alone := sorted(given & loss)):

@@ -17,7 +17,7 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 @click.option("--gpu", is_flag=True, help="resnet32x4 and resnet8x4 on CIFAR-100 shapes, on a GPU.")
 @click.option("--store", help="Measure the encodings on this store's logits [default: synthetic].")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the results there, as JSON.")
-@click.option("--threads", type=click.IntRange(1), help="Compute threads on the CPU.")
+@options.threads
 @common
 def bench(
     quick: bool,
@@ -29,48 +29,43 @@ def bench(
     quiet: bool,
 ) -> None:
     """Measure the claims of the README on this machine, as ratios within one run."""
-    import torch
-
     from kdcache.bench.claims import CPU, GPU, QUICK
     from kdcache.bench.claims import bench as measure
 
-    if threads:
-        torch.set_num_threads(threads)
-    device = options.resolve_device("cuda" if gpu else "cpu")
-    silent = quiet or as_json
+    device = options.resolve_device("cuda" if gpu else "cpu", threads)
     scale = QUICK if quick else GPU if gpu else CPU
-    result = measure(scale, device, store, lambda section: say(f"measuring {section} ...", silent))
+    results = measure(scale, device, store, lambda section: say(f"measuring {section} ...", quiet))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    emit(result, as_json)
-    if silent:
+        out.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    emit(results, as_json)
+    if quiet:
         return
-    where, versions = result["machine"], result["versions"]
+    where, versions = results["machine"], results["versions"]
     say(f"{where['gpu'] or where['processor']}, {where['cores']} cores, torch {versions['torch']}, "
         f"kdcache {versions['kdcache']}; load before {where['load_before'] or 0:.1f}")  # fmt: skip
     claims = [
         (claim["what"], f"{claim['median']:.2f}", f"{claim['p25']:.2f} to {claim['p75']:.2f}",
          str(claim["rounds"]))
-        for claim in result["claims"]
+        for claim in results["claims"]
     ]  # fmt: skip
     console.print(table("ratios, side by side", ("", "median", "quartiles", "rounds"), claims))
-    for claim in result["claims"]:
+    for claim in results["claims"]:
         say(f"{claim['what']}: {claim['about']}")
     encodings = [
         (row["encoding"], f"{row['bytes_per_row']:.1f}", f"{row['kl_t1_mean']:.1e}",
          f"{row['kl_t4_mean']:.1e}", f"{row['kl_z_mean']:.1e}", percent(row["top1_agreement"]),
          f"{row['rows_per_second'] / 1e6:.2f}")
-        for row in result["encodings"]["table"]
+        for row in results["encodings"]["table"]
     ]  # fmt: skip
     columns = ("", "bytes a row", "KL T=1", "KL T=4", "KL Z, tau=2", "same top-1", "M rows/s")
     console.print(
-        table(f"encodings, on {result['encodings']['logits']} logits", columns, encodings)
+        table(f"encodings, on {results['encodings']['logits']} logits", columns, encodings)
     )
     memory = [
         (f"{row['factor']}x", size(row["store_bytes"]), size(row["write_bytes"]),
          size(row["read_bytes"]))
-        for row in result["memory"]
+        for row in results["memory"]
     ]  # fmt: skip
     title = "peak memory beyond the process, as a store grows"
     console.print(table(title, ("", "store", "to write", "to stream"), memory))

@@ -1,0 +1,74 @@
+"""A teacher's top-1 on images as they are, not augmented: what its dump is judged by before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kdcache.augment.specs import make_augmentation
+from kdcache.data.dataset import Dataset
+from kdcache.data.loading import DatasetSource
+from kdcache.dumping.sanity import Check, clean_check, require_trained, sample_size
+from kdcache.teachers.teacher import Teacher
+from kdcache.views.plan import ViewPlan
+from kdcache_stores import DataError
+
+
+def labelled_splits(source: DatasetSource, data: Dataset) -> dict[str, Dataset]:
+    """The training and test split of a dataset, as far as they are there; `data` is one split."""
+    splits = {}
+    for split in ("train", "test"):
+        try:
+            splits[split] = data if data.split == split else source.load(split)
+        except DataError:
+            continue
+    return splits
+
+
+def clean_top1(
+    teacher: Teacher, splits: Sequence[Dataset], allow_untrained: bool = False, size: int = 224
+) -> dict[str, float]:
+    """Top-1 on a sample of the clean images of each split, by its name; unlabelled ones are left out.
+
+    The teacher is judged on all of them together: a test split may be too small to tell.
+
+    Args:
+        size: side of the central crop of images that differ in size: that of the views.
+
+    Raises:
+        MismatchError: the teacher guesses, or its classes are ordered otherwise; see
+            `require_trained`.
+    """
+    checks: dict[str, Check] = {}
+    for dataset in splits:
+        images, labels = clean_images(dataset, size)
+        if not len(labels):
+            continue
+        checks[dataset.split] = clean_check(teacher, images, labels)
+    if checks and not allow_untrained:
+        labels, predictions = (np.concatenate(parts) for parts in zip(*(
+            (check.labels, check.predictions) for check in checks.values()
+        ), strict=True))  # fmt: skip
+        counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
+        where = f"clean images of {splits[0].name} ({counts})"
+        require_trained(teacher, Check(labels, predictions, teacher.classes), where)
+    return {split: check.top1 for split, check in checks.items()}
+
+
+def clean_images(dataset: Dataset, size: int = 224) -> tuple[torch.Tensor, np.ndarray]:
+    """A sample of the labelled images as they are: uint8 (N, C, H, W), and labels int64 (N,).
+
+    Args:
+        size: side of the central crop of images that differ in size.
+    """
+    labelled = np.flatnonzero(dataset.labels >= 0)
+    count = min(sample_size(dataset.classes), len(labelled))
+    if not count:
+        return torch.zeros(0, 3, size, size, dtype=torch.uint8), np.zeros(0, np.int64)
+    rows = labelled[np.arange(count) * len(labelled) // count]
+    view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
+    view = "none" if dataset.image_shape is not None else view
+    plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
+    return plan.images(rows, np.zeros(count, np.int64)), dataset.labels[rows]

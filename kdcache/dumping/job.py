@@ -1,0 +1,177 @@
+"""A whole dump, from what is asked for: `prepare_dump` finds everything out, its `run` writes the stores.
+
+This is `kdcache dump-teacher` for programs::
+
+    request = DumpRequest(DatasetSource("digits"), [TeacherRequest(Path("t.zarr"), "runs/teacher")], views=8)
+    with prepare_dump(request) as prepared:
+        print(prepared.estimate)
+        prepared.run()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.data.loading import DatasetSource
+from kdcache.distributed import PATIENCE, Ranks, join
+from kdcache.dumping.clean_images import clean_top1, labelled_splits
+from kdcache.dumping.dump import Dumped, DumpObserver, dump
+from kdcache.dumping.estimate import Estimate, estimate
+from kdcache.dumping.opening import Target
+from kdcache.dumping.outputs import CHECKED, check_outputs
+from kdcache.dumping.plans import choose_plan, require_views
+from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.teachers.posterior import posterior_samples
+from kdcache.views import replay
+from kdcache.views.plan import ViewPlan
+from kdcache.views.sizes import view_shape
+from kdcache_stores import open_store
+
+
+@dataclass(frozen=True)
+class DumpRequest:
+    """What a dump is asked for.
+
+    Attributes:
+        dataset: whose views are dumped.
+        teachers: each with the path of its store.
+        split, views, augment, seed: of the plan, see `choose_plan`.
+        plan_from: a store whose views to use once more, after the replay proof.
+        fields: what the teachers shall give.
+        encoding, batch_size, workers, part, hash_keys, repair: see `dump`.
+        precision, channels_last, compile, allow_code: see `load_teacher`.
+        mc_dropout: so many posterior samples of each teacher, one store each.
+        allow_untrained: dump a teacher that guesses, or gives no logits.
+        epochs, students: for the estimate.
+        device: where the teachers run.
+        threads: compute threads on the CPU; None: as torch chooses.
+    """
+
+    dataset: DatasetSource
+    teachers: Sequence[TeacherRequest]
+    split: str = "train"
+    views: int | None = None
+    augment: str | None = None
+    seed: int | None = None
+    plan_from: Path | None = None
+    fields: Sequence[str] = ("logits",)
+    encoding: str | Mapping[str, str] | None = None
+    batch_size: int = 256
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    mc_dropout: int | None = None
+    allow_code: bool = False
+    allow_untrained: bool = False
+    hash_keys: bool = False
+    repair: bool = False
+    part: tuple[int, int] = (0, 1)
+    epochs: int = 240
+    students: int = 1
+    device: str = "cpu"
+    workers: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class PreparedDump:
+    """A dump that nothing is known to stand against.
+
+    Attributes:
+        plan: the views.
+        targets: teachers, stores, and top-1 on clean images.
+        views: how many of every sample.
+        estimate: what it will cost.
+        ranks: the processes that share it.
+    """
+
+    plan: ViewPlan
+    targets: list[Target]
+    views: int
+    estimate: Estimate
+    ranks: Ranks
+    _settings: dict[str, Any]
+
+    def run(self, watch: DumpObserver | None = None, command: str = "") -> Dumped:
+        """Write the stores; see `dump`.
+
+        Args:
+            watch: told of the progress.
+            command: the command line to record in the stores' provenance.
+        """
+        return dump(self.plan, self.targets, self.views, ranks=self.ranks, watch=watch,
+                    command=command, **self._settings)  # fmt: skip
+
+
+@contextmanager
+def prepare_dump(
+    request: DumpRequest, note: Callable[[str], None] = lambda text: None
+) -> Iterator[PreparedDump]:
+    """Load everything that a dump needs, check it, and estimate what it will cost; nothing is written.
+
+    Under ``torchrun`` the ranks share the work; the first one alone takes notes.
+
+    Args:
+        request: what to dump.
+        note: told what whoever runs the dump should know, a sentence each, as it turns up.
+
+    Raises:
+        KDCacheError: see `choose_plan`, `prepare_teacher`, `check_outputs`, `clean_top1`, `estimate`.
+    """
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    with join(request.device, "gloo", PATIENCE) as (ranks, device):
+
+        def tell(texts: Sequence[str]) -> None:
+            for text in texts if ranks.is_first else ():
+                note(text)
+
+        plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
+                                  request.views, request.plan_from)  # fmt: skip
+        if request.plan_from is not None:
+            with open_store(request.plan_from) as store:
+                tell([str(replay.check(plan, store, device))])
+        require_views(plan, views, [teacher.out for teacher in request.teachers])
+        tell(plan.dataset.remarks)
+        splits = labelled_splits(request.dataset, plan.dataset)
+        teachers = []
+        for asked in request.teachers:
+            teacher, origin = prepare_teacher(
+                asked, splits.get("train", plan.dataset), device=device, fields=request.fields,
+                precision=request.precision, channels_last=request.channels_last,
+                compile=request.compile, allow_untrained=request.allow_untrained,
+                allow_code=request.allow_code,
+            )  # fmt: skip
+            tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
+            count = request.mc_dropout
+            teachers += (
+                posterior_samples(teacher, asked.out, count) if count else [(teacher, asked.out)]
+            )
+        targets = [Target(*pair) for pair in teachers]
+        first = np.arange(min(len(plan), CHECKED))
+        tell(ranks.on_first(lambda: [
+            text for teacher, _ in teachers
+            for text in check_outputs(teacher, plan.images(first, 0, device), request.allow_untrained)
+        ]))  # fmt: skip
+        shared: dict[str, Any] = {
+            "batch_size": request.batch_size, "workers": request.workers, "device": device,
+            "hash_keys": request.hash_keys, "part": request.part, "encoding": request.encoding,
+        }  # fmt: skip
+        cost = ranks.on_first(
+            lambda: estimate(plan, targets, views, ranks=ranks.world, epochs=request.epochs,
+                             students=request.students, **shared)
+        )  # fmt: skip
+        labelled, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
+        clean = ranks.on_first(
+            lambda: [clean_top1(t, labelled, request.allow_untrained, side) for t, _ in teachers]
+        )
+        targets = [target._replace(clean_top1=top1 or None)
+                   for target, top1 in zip(targets, clean, strict=True)]  # fmt: skip
+        yield PreparedDump(plan, targets, views, cost, ranks, shared | {"repair": request.repair})

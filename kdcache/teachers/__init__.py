@@ -1,0 +1,1 @@
+"""Teachers: a frozen network with its preprocessing, from uint8 views to fields."""

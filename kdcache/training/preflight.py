@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Baseline, Fit, baseline_beside, read_baseline
 from kdcache.checks.finding import Finding
@@ -58,7 +58,7 @@ class Preflight:
             epochs=training.optimization.epochs,
             baseline=_baseline(training, views, out, baseline) if distills else None,
         )
-        self.findings = judge(self.case)
+        self.findings = run_rules(self.case)
 
     def require_no_findings(self) -> None:
         """Refuse to train where there is a finding.

@@ -67,7 +67,7 @@ def check(
             raise click.UsageError(f"--run takes its settings from the run: leave out {flags}.")
         asked = Check.of_run(run, stores, **_texts(mine))
     elif not stores:
-        raise click.UsageError("give the STORES to judge, or a --run.")
+        raise click.UsageError("give the STORES to check, or a --run.")
     else:
         asked = _asked(settings, recipe, given)
     findings = check_all(asked)

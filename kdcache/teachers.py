@@ -32,7 +32,7 @@ from kdcache.models.zoo import MODELS, build_model
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model
-from kdcache_stores import Teacher as StoredTeacher
+from kdcache_stores import StoredTeacher
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
 #: Where weights come from when they are named and not a file.

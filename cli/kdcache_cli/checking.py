@@ -57,8 +57,7 @@ def check(
 
     It is silent where all is well. A sample of the logits is read, some thousand rows of a few views.
     """
-    from kdcache.checks.check import Check
-    from kdcache.checks.check import check as run_checks
+    from kdcache.checks.check import CheckRequest, check_stores
 
     settings["stores"] = stores
     settings["device"] = options.resolve_device(settings["device"])
@@ -69,12 +68,12 @@ def check(
         if others := sorted(given - {*mine, "stores"}):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
             raise click.UsageError(f"--run takes its settings from the run: leave out {flags}.")
-        asked = Check.of_run(run, stores, **_texts(mine))
+        asked = CheckRequest.of_run(run, stores, **_texts(mine))
     elif not stores:
         raise click.UsageError("give the STORES to check, or a --run.")
     else:
         asked = _asked(settings, recipe, given)
-    findings = run_checks(asked)
+    findings = check_stores(asked)
     emit({"findings": [finding.to_dict() for finding in findings]}, as_json)
     for finding in findings:
         say(f"warning: {finding}", as_json)
@@ -84,7 +83,7 @@ def check(
 
 
 def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any:
-    from kdcache.checks.check import Check
+    from kdcache.checks.check import CheckRequest
     from kdcache.methods.config import ObjectiveConfig
 
     if recipe:
@@ -97,8 +96,8 @@ def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any
         raise click.UsageError(f"{', '.join(alone)}: of which --method (or --recipe)?")
     settings["student"] = settings.pop("model")
     values = options.with_objective(settings)
-    (values,) = options.deal(values if named else values | {"objective": None}, Check)
-    return Check(**_texts(values))
+    (values,) = options.deal(values if named else values | {"objective": None}, CheckRequest)
+    return CheckRequest(**_texts(values))
 
 
 def _texts(values: dict[str, Any]) -> dict[str, Any]:

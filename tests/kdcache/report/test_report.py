@@ -23,7 +23,15 @@ from kdcache.report.sample_panels import COUNT, varied_samples
 from kdcache.report.standardization import heatmaps, toy_divergences
 from kdcache.report.survey import survey
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import FieldSpec, Plan, Samples, StoreWriter, Teacher, UsageError, open_store
+from kdcache_stores import (
+    FieldSpec,
+    Plan,
+    Samples,
+    StoredTeacher,
+    StoreWriter,
+    UsageError,
+    open_store,
+)
 from tests.conftest import Result, Trained
 
 
@@ -173,7 +181,7 @@ def test_samples_show_what_the_teacher_saw(trained: Trained) -> None:
             for tile, line in zip(shown[1:], views, strict=True):
                 view = int(line["view"])
                 np.testing.assert_array_equal(tile, plan.images([row], view)[0, 0].numpy())
-                assert int(line["teacher_says"]) == store.read(view, [int(row)]).argmax()
+                assert int(line["prediction"]) == store.read(view, [int(row)]).argmax()
                 assert line["augmentation"]
 
 
@@ -230,7 +238,7 @@ def test_only_a_store(trained: Trained, tmp_path: Path) -> None:
 def test_a_store_without_labels_or_images(tmp_path: Path) -> None:
     samples = Samples([f"row {i}" for i in range(30)], np.full(30, -1))
     plan = Plan("elsewhere", "train", 5, samples.fingerprint, {"name": "mystery"}, seed=0)
-    teacher = Teacher("net", "0" * 64, {}, "float32", 5)
+    teacher = StoredTeacher("net", "0" * 64, {}, "float32", 5)
     with StoreWriter(tmp_path / "s.zarr", plan=plan, teacher=teacher, samples=samples, views=2,
                      fields={"logits": FieldSpec((5,))}) as writer:  # fmt: skip
         rng = np.random.default_rng(0)

@@ -53,9 +53,9 @@ def check(
     quiet: bool,
     **settings: Any,
 ) -> int:
-    """Judge STORES, and the student that will be trained from them with the given options.
+    """Check STORES, and the student that will be trained from them with the given options.
 
-    It is silent where all is well. A sample of the logits is read, some thousand rows of a few views.
+    Where all is well there are no findings. A sample of the logits is read, some thousand rows of a few views.
     """
     from kdcache.checks.check import CheckRequest, check_stores
 

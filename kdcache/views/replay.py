@@ -134,7 +134,7 @@ def check(plan: ViewPlan, store: Store, device: str | torch.device = "cpu") -> R
 
 
 def compare(plan: ViewPlan, store: Store, stored: list[Probe], computed: list[Probe]) -> Replayed:
-    """Judge recomputed probes against the stored ones; see the module."""
+    """Compare recomputed probes with the stored ones; see the module."""
     changes = _changes(store.provenance)
     equal = [then.sha256 == now.sha256 for then, now in zip(stored, computed, strict=True)]
     total = worst = entries = 0

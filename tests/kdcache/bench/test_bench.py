@@ -12,8 +12,8 @@ import pytest
 
 from kdcache.bench import claims as measured
 from kdcache.bench.claims import Claim, Scale
-from kdcache.bench.store_bench import bench_encodings, bench_memory, bench_reading, synthetic_logits
-from kdcache_stores import ENCODINGS, open_store
+from kdcache.bench.store_bench import bench_encodings, bench_memory, synthetic_logits
+from kdcache_stores import ENCODINGS
 from tests.conftest import Result, Trained
 
 TINY = Scale(
@@ -46,14 +46,6 @@ def test_claims_are_medians_with_quartiles() -> None:
     assert (claim.p25, claim.median, claim.p75, claim.rounds) == (2.0, 3.0, 4.0, 5)
 
 
-def test_plain_and_store_read_the_same_bytes() -> None:
-    found = bench_reading(samples=500, views=2, rounds=3)
-    assert found["nbytes"] >= 2 * 500 * 100 * 2  # every float16 value of both views
-    assert {len(values) for values in found["mb_per_second"].values()} == {3}
-    again, plain = (found["mb_per_second"][name] for name in ("again", "plain"))
-    assert found["ratios"]["again"] == [a / b for a, b in zip(again, plain, strict=True)]
-
-
 def test_every_encoding_is_in_the_table() -> None:
     table = {one["encoding"]: one for one in bench_encodings(samples=300, views=2)}
     assert set(table) == (set(ENCODINGS) - {"topk"}) | {"topk:10", "topk:50"}
@@ -81,16 +73,6 @@ def test_memory_counts_the_growth_of_the_store() -> None:
     small, large = bench_memory(samples=300, views=2, factors=(1, 3))
     assert 2.5 < large["store_bytes"] / small["store_bytes"] < 3.5
     assert min(one[name] for one in (small, large) for name in ("write_bytes", "read_bytes")) >= 0
-
-
-def test_a_bench_store_reads_back_what_went_in(tmp_path: Path) -> None:
-    from kdcache.bench.store_bench import write_store
-
-    logits, labels = synthetic_logits(50, 2)
-    write_store(tmp_path / "s.zarr", logits, labels, "float32")
-    with open_store(tmp_path / "s.zarr") as store:
-        for view in (0, 1):
-            np.testing.assert_array_equal(store.read(view), logits[view])
 
 
 def test_gpu_flag_needs_a_gpu(kdcache: Callable[..., Result]) -> None:

@@ -1,4 +1,4 @@
-"""What the loss of a method is: a module from the fields of student and teacher to named terms."""
+"""The loss of a method: a module from the fields of student and teacher to named terms."""
 
 from __future__ import annotations
 

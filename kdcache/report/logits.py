@@ -30,7 +30,7 @@ class TestLogits:
         labels: int64 (N,).
     """
 
-    __test__ = False  # pytest: not a test, for all its name
+    __test__ = False  # pytest: no test class, despite its name
 
     label: str
     logits: Tensor

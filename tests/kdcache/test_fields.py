@@ -24,7 +24,7 @@ from kdcache.dumping.outputs import check_outputs
 from kdcache.dumping.recheck import recheck
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.logits.kd import kd
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.record import Defaults, Method
 from kdcache.methods.table import METHODS
 from kdcache.models.taps import tapped
@@ -369,7 +369,7 @@ def test_a_loss_in_a_user_s_loop(digits: Dataset, both: Path) -> None:
 class Hint(Loss):
     """Squared error of the pooled vectors."""
 
-    def forward(self, student: Fields, target: Targets, *_: object, **__: object) -> Terms:
+    def forward(self, student: Fields, target: TargetFields, *_: object, **__: object) -> Terms:
         pooled = target["pooled"]
         assert isinstance(pooled, Tensor)
         return {"kd": (student["pooled"] - pooled).square().mean(1)}

@@ -70,7 +70,7 @@ def ctkd(
 
 
 class CTKD(KD):
-    """KD at `learned_temperature` of θ, whose gradient turns round over the first epochs."""
+    """KD at `learned_temperature` of θ, whose gradient is reversed more and more over the first epochs."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__(config)

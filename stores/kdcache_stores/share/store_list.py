@@ -25,7 +25,7 @@ DEPTH = 4
 
 @dataclass(frozen=True)
 class Listed:
-    """One store that was found.
+    """A store of the list.
 
     Args:
         name: its path below the place that was listed.

@@ -28,7 +28,7 @@ PROBABILITIES = "probabilities"
 
 
 def kind_of_rows(rows: NDArray[Any]) -> str | None:
-    """What rows meant as logits are instead, where their numbers show it.
+    """What else than logits the rows are, where their numbers show it.
 
     Args:
         rows: float (N, K).

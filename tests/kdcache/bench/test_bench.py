@@ -27,18 +27,18 @@ def test_everything_is_measured_and_printed(
     monkeypatch.setattr(measured, "QUICK", TINY)
     done = kdcache("bench", "--quick", "--out", tmp_path / "new" / "bench.json")
     assert done.code == 0, done.err
-    found: dict[str, Any] = json.loads((tmp_path / "new" / "bench.json").read_text())
-    assert [claim["rounds"] for claim in found["claims"]] == [1] * 8
-    for claim in found["claims"]:
+    document: dict[str, Any] = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert [claim["rounds"] for claim in document["claims"]] == [1] * 8
+    for claim in document["claims"]:
         assert 0 < claim["p25"] <= claim["median"] <= claim["p75"]
         assert claim["what"] in done.err
-    training = found["claims"][0]["details"]
+    training = document["claims"][0]["details"]
     assert len(training["cached"]["seconds"]) == 1
     assert training["images_per_epoch"] == 64
-    assert {"torch", "numpy", "kdcache", "python"} <= found["versions"].keys()
-    assert found["machine"]["cores"] >= 1
-    assert found["encodings"]["logits"] == "synthetic"
-    assert [one["factor"] for one in found["memory"]] == [1, 2]
+    assert {"torch", "numpy", "kdcache", "python"} <= document["versions"].keys()
+    assert document["machine"]["cores"] >= 1
+    assert document["encodings"]["logits"] == "synthetic"
+    assert [row["factor"] for row in document["memory"]] == [1, 2]
 
 
 def test_claims_are_medians_with_quartiles() -> None:
@@ -47,7 +47,7 @@ def test_claims_are_medians_with_quartiles() -> None:
 
 
 def test_every_encoding_is_in_the_table() -> None:
-    table = {one["encoding"]: one for one in bench_encodings(samples=300, views=2)}
+    table = {row["encoding"]: row for row in bench_encodings(samples=300, views=2)}
     assert set(table) == (set(ENCODINGS) - {"topk"}) | {"topk:10", "topk:50"}
     assert table["float32"]["kl_t1_mean"] == 0
     assert table["float32"]["bytes_per_row"] >= 400
@@ -57,8 +57,8 @@ def test_every_encoding_is_in_the_table() -> None:
 
 
 def test_encodings_can_be_measured_on_a_store(trained: Trained) -> None:
-    [one] = [e for e in bench_encodings(200, 2, str(trained.store)) if e["encoding"] == "float32"]
-    assert 40 <= one["bytes_per_row"] < 60  # ten classes
+    [row] = [e for e in bench_encodings(200, 2, str(trained.store)) if e["encoding"] == "float32"]
+    assert 40 <= row["bytes_per_row"] < 60  # ten classes
 
 
 def test_synthetic_logits_have_a_teachers_shape() -> None:
@@ -72,7 +72,7 @@ def test_synthetic_logits_have_a_teachers_shape() -> None:
 def test_memory_counts_the_growth_of_the_store() -> None:
     small, large = bench_memory(samples=300, views=2, factors=(1, 3))
     assert 2.5 < large["store_bytes"] / small["store_bytes"] < 3.5
-    assert min(one[name] for one in (small, large) for name in ("write_bytes", "read_bytes")) >= 0
+    assert min(row[name] for row in (small, large) for name in ("write_bytes", "read_bytes")) >= 0
 
 
 def test_gpu_flag_needs_a_gpu(kdcache: Callable[..., Result]) -> None:

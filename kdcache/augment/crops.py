@@ -1,4 +1,4 @@
-"""Where to look: padded crops, resized crops, the exhaustive enumeration, central crops."""
+"""Crops: padded and resized at random, all padded ones in turn, and central ones."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def bench(
             CIFAR-100's shapes).
         device: where the networks run.
         store: a store to take the logits for the encodings from, instead of synthetic ones.
-        watch: told the name of each section before it is measured.
+        watch: called with the name of each section before it is measured.
 
     Returns:
         `machine`, `versions`, `scale`, `claims` (list of `Claim` as dicts), `encodings` (see

@@ -147,7 +147,7 @@ def bench_memory(
     Returns:
         Per dump: `samples`, `views`, `before_bytes` (the process after a dump of one view) and
         `peak_bytes` (its most during the dump). The peak must not depend on the views, and on the
-        samples only until they fill the shards in flight. Linux alone can tell.
+        samples only until they fill the shards in flight. Measured on Linux alone.
     """
     context, results = multiprocessing.get_context("spawn"), []
     for count in samples:

@@ -19,8 +19,8 @@ from kdcache_stores import (
     Plan,
     Samples,
     Store,
+    StoredTeacher,
     StoreWriter,
-    Teacher,
     describe,
     open_store,
 )
@@ -38,7 +38,7 @@ def write_store(path: Path, logits: list[Floats], labels: NDArray[np.int64], enc
     samples = Samples([f"{row:07d}" for row in range(len(labels))], labels)
     classes = logits[0].shape[1]
     plan = Plan("bench", "train", classes, samples.fingerprint, {"name": "none"}, seed=0)
-    teacher = Teacher("bench", "0" * 64, {}, "float32", classes)
+    teacher = StoredTeacher("bench", "0" * 64, {}, "float32", classes)
     fields = {"logits": FieldSpec((classes,), encoding)}
     with StoreWriter(
         path, plan=plan, teacher=teacher, samples=samples, views=len(logits), fields=fields

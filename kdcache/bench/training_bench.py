@@ -62,7 +62,7 @@ def bench_train(
         }
         records: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
         for epoch in range(rounds + 1):
-            # Each round begins with another way: what follows a rest or a burst is shared out.
+            # Each round begins with another way, so that none is always first.
             names = list(loops)[epoch % len(loops) :] + list(loops)[: epoch % len(loops)]
             for name in names:
                 begun = time.process_time()

@@ -2,8 +2,8 @@
 
     findings = run_rules(Case(stores=[store], objective=ObjectiveConfig(method="kd"), epochs=240))
 
-Each rule is a function of a `Case` that yields `Finding`s; it is silent about what it cannot know. `RULES`
-is all of them.
+Each rule is a function of a `Case` that yields `Finding`s; it yields nothing where it lacks the facts to
+decide. `RULES` is all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OF_SETTINGS: tuple[Rule, ...] = (_loss,)
 #: What needs a store.
 OF_STORES: tuple[Rule, ...] = (
     teacher_accuracy.teacher_on_views,
-    teacher_accuracy.teacher_asked_wrongly,
+    teacher_accuracy.teacher_preprocessing,
     teacher_accuracy.teacher_against_baseline,
     softmax_targets.share_of_loss,
     softmax_targets.confident_targets,

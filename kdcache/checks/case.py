@@ -37,7 +37,7 @@ class Case:
         epochs: of the student.
         baseline: a student of this kind trained by cross-entropy alone.
         fit: how well a student fits these stores, from its run.
-        trials: what a live teacher says with other preprocessing.
+        trials: what a live teacher predicts with other preprocessing.
     """
 
     stores: Sequence[Store] = ()
@@ -101,7 +101,7 @@ class Case:
 
     @cached_property
     def sample(self) -> Sample:
-        """Logits to look at; read once, the first time that a rule asks."""
+        """Logits to look at; read once, when a rule first needs it."""
         used = self.used
         if self.epochs is not None and len(used) > self.epochs:
             used = used[: self.epochs]

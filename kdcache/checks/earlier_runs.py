@@ -1,4 +1,4 @@
-"""What finished runs tell: a student's accuracy by labels alone, and how well a student fits its targets."""
+"""What finished runs show: a student's accuracy by labels alone, and how well a student fits its targets."""
 
 from __future__ import annotations
 

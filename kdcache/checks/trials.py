@@ -22,7 +22,7 @@ from kdcache.teachers.teacher import Teacher
 SIZES = (32, 64, 96, 224)
 IMAGES, FEW = 500, 50
 
-#: What a mistake must cost to be told. Measured on a resnet20 for CIFAR-100 (64% top-1): ImageNet's
+#: What a mistake must cost to be reported. Measured on a resnet20 for CIFAR-100 (64% top-1): ImageNet's
 #: normalisation costs nothing, pixels from -1 to 1 cost 9 points, BGR 25, pixels from 0 to 1 43.
 LEAST = 0.02
 

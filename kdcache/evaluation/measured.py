@@ -68,7 +68,7 @@ def measure(
         store: logits of its teacher on the same samples.
         augment: the store's augmentation, where it is a user's own.
         preprocessing: of a model or teacher of the zoo whose weights are a bare file, which does not
-            say how it was trained; a run and a library's weights know their own.
+            state how it was trained; a run and a library's weights come with theirs.
         batch_size: images per timed forward pass.
         allow_code: import the function that a run names, if its network is a user's own.
 

@@ -86,7 +86,7 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         raise DataError("none of the samples has a label, so there is no accuracy to measure.")
     if (highest := int(labels.max())) >= logits.shape[1]:
         raise DataError(
-            f"the network knows {logits.shape[1]} classes, numbered from 0, but a sample has the label "
+            f"the network has {logits.shape[1]} classes, numbered from 0, but a sample has the label "
             f"{highest}: evaluate it on the dataset that it was trained for."
         )
     if bad := int((~logits.isfinite()).any(1).sum()):

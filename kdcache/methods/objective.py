@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.ensembles import Ensemble, choose, confidence_weights, entropy_weights, shares
 from kdcache.methods.logits.ce import Mix, ce
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.record import Method
 from kdcache.methods.scaling import full_precision
 from kdcache.methods.step import Step
@@ -241,7 +241,7 @@ class Objective(nn.Module):
         labels: Tensor,
         step: Step,
         mix: Mix | None,
-    ) -> Iterator[tuple[float | Tensor, Targets]]:
+    ) -> Iterator[tuple[float | Tensor, TargetFields]]:
         """(weight of the loss, what it compares with): one pair, or one per teacher."""
         combine, weights = self.config.combine, self.config.weights
         if len(teachers) == 1:

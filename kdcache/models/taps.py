@@ -1,7 +1,7 @@
 """Taps: what passes through a network on its way to the logits, by the name of a field.
 
 `logits` are what it gives; `pooled` is what its last linear layer sees, a vector per image. The zoo's
-networks say where that is; of torchvision's and timm's, their own feature extraction does. A user's
+networks name that layer; of torchvision's and timm's, their own feature extraction does. A user's
 module gives a mapping {field: tensor} itself.
 """
 

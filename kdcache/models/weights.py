@@ -77,7 +77,7 @@ def load_weights(path: str | Path) -> Weights:
 
     Raises:
         DataError: no such file, not readable, pickled code, or no state dict in it.
-        UsageError: a suffix that says neither.
+        UsageError: a suffix of neither kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -162,7 +162,7 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict into a module, or say in full why it does not fit.
+    """Load a state dict into a module, or report in full why it does not fit.
 
     A missing `num_batches_tracked` is no error: older files lack it and inference ignores it.
 
@@ -196,7 +196,7 @@ def _within(
 ) -> Mapping[str, Tensor]:
     """The entries under the one prefix that holds every name expected, as Lightning saves a module.
 
-    What lies beside it, a metric's or a loss's weights say, is left out.
+    What lies beside it, such as the weights of a metric or a loss, is left out.
     """
     names = [name for name in expected if not name.endswith("num_batches_tracked")]
     if not names or all(name in state for name in names):

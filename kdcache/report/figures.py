@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 INK = "#1b1f24"
-"""Colour of text, axes and whatever else is black on paper and white at night."""
+"""Colour of text, axes and whatever else is black in the light theme and white in the dark one."""
 
 # Middle luminance: each has a contrast of 3:1 or more to white and to the page's dark grey.
 COLOURS = ("#3b7dd8", "#d9622b", "#2a9d6a", "#a364c9", "#c2487f", "#8a7d1f", "#3c97a8", "#7d7d7d")

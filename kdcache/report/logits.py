@@ -23,7 +23,7 @@ from kdcache_stores.errors import DataError, KDCacheError
 
 @dataclass(frozen=True)
 class TestLogits:
-    """What a network says of the test split.
+    """The logits of a network on the test split.
 
     Attributes:
         label: of the network, for people.
@@ -31,7 +31,7 @@ class TestLogits:
         labels: int64 (N,).
     """
 
-    __test__ = False  # pytest: not a test, for all its name
+    __test__ = False  # pytest: no test class, despite its name
 
     label: str
     logits: Tensor
@@ -93,7 +93,7 @@ def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecor
             with open_store(path) as store:
                 wanted.add(store.teacher.weights_sha256)
         except KDCacheError:
-            continue  # it was moved since: then --store says where it is
+            continue  # it was moved since: then --store names its place
     for run in runs:
         alone = without_teacher(run.config["objective"]["method"])
         if alone and (run.path / WEIGHTS).is_file() and wanted:
@@ -124,7 +124,7 @@ def by_group(
 def calibrated(
     groups: Sequence[Group], predictions: dict[str, dict[int, TestLogits]]
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """NLL and ECE at the temperature that fits the test split best, for runs that do not say it.
+    """NLL and ECE at the temperature that fits the test split best, for runs that do not state it.
 
     Group's label -> seed -> `kdcache.evaluation.calibration`.
     """

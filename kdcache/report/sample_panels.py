@@ -24,7 +24,7 @@ SIDE = 192  # pixels of a picture in the page; small images grow by whole factor
 def varied_samples(
     store: Store, statistics: Survey, dataset: Dataset
 ) -> tuple[list[Strip], str, bytes]:
-    """Strips of the original and of views between the teacher's surest and least sure answer.
+    """Strips of the original and of some views, from the teacher's lowest to its highest probability.
 
     Returns:
         Strips, a CSV of everything under the pictures, and one picture of them all.
@@ -43,7 +43,7 @@ def varied_samples(
         label = int(store.labels[row])
         logits = np.stack([store.read(view, [row])[0] for view in statistics.views])
         chance = _softmax(logits)
-        # By the probability of the label, or of the commonest answer where there is none.
+        # By the probability of the label, or of the commonest prediction where there is none.
         wanted = label if label >= 0 else int(np.bincount(logits.argmax(axis=1)).argmax())
         order = np.argsort(chance[:, wanted], kind="stable")
         picked = order[np.unique(np.linspace(0, len(order) - 1, VIEWS).round().astype(int))]
@@ -56,18 +56,20 @@ def varied_samples(
             Tile(_png(original), f"{samples.keys[row]} as it is, {truth}", ("original", truth))
         ]
         for place, (index, view) in enumerate(zip(picked, views, strict=True)):
-            top, sure = int(logits[index].argmax()), float(chance[index].max())
+            top, confidence = int(logits[index].argmax()), float(chance[index].max())
             done = _describe(parameters, unused, place)
-            answer = f"{_name(top, names)} {sure:.0%}"
+            prediction = f"{_name(top, names)} {confidence:.0%}"
             tiles.append(
-                Tile(_png(images[place]), f"View {view}: the teacher says {answer}",
-                     (f"view {view}", answer, *done))
+                Tile(_png(images[place]), f"View {view}: the teacher predicts {prediction}",
+                     (f"view {view}", prediction, *done))
             )  # fmt: skip
-            lines.append((row, samples.keys[row], label, int(view), top, sure, "; ".join(done)))
+            lines.append(
+                (row, samples.keys[row], label, int(view), top, confidence, "; ".join(done))
+            )
         varies = statistics.variation[np.flatnonzero(statistics.rows == row)[0]]
         strips.append(Strip(f"{samples.keys[row]}: {truth}; logits vary by {varies:.2f}", tiles))
         sheet.append([_picture(original), *(_picture(image) for image in images)])
-    columns = ("row", "key", "label", "view", "teacher_says", "probability", "augmentation")
+    columns = ("row", "key", "label", "view", "prediction", "probability", "augmentation")
     return strips, table_csv(columns, lines), _contact_sheet(sheet)
 
 

@@ -211,12 +211,12 @@ def toy_figure() -> Figure:
 
     return figure(
         "toy-case",
-        "Toy case: the right answer at the wrong scale",
+        "Toy case: the right prediction at the wrong scale",
         draw,
         alt="Bars of the logits of a teacher and two students over four classes, raw and standardized; "
         "standardized, student 2 equals the teacher.",
         caption="Student 2 ranks the classes as the teacher does at a tenth of the scale. By raw logits "
-        "plain KD prefers student 1, whose answer is wrong; Z-scored, student 2 is the teacher.",
+        "plain KD prefers student 1, whose prediction is wrong; Z-scored, student 2 is the teacher.",
         columns=("kind", "network", "class", "value"),
         rows=[
             (kind, who, name, value)

@@ -1,4 +1,4 @@
-"""The page of a store: who taught what, how sure, how faithfully stored, and what it saves."""
+"""The section of a store: its teacher, how confident that is, how faithfully it is stored, what it saves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store_section(store: Store, name: str, statistics: Survey) -> Section:
 
     Args:
         name: for the files, unique among the report's stores.
-        found: from `survey`.
+        statistics: from `survey`.
     """
     figures = [top1_per_view(name, statistics)] if statistics.top1 else []
     figures += [distribution(name, statistics, kind) for kind in _DISTRIBUTIONS]
@@ -148,7 +148,7 @@ def distribution(name: str, statistics: Survey, kind: str) -> Figure:
         axes.set(xlabel=label, ylabel="share of rows, %")
         if (
             kind == "entropy"
-        ):  # a good teacher is sure of nearly all rows: the others would not show
+        ):  # a good teacher is confident of nearly all rows: the others would not show
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

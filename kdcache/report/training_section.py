@@ -67,7 +67,7 @@ def training_section(
 
 
 def _warnings(groups: Sequence[Group]) -> list[str]:
-    """What the runs were warned of, once per group."""
+    """The warnings of the runs, once per group."""
     measured = {
         f"{group.label}: {warning['message']} Remedy: {warning['remedy']}": None
         for group in groups

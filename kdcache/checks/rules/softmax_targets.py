@@ -14,12 +14,12 @@ from kdcache.methods.scaling import scaled
 
 #: Least share of plain KD in the loss of a student with a uniform output. On the logits of a resnet20 for
 #: CIFAR-100 published settings have 43% (0.5 CE + 0.5 KL at T = 1) to 94% (0.1 CE + 0.9 KL at T = 4). As the
-#: published upper end is above any useful bound, too much KD is told by the weights and the temperature,
-#: in `settings`, and the share is held against its lower end alone.
+#: published upper end is above any useful bound, too much KD is reported by the rules about weights and
+#: temperature (`loss_settings`), and the share is held against its lower end alone.
 SHARE = 0.3
 
-#: Mean entropy in nats below which targets are labels: less than 1% of the mass is beside the top class, so the
-#: gradient of KD differs from that of cross-entropy by less than that.
+#: Mean entropy in nats below which targets hardly differ from labels: less than 1% of the mass is beside the
+#: top class, so the gradient of KD differs from that of cross-entropy by less than that.
 ENTROPY = 0.05
 
 

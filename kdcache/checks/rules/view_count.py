@@ -78,14 +78,14 @@ def variances(case: Case) -> Variances | None:
 def few_views(case: Case) -> Iterator[Finding]:
     """So few views that a sample's targets are left to chance, and each is seen many times."""
     views = len(case.used)
-    if case.epochs is None or case.epochs <= views or _all_there_are(case):
+    if case.epochs is None or case.epochs <= views or _holds_all_views(case):
         return
     spread = variances(case)
     if spread is None and views == 1 and len(case.sample.rows) > 1:
         yield Finding(
             "few-views",
-            f"A single view of a sample is seen {case.epochs} times: the student learns its pixels and "
-            "targets by heart. How much targets change from view to view cannot be told from one.",
+            f"A single view of a sample is seen {case.epochs} times: the student memorizes its pixels "
+            "and targets. How much targets change from view to view cannot be measured on one.",
             f"{_get(case, 4)}, or more.",
         )
     if spread is None or spread.uncovered(views) <= UNCOVERED:
@@ -94,7 +94,7 @@ def few_views(case: Case) -> Iterator[Finding]:
         "few-views",
         f"{_views(views)} of a sample are {percent(spread.uncovered(views))} off the mean of all its views "
         f"(variance over views, divided by {views}, beside that between samples), and each is seen "
-        f"{case.epochs / views:.0f} times in {case.epochs} epochs: the student learns these views by heart.",
+        f"{case.epochs / views:.0f} times in {case.epochs} epochs: the student memorizes these views.",
         _more(case, spread),
     )
 
@@ -114,7 +114,7 @@ def fit(case: Case) -> Iterator[Finding]:
             "more epochs." if falling
             else "a larger student, or a smaller teacher; a higher --lr if the loss hardly moved.",
         )  # fmt: skip
-    elif left < PERFECT and case.fit.epochs > views and not _all_there_are(case):
+    elif left < PERFECT and case.fit.epochs > views and not _holds_all_views(case):
         spread = variances(case)
         if spread is not None and spread.uncovered(views) > UNCOVERED:
             yield Finding(
@@ -126,7 +126,7 @@ def fit(case: Case) -> Iterator[Finding]:
             )
 
 
-def _all_there_are(case: Case) -> bool:
+def _holds_all_views(case: Case) -> bool:
     """Whether more views would bring nothing: all of a finite number, or images as they are."""
     return case.augmentation in ("exhaustive", "none") and case.first.n_views == len(case.used)
 

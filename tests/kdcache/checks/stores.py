@@ -10,7 +10,7 @@ import numpy as np
 from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.methods.config import ObjectiveConfig
-from kdcache_stores import FieldSpec, Plan, Samples, Store, StoreWriter, Teacher, open_store
+from kdcache_stores import FieldSpec, Plan, Samples, Store, StoredTeacher, StoreWriter, open_store
 
 CLASSES, ROWS, VIEWS = 10, 1000, 8
 
@@ -51,7 +51,7 @@ def write(
     views, n, classes = logits.shape
     samples = Samples([f"train/{i}" for i in range(n)], labels)
     plan = Plan("toy", "train", classes, samples.fingerprint, {"name": augmentation}, seed=0)
-    teacher = Teacher(name, "ab" * 32, {}, "float32", classes, clean_top1=clean)
+    teacher = StoredTeacher(name, "ab" * 32, {}, "float32", classes, clean_top1=clean)
     with StoreWriter(path, plan=plan, teacher=teacher, samples=samples, views=views,
                      fields={"logits": FieldSpec((classes,), encoding)}, config={},
                      shard_rows=shard_rows) as writer:  # fmt: skip

@@ -93,26 +93,26 @@ def test_a_config_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_paired_difference() -> None:
-    found = difference({0: 0.52, 1: 0.55, 2: 0.61}, {0: 0.50, 1: 0.52, 2: 0.57})
-    assert found is not None
-    assert found.paired
-    assert found.mean == pytest.approx(0.03)
-    assert found.error == pytest.approx(0.01 / math.sqrt(3))  # differences 0.02, 0.03, 0.04
+    gap = difference({0: 0.52, 1: 0.55, 2: 0.61}, {0: 0.50, 1: 0.52, 2: 0.57})
+    assert gap is not None
+    assert gap.paired
+    assert gap.mean == pytest.approx(0.03)
+    assert gap.error == pytest.approx(0.01 / math.sqrt(3))  # differences 0.02, 0.03, 0.04
 
 
 def test_unpaired_difference() -> None:
-    found = difference({0: 1.0, 1: 3.0}, {5: 0.0, 6: 2.0, 7: 4.0})
-    assert found is not None
-    assert not found.paired
-    assert found.mean == pytest.approx(0.0)
-    assert found.error == pytest.approx(math.sqrt(2 / 2 + 4 / 3))
+    gap = difference({0: 1.0, 1: 3.0}, {5: 0.0, 6: 2.0, 7: 4.0})
+    assert gap is not None
+    assert not gap.paired
+    assert gap.mean == pytest.approx(0.0)
+    assert gap.error == pytest.approx(math.sqrt(2 / 2 + 4 / 3))
     assert difference({}, {0: 1.0}) is None
 
 
 def test_one_seed_has_no_spread() -> None:
-    one = Spread.of([0.5])
-    assert one is not None
-    assert math.isnan(one.std)
+    single = Spread.of([0.5])
+    assert single is not None
+    assert math.isnan(single.std)
     assert Spread.of([]) is None
     alone = difference({0: 0.6}, {0: 0.5})
     assert alone is not None

@@ -139,3 +139,29 @@ def test_one_seed_has_no_spread() -> None:
     alone = difference({0: 0.6}, {0: 0.5})
     assert alone is not None
     assert math.isnan(alone.error)
+
+
+def test_a_curve_shows_its_first_epoch_and_both_axes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    from kdcache.report import figures, training_section
+
+    run = write_run(tmp_path / "a", 0.9)
+    tops = [0.02, *[0.9 + epoch / 1000 for epoch in range(39)]]
+    lines = (json.dumps({"epoch": e + 1, "test_top1": top}) + "\n" for e, top in enumerate(tops))
+    (run / "metrics.jsonl").write_text("".join(lines))
+    limits = []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        axes = Canvas().add_subplot()
+        args[2](axes)
+        limits.append(axes.get_ylim())
+        return figures.figure(*args, **options)
+
+    monkeypatch.setattr(training_section, "figure", watched)
+    training_section.curve(grouped([read_run(run)]), "test_top1")
+    assert limits[0][0] < 2 < 93.9 < limits[0][1]
+    with pytest.raises(ValueError, match="needs a label on both axes"):
+        figures.figure("x", "x", lambda axes: axes.set(xlabel="a"), alt="", columns=(), rows=())

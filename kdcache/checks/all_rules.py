@@ -30,7 +30,7 @@ def _loss(case: Case) -> Iterator[Finding]:
 
 
 #: What needs no logits.
-OF_SETTINGS: tuple[Rule, ...] = (_loss,)
+OF_SETTINGS: tuple[Rule, ...] = (_loss, class_prior.batches)
 #: What needs a store.
 OF_STORES: tuple[Rule, ...] = (
     teacher_accuracy.teacher_on_views,

@@ -82,28 +82,27 @@ def _entry(config: Mapping[str, Any], name: str) -> Any:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training ended, and how it had been a tenth of its epochs before.
+    """How a training went and ended.
 
     Attributes:
-        epochs: how many there were.
-        kd: the distillation term, unweighted, mean over the last epoch, in nats.
-        before: the same so much earlier; what is still falling is not yet at its limit.
+        kd: the distillation term, unweighted, mean over each epoch, in nats.
         top1: on the test set, 0 to 1.
     """
 
-    epochs: int
-    kd: float
-    before: float
+    kd: tuple[float, ...]
     top1: float
+
+    @property
+    def epochs(self) -> int:
+        """How many there were."""
+        return len(self.kd)
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> Fit | None:
         """From the lines of ``metrics.jsonl``; None where they hold no distillation."""
         if not records or "train_kd" not in records[-1]:
             return None
-        earlier = records[-1 - max(1, len(records) // 10)] if len(records) > 1 else records[-1]
-        last = records[-1]
-        return cls(len(records), last["train_kd"], earlier["train_kd"], last["test_top1"])
+        return cls(tuple(record["train_kd"] for record in records), records[-1]["test_top1"])
 
     @classmethod
     def of_run(cls, path: str | os.PathLike[str]) -> Fit | None:

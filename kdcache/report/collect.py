@@ -16,7 +16,7 @@ from kdcache_stores.errors import DataError
 
 # What may differ between runs of one group: the seed, and what has no part in the result.
 _NOT_THE_SAME = {"training.seed", "training.device", "training.threads", "data.root", "store_paths",
-                 "kdcache"}  # fmt: skip
+                 "kdcache", "resumed"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ class RunRecord:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but the seed that decides the result, as flat names."""
-        flat = {k: v for k, v in flatten(self.config).items() if k not in _NOT_THE_SAME}
-        if "stores" in flat:
-            flat["stores"] = [store["digest"] for store in flat["stores"]]
-        else:
+        tables = {k: v for k, v in self.config.items() if k not in _NOT_THE_SAME}
+        flat = {k: v for k, v in flatten(tables).items() if k not in _NOT_THE_SAME}
+        if "stores" not in tables:
             flat.pop("data.view_seed", None)  # without a store the views follow the training's seed
         return flat
 

@@ -91,10 +91,16 @@ def figure(
         draw: puts everything on the axes.
         columns, rows: what the CSV holds.
         size: inches; about as wide as a phone, so that its text stays legible there.
+
+    Raises:
+        ValueError: an axis has no label.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         canvas = Canvas(figsize=size, layout="constrained")
-        draw(canvas.add_subplot())
+        axes = canvas.add_subplot()
+        draw(axes)
+        if not (axes.get_xlabel() and axes.get_ylabel()):
+            raise ValueError(f"the figure {name} needs a label on both axes")
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         canvas.set_layout_engine("none")  # keeps what was just laid out

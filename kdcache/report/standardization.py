@@ -205,7 +205,7 @@ def toy_figure() -> Figure:
                              label=who if x == 0 else None)  # fmt: skip
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks([x for x, _ in ticks], [name for _, name in ticks], rotation=45)
-        axes.set_ylabel("logit | Z-score")
+        axes.set(xlabel="class", ylabel="logit | Z-score")
         axes.grid(visible=False, axis="x")
         legend(axes, len(TOY))
 

@@ -181,7 +181,7 @@ def per_class(name: str, statistics: Survey, class_names: list[str] | None) -> F
         if few:
             axes.plot(values, range(len(classes)), "o", color=COLOURS[2])
             axes.set_yticks(range(len(classes)), names)
-            axes.set(xlabel="teacher's top-1, %")
+            axes.set(xlabel="teacher's top-1, %", ylabel="class")
             axes.invert_yaxis()
         else:
             axes.plot(range(1, len(classes) + 1), values, color=COLOURS[2])

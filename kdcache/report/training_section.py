@@ -108,9 +108,7 @@ def curve(groups: Sequence[Group], name: str) -> Figure:
                 axes.fill_between(epochs, low, mean + std, color=look(index)["color"], alpha=0.18,
                                   linewidth=0)  # fmt: skip
         axes.set(xlabel="epoch", ylabel=label, yscale=scale)
-        if scale == "linear":
-            _focus(axes, [values * factor for _, _, values in shown])
-        else:
+        if scale != "linear":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -135,14 +133,6 @@ def curve(groups: Sequence[Group], name: str) -> Figure:
     )
 
 
-def _focus(axes: Axes, curves: Sequence[np.ndarray]) -> None:
-    """Leave out the first epochs' climb where it would flatten everything that follows."""
-    later = np.concatenate([c[len(c) // 4 :].ravel() for c in curves])
-    low, high = later.min(), max(c.max() for c in curves)
-    margin = 0.06 * max(high - low, 1e-3)
-    axes.set_ylim(low - margin, high + margin)
-
-
 def final_accuracy(groups: Sequence[Group]) -> Figure:
     """Accuracy of the last epoch: a dot per seed, the mean and its standard deviation."""
     shown = [(i, g, v) for i, g in enumerate(groups) if (v := g.values("last_top1"))]
@@ -159,7 +149,8 @@ def final_accuracy(groups: Sequence[Group]) -> Figure:
                       markeredgewidth=0)  # fmt: skip
             axes.plot(spread.mean, place, "|", color=INK, markersize=16, markeredgewidth=2)
         axes.set_yticks(range(len(shown)), [group.label for _, group, _ in reversed(shown)])
-        axes.set(xlabel="top-1 after the last epoch, %", ylim=(-0.6, len(shown) - 0.4))
+        axes.set(xlabel="top-1 after the last epoch, %", ylabel="group",
+                 ylim=(-0.6, len(shown) - 0.4))  # fmt: skip
         axes.grid(visible=False, axis="y")
 
     means = ", ".join(f"{g.label} {100 * np.mean(list(v.values())):.2f} %" for _, g, v in shown)

@@ -56,6 +56,7 @@ class Preflight:
             rows=views.rows,
             views=range(views.first, views.first + (views.views or 0)),
             epochs=training.optimization.epochs,
+            batch_size=training.optimization.batch_size,
             baseline=_baseline(training, views, out, baseline) if distills else None,
         )
         self.findings = run_rules(self.case)

@@ -54,6 +54,20 @@ def class_prior(case: Case) -> Iterator[Finding]:
     )
 
 
+def batches(case: Case) -> Iterator[Finding]:
+    """A batch that is larger than all of the samples: an epoch is a single step."""
+    labels = case.own_labels
+    if case.batch_size is None or labels is None or case.batch_size <= len(labels):
+        return
+    steps = "" if case.epochs is None else f" {case.epochs} epochs are {case.epochs} steps."
+    yield Finding(
+        "batch-size",
+        f"The batch size {case.batch_size} is larger than the {len(labels)} samples, so an epoch is a "
+        f"single step.{steps}",
+        f"--batch-size {max(len(labels) // 8, 1)}, say, for 8 steps an epoch.",
+    )
+
+
 def confidence(case: Case) -> Iterator[Finding]:
     """The teacher is more, or less, confident of the student's samples than of the rest of the store.
 

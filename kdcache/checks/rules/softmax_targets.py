@@ -29,8 +29,8 @@ def share_of_loss(case: Case) -> Iterator[Finding]:
     total = mine.ce_weight + mine.kd_weight
     if not case.loss.record.plain_kl or mine.standardized or not case.labelled:
         return
-    if any(finding.rule != "temperature" for finding in loss_settings(case.loss, labelled=True)):
-        return  # its weights are the reason
+    if any(loss_settings(case.loss, labelled=True)):
+        return  # its weights or its temperature are the reason
     if case.uniform is None:
         return
     share = case.uniform["kd_share"]

@@ -43,14 +43,15 @@ def write(
     *,
     encoding: str = "float16",
     clean: dict[str, float] | None = None,
-    augmentation: str = "pad-crop-flip",
+    augmentation: str | dict[str, Any] = "pad-crop-flip",
     shard_rows: int | None = None,
     name: str = "toy",
 ) -> Store:
     """A sealed store of given logits, opened."""
     views, n, classes = logits.shape
+    named = {"name": augmentation} if isinstance(augmentation, str) else augmentation
     samples = Samples([f"train/{i}" for i in range(n)], labels)
-    plan = Plan("toy", "train", classes, samples.fingerprint, {"name": augmentation}, seed=0)
+    plan = Plan("toy", "train", classes, samples.fingerprint, named, seed=0)
     teacher = StoredTeacher(name, "ab" * 32, {}, "float32", classes, clean_top1=clean)
     with StoreWriter(path, plan=plan, teacher=teacher, samples=samples, views=views,
                      fields={"logits": FieldSpec((classes,), encoding)}, config={},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdcache.checks.all_rules import run_rules
@@ -12,7 +14,7 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.table import METHODS
 from kdcache.recipes import published as recipes
 
-from .stores import rules
+from .stores import rules, store, taught
 
 
 def found(**options: Any) -> list[str]:
@@ -77,13 +79,27 @@ def test_outside_the_ranges_warns_once(options: dict[str, Any], rule: str) -> No
     assert found(**options) == [rule]
 
 
+def test_a_temperature_near_zero_is_told_once(tmp_path: Path) -> None:
+    assert rules(taught(store(tmp_path / "s"), temperature=0.05)) == [
+        "temperature",
+        "certain-targets",
+    ]
+
+
+def test_a_batch_larger_than_the_samples() -> None:
+    labels = np.arange(80) % 10
+    assert rules(Case(labels=labels, batch_size=80)) == []
+    (finding,) = run_rules(Case(labels=labels, batch_size=81, epochs=30))
+    assert finding.rule == "batch-size"
+    assert "30 epochs are 30 steps" in finding.message
+    assert "--batch-size 10" in finding.remedy
+
+
 def test_two_mistakes_are_two_findings() -> None:
     assert found(temperature=20.0, alpha=0.9) == ["temperature", "alpha"]
 
 
 def test_without_labels_there_is_no_cross_entropy_to_weigh() -> None:
-    import numpy as np
-
     objective = ObjectiveConfig(alpha=0.0)
     assert rules(Case(objective=objective, labels=np.full(10, -1))) == []
     assert rules(Case(objective=objective, labels=np.arange(10))) == ["no-labels"]

@@ -172,32 +172,39 @@ def test_a_single_view_is_told_from_all_there_are(tmp_path: Path) -> None:
     assert rules(taught(store(tmp_path / "s", views=1))) == ["few-views"]
     assert rules(taught(store(tmp_path / "t", views=1), epochs=1)) == []
     assert rules(taught(store(tmp_path / "u", views=1, augmentation="none"))) == []
-    all_of_them = store(tmp_path / "v", within=2.0, augmentation="exhaustive")
+    center = {"name": "center-crop", "size": 8, "resize": 9}
+    assert rules(taught(store(tmp_path / "w", views=1, augmentation=center))) == []
+    nine = {"name": "exhaustive", "padding": 1, "flip": False, "mode": "constant"}
+    all_of_them = store(tmp_path / "v", views=9, within=2.0, augmentation=nine)
     assert rules(taught(all_of_them)) == []
     assert rules(taught(all_of_them, views=range(4))) == ["few-views"]
 
 
-def ended(case: Case, left: float, before: float, epochs: int) -> Fit:
-    assert case.uniform is not None
-    return Fit(epochs, left * case.uniform["kd"], before * case.uniform["kd"], 0.7)
+def ended(case: Case, left: float, falling: float, epochs: int) -> Fit:
+    quarter = epochs // 4
+    shares = [left / (1 - falling)] * (epochs - quarter) + [left] * quarter
+    uniform = [case.uniform_at(epoch) for epoch in range(epochs)]
+    return Fit(tuple(s * u["kd"] for s, u in zip(shares, uniform, strict=True) if u), 0.7)
 
 
 @pytest.mark.parametrize("options", [{}, {"standardize": "unbiased"}, {"method": "dkd"}], ids=str)
 def test_what_the_end_of_a_training_shows(tmp_path: Path, options: dict[str, object]) -> None:
-    def end(case: Case, left: float, before: float, epochs: int = 240) -> list[Finding]:
-        return list(fit(case.finished(ended(case, left, before, epochs))))
+    def end(case: Case, left: float, falling: float, epochs: int = 240) -> list[Finding]:
+        return list(fit(case.finished(ended(case, left, falling, epochs))))
 
     case = taught(store(tmp_path / "s", within=0.4), **options)
-    (stuck,) = end(case, 0.6, 0.61)
+    (stuck,) = end(case, 0.6, 0.01)
     assert stuck.rule == "unfit"
     assert "larger student" in stuck.remedy
-    (falling,) = end(case, 0.6, 0.7)
-    assert "more epochs" in falling.remedy
-    assert end(case, 0.3, 0.31) == []
-    (done,) = end(case, 0.01, 0.011)
+    (rising,) = end(case, 1.2, -0.3)
+    assert rising.rule == "unfit"
+    assert end(case, 0.6, 0.05) == []  # still falling
+    assert end(case, 0.9, 0.0, epochs=9) == []  # too short to tell
+    assert end(case, 0.3, 0.01) == []
+    (done,) = end(case, 0.01, 0.0)
     assert done.rule == "learned-by-heart"
-    assert end(case, 0.01, 0.011, epochs=VIEWS) == []
-    assert end(taught(store(tmp_path / "t", within=0.1), **options), 0.01, 0.011) == []
+    assert end(case, 0.01, 0.0, epochs=VIEWS) == []
+    assert end(taught(store(tmp_path / "t", within=0.1), **options), 0.01, 0.0) == []
 
 
 def test_views_that_are_stored_need_no_dump(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdcache.distributed import Ranks
 from kdcache.dumping.calibration import fit_writer
-from kdcache.dumping.opening import Target, Targets, open_writer, target_encodings
+from kdcache.dumping.opening import Target, Targets, store_settings, target_encodings
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.batches import ImageBatch
@@ -141,9 +141,10 @@ def dump(
 
         def open_all(repair: bool) -> None:
             for target in wanted:
-                writer = open_writer(plan, target, views, encodings=encodings, batch_size=batch_size,
-                                     device=where, hash_keys=hash_keys, repair=repair,
-                                     command=command)  # fmt: skip
+                settings = store_settings(plan, target, views, encodings=encodings, device=where,
+                                          batch_size=batch_size, hash_keys=hash_keys,
+                                          command=command)  # fmt: skip
+                writer = StoreWriter(target.path, repair=repair, **settings)
                 jobs.append(_Job(target.teacher, opened.enter_context(writer)))
 
         ranks.on_first(partial(open_all, repair))

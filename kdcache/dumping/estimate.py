@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from kdcache.break_even import account
-from kdcache.dumping.opening import Target, find_outstanding, target_encodings
+from kdcache.dumping.opening import Target, store_settings, target_encodings
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Plan, Samples, StoreError, write_arrays
+from kdcache_stores.write.outstanding import find_outstanding
 
 #: The warm-up ends after so many batches of a view, or seconds; the first batch is not timed.
 WARM_UP_BATCHES, WARM_UP_SECONDS = 8, 2.0
@@ -151,7 +152,7 @@ def _missing(
     plan: ViewPlan, target: Target, views: int, part: tuple[int, int], **settings: Any
 ) -> Missing:
     """What a store lacks, found without changing it."""
-    work = find_outstanding(plan, target, views, **settings)
+    work = find_outstanding(target.path, **store_settings(plan, target, views, **settings))
     pending = work.pending(part)
     first = sum(shard.rows for shard in pending if shard.view == 0)
     return Missing(sum(shard.rows for shard in pending), first, not work.begun)

@@ -1,4 +1,4 @@
-"""The stores that a dump fills: opened for writing, or looked at."""
+"""The stores that a dump fills: their paths, their teachers, and what is asked of each."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ from kdcache.dumping.default_encoding import choose_encodings
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import (
-    FieldSpec,
-    MismatchError,
-    StoreWriter,
-    UsageError,
-    begun_encodings,
-)
-from kdcache_stores.write import outstanding
-from kdcache_stores.write.outstanding import Outstanding
+from kdcache_stores import FieldSpec, MismatchError, UsageError, begun_encodings
 
 
 class Target(NamedTuple):
@@ -51,7 +43,7 @@ def provenance(device: torch.device, command: str) -> dict[str, Any]:
     return {"versions": versions, "device": f"{device.type} ({name})", "command": command}
 
 
-def open_writer(
+def store_settings(
     plan: ViewPlan,
     target: Target,
     views: int,
@@ -60,44 +52,17 @@ def open_writer(
     batch_size: int,
     device: torch.device | str,
     hash_keys: bool = False,
-    repair: bool = False,
-    command: str = "",
-) -> StoreWriter:
-    """The writer of one target's store, new or resumed; `encodings` by field, others as for `dump`.
-
-    Raises:
-        MismatchError: the store that is there is of other fields, or of other settings.
-    """
-    asked = _asked(plan, target, views, encodings, batch_size, device, hash_keys, command)
-    return StoreWriter(target.path, repair=repair, **asked)
-
-
-def find_outstanding(
-    plan: ViewPlan,
-    target: Target,
-    views: int,
-    *,
-    encodings: Mapping[str, str],
-    batch_size: int,
-    device: torch.device | str,
-    hash_keys: bool = False,
-) -> Outstanding:
-    """What `open_writer` would find to be written, and nothing changed; raises what it would."""
-    asked = _asked(plan, target, views, encodings, batch_size, device, hash_keys)
-    return outstanding.find_outstanding(target.path, **asked)
-
-
-def _asked(
-    plan: ViewPlan,
-    target: Target,
-    views: int,
-    encodings: Mapping[str, str],
-    batch_size: int,
-    device: torch.device | str,
-    hash_keys: bool,
     command: str = "",
 ) -> dict[str, Any]:
-    """What a dump asks of a target's store: arguments of `StoreWriter`."""
+    """What a dump asks of a target's store: arguments of `StoreWriter`, and of `find_outstanding`.
+
+    Args:
+        encodings: by field; the others as for `dump`.
+
+    Raises:
+        UsageError: more views than the augmentation has, or a field of unknown shape.
+        MismatchError: the store that is there is of other fields.
+    """
     if plan.views is not None and views > plan.views:
         raise UsageError(f"{plan.augmentation.name} has {plan.views} views, {views} were asked for")
     teacher = target.teacher

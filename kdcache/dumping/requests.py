@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from kdcache.data.dataset import Dataset
 from kdcache.models.classes import load_class_map
@@ -39,22 +37,14 @@ class TeacherRequest:
 def prepare_teacher(
     request: TeacherRequest,
     trainset: Dataset,
-    *,
-    precision: str = "float32",
-    device: torch.device | str = "cpu",
-    channels_last: bool = False,
-    compile: bool = False,
-    allow_untrained: bool = False,
-    allow_code: bool = False,
-    fields: Sequence[str] = ("logits",),
+    **options: Any,
 ) -> tuple[Teacher, str]:
     """Load a teacher for the views of a dataset.
 
     Args:
         request: which one.
         trainset: the dataset's training split; its normalisation is the last resort.
-        allow_code: import the function that a run names, if its network is a user's own.
-        fields: what it shall give.
+        options: further arguments of `load_teacher`.
 
     Returns:
         The teacher, and in words where its preprocessing comes from.
@@ -82,13 +72,7 @@ def prepare_teacher(
         preprocessing=given,
         fallback=fallback,
         class_map=mapped,
-        precision=precision,
-        device=device,
-        channels_last=channels_last,
-        compile=compile,
-        allow_untrained=allow_untrained,
-        allow_code=allow_code,
-        fields=fields,
+        **options,
     )
     if given is not None:
         return teacher, "as given"

@@ -4,7 +4,7 @@
         --out evidence/break_even.json
 
 Dump, cached epoch and online epoch are timed in turns in one process, so that what else the machine does
-hits all alike. Nothing here measures accuracy: evidence/views.py says what fewer views cost.
+hits all alike. Nothing here measures accuracy: evidence/views.py measures what fewer views cost.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ def epoch_of(training: Training, epochs: int) -> float:
 
 def account(dumps: list[float], epochs: dict[str, list[float]]) -> dict[str, Any]:
     """Seconds of n students of 30 and 240 epochs both ways, and where the lines cross."""
-    once, cached, online = median(dumps), median(epochs["cached"]), median(epochs["online"])
-    found: dict[str, Any] = {
+    dump, cached, online = median(dumps), median(epochs["cached"]), median(epochs["online"])
+    results: dict[str, Any] = {
         "dump_seconds": [round(s, 2) for s in dumps],
         "cached_epoch_seconds": [round(s, 3) for s in epochs["cached"]],
         "online_epoch_seconds": [round(s, 3) for s in epochs["online"]],
-        "student_epochs_to_break_even": round(once / (online - cached), 1),
+        "student_epochs_to_break_even": round(dump / (online - cached), 1),
     }
     for length in (30, 240):
         for students in (1, 3, 10):
             both = {
-                "cached": once + students * length * cached,
+                "cached": dump + students * length * cached,
                 "online": students * length * online,
             }
-            found[f"{students} students of {length} epochs"] = {
+            results[f"{students} students of {length} epochs"] = {
                 name: round(seconds) for name, seconds in both.items()
             } | {"cached_over_online": round(both["cached"] / both["online"], 3)}
-    return found
+    return results
 
 
 if __name__ == "__main__":

@@ -102,11 +102,11 @@ def main() -> None:
     jobs = [(method, seed) for seed in range(args.seeds) for method in args.methods.split(",")]
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = dict(zip(jobs, pool.map(lambda job: student(*job), jobs), strict=True))
-    found = {}
+    results = {}
     for method in args.methods.split(","):
         summaries = [read_summary(out) for (name, _), out in runs.items() if name == method]
         last = [100 * summary["last_top1"] for summary in summaries]
-        found[method] = {
+        results[method] = {
             "last_top1": last,
             "best_top1": [100 * summary["best_top1"] for summary in summaries],
             "mean_last": mean(last),
@@ -114,7 +114,7 @@ def main() -> None:
             "seconds_per_epoch": [summary["seconds_per_epoch"] for summary in summaries],
             "published_best": PUBLISHED.get(method),
         }
-        print(method, json.dumps(found[method]))
+        print(method, json.dumps(results[method]))
     more = {
         "teacher_top1": 100 * read_summary(teacher)["last_top1"] if (teacher / SUMMARY).exists() else None,
         "epochs": args.epochs,
@@ -122,7 +122,7 @@ def main() -> None:
         "precision": args.precision,
         "students_side_by_side": args.jobs,
     }  # fmt: skip
-    args.out.write_text(json.dumps(about() | more | {"found": found}, indent=1) + "\n")
+    args.out.write_text(json.dumps(about() | more | {"found": results}, indent=1) + "\n")
 
 
 def run(words: Sequence[str], log: Path) -> None:

@@ -129,13 +129,15 @@ def main() -> None:
     sources = {f"{Path(path).stem}, ": live_logits(path, args.samples) for path in args.stores}
     if args.classes:
         sources["synthetic, "] = synthetic_logits(8, args.samples, args.classes)
-    found = {}
+    results = {}
     for name, logits in sources.items():
         for views in sorted({views for views in args.views if views < len(logits)} | {len(logits)}):
             for target in TARGETS:
-                found[f"{name}{views} views, KL {target:g}"] = row = measure(logits[:views], target)
+                results[f"{name}{views} views, KL {target:g}"] = row = measure(
+                    logits[:views], target
+                )
                 print(json.dumps(row), flush=True)
-    args.out.write_text(json.dumps(about() | {"found": found}, indent=1) + "\n")
+    args.out.write_text(json.dumps(about() | {"found": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

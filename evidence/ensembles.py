@@ -39,9 +39,9 @@ def main() -> None:
         objective = replace(methods["kd" if plain else "kd+std"], combine=rule)
         control = "1 teacher, plain KD" if plain else "1 teacher"
         arms[f"4 teachers, {rule}"] = Arm(objective, {"stores": stores}, control=control)
-    found = study.compare(arms)
+    results = study.compare(arms)
     top1 = [round(100 * read_summary(path)["last_top1"], 2) for path in teachers]
-    study.report(found, teachers_top1=top1)
+    study.report(results, teachers_top1=top1)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         data = small_dataset(args.dataset, None, args.samples, 1000, Path(folder) / "data.npz")
         dataset = load_dataset(data, "train")
@@ -79,14 +79,14 @@ def main() -> None:
                 runs = drift(
                     training, args.teacher, Path(folder) / f"{name}-{encoding}", args.control
                 )
-                found[f"{name}, {encoding}"] = {"first_step": first, "two_epochs": runs}
-                print(name, encoding, json.dumps(found[f"{name}, {encoding}"]), flush=True)
+                results[f"{name}, {encoding}"] = {"first_step": first, "two_epochs": runs}
+                print(name, encoding, json.dumps(results[f"{name}, {encoding}"]), flush=True)
     more = {
         "samples": args.samples,
         "teacher_batch_of_the_dump": 256,
         "teacher_batch_of_the_control": args.control,
     }
-    args.out.write_text(json.dumps(about() | more | {"found": found}, indent=1) + "\n")
+    args.out.write_text(json.dumps(about() | more | {"found": results}, indent=1) + "\n")
 
 
 def _stores(

@@ -29,10 +29,10 @@ def main() -> None:
         ),
         "online, fresh crops": Arm(objective, {"online": (teacher,), "schedule": "epoch"}),
     }
-    found = study.compare(arms)
-    difference = found["cached, all 162 views"]["last_minus_control"]
+    results = study.compare(arms)
+    difference = results["cached, all 162 views"]["last_minus_control"]
     verdict = difference["mean"] - difference["ci95"] > -MARGIN
-    study.report(found, margin=MARGIN, not_inferior=verdict)
+    study.report(results, margin=MARGIN, not_inferior=verdict)
 
 
 if __name__ == "__main__":

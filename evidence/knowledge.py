@@ -1,4 +1,4 @@
-"""Which part of the teacher's answer teaches? Students of cached logits with a part taken away.
+"""Which part of the teacher's targets helps? Students of cached logits with a part taken away.
 
     python evidence/knowledge.py --dataset arrays:cifar100.npz --teacher resnet20@resnet20.pth \
         --normalisation cifar100 --folder study --out evidence/knowledge.json

@@ -22,12 +22,12 @@ def objectives(epochs: int) -> dict[str, ObjectiveConfig]:
     """The objectives of the studies, for a training of so many epochs."""
     ramps = {"dkd": {"warmup": max(1, round(20 * epochs / 240))},
              "ctkd": {"ramp": max(1, round(10 * epochs / 240))}}  # fmt: skip
-    found = {}
+    configs = {}
     for name, method in METHODS.items():
-        found[name] = ObjectiveConfig(method=name, options=ramps.get(name, {}))
+        configs[name] = ObjectiveConfig(method=name, options=ramps.get(name, {}))
         if method.standardized:
-            found[f"{name}+std"] = replace(found[name], standardize="unbiased")
-    return found
+            configs[f"{name}+std"] = replace(configs[name], standardize="unbiased")
+    return configs
 
 
 def main() -> None:
@@ -44,8 +44,8 @@ def main() -> None:
         arms[name] = Arm(
             objective, options, control="ce" if objective.record.needs_teacher else None
         )
-    found = study.compare(arms)
-    study.report(found)
+    results = study.compare(arms)
+    study.report(results)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def entropy(logits: Tensor, temperature: float, noise: Noise | None) -> float:
         rows = len(logits)
         step = Step(keys=torch.arange(rows), views=torch.zeros(rows, dtype=torch.int64))
         logits = noise(logits, step)
-    said = torch.log_softmax(standardize(logits, "unbiased") / temperature, dim=-1)
-    return float(-(said.exp() * said).sum(-1).mean())
+    log_p = torch.log_softmax(standardize(logits, "unbiased") / temperature, dim=-1)
+    return float(-(log_p.exp() * log_p).sum(-1).mean())
 
 
 def main() -> None:
@@ -68,32 +68,32 @@ def main() -> None:
         control = f"T = {matched:.2f}, no noise"
         arms[control] = Arm(replace(plain, temperature=matched), options, control="no noise")
         arms[f"noise {scale:g}"] = Arm(replace(plain, noise=noise), options, control=control)
-    found = study.compare(arms)
-    robust(study, found, arms)
-    study.report(found, entropy_matched=temperatures, corruptions=list(CORRUPTIONS))
+    results = study.compare(arms)
+    robust(study, results, arms)
+    study.report(results, entropy_matched=temperatures, corruptions=list(CORRUPTIONS))
 
 
-def robust(study: Study, found: dict[str, Any], arms: dict[str, Arm]) -> None:
+def robust(study: Study, results: dict[str, Any], arms: dict[str, Arm]) -> None:
     """Add each arm's accuracy on corrupted test images, and its difference from the control's."""
     test = load_dataset(study.data(), "test")
     corrupted = {name: change(test.images) for name, change in CORRUPTIONS.items()}
     labels = torch.from_numpy(test.labels)
     paths = study.run(arms)
     for name, runs in paths.items():
-        found[name]["corrupted_top1"] = {
+        results[name]["corrupted_top1"] = {
             kind: [accuracy(study, path, x, labels, test.classes) for path in runs]
             for kind, x in corrupted.items()
         }
     for name, arm in arms.items():
-        if name not in found:
+        if name not in results:
             continue
-        scores = found[name]["corrupted_top1"]
-        found[name]["corrupted"] = {
+        scores = results[name]["corrupted_top1"]
+        results[name]["corrupted"] = {
             kind: {"mean": mean(values), "std": spread(values)} for kind, values in scores.items()
         }
-        if arm.control in found:
-            found[name]["corrupted_minus_control"] = {
-                kind: paired(values, found[arm.control]["corrupted_top1"][kind])
+        if arm.control in results:
+            results[name]["corrupted_minus_control"] = {
+                kind: paired(values, results[arm.control]["corrupted_top1"][kind])
                 for kind, values in scores.items()
             }
 
@@ -104,8 +104,8 @@ def accuracy(study: Study, run: Path, x: Tensor, labels: Tensor, classes: int) -
     model = load_teacher(
         str(run), classes=classes, channels=x.shape[1], size=x.shape[-1], device=study.args.device
     )
-    said = torch.cat([model.logits(part.to(study.args.device)).cpu() for part in x.split(500)])
-    return round(100 * float((said.argmax(1) == labels).float().mean()), 2)
+    logits = torch.cat([model.logits(part.to(study.args.device)).cpu() for part in x.split(500)])
+    return round(100 * float((logits.argmax(1) == labels).float().mean()), 2)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ TABLE = re.compile(r"<!-- (\S+\.json) -->\n.*?<!-- end -->", re.S)
 
 def table(document: dict[str, Any]) -> str:
     """The file's table in Markdown, its command and machine below it."""
-    found = document["found"]
-    if any("last_top1" in arm for arm in found.values() if isinstance(arm, dict)):
-        lines = arms_table(found)
-    elif any("first_step" in arm for arm in found.values() if isinstance(arm, dict)):
-        lines = equality_table(found)
-    elif any("gaussian_bound" in arm for arm in found.values() if isinstance(arm, dict)):
-        lines = bound_table(found)
+    results = document["found"]
+    if any("last_top1" in arm for arm in results.values() if isinstance(arm, dict)):
+        lines = arms_table(results)
+    elif any("first_step" in arm for arm in results.values() if isinstance(arm, dict)):
+        lines = equality_table(results)
+    elif any("gaussian_bound" in arm for arm in results.values() if isinstance(arm, dict)):
+        lines = bound_table(results)
     else:
-        lines = values_table(found)
+        lines = values_table(results)
     machine = document["machine"].replace("_", "\\_")
     versions = ", ".join(
         f"{key} {document[key]}" for key in ("torch", "kdcache") if key in document
@@ -36,10 +36,10 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`{document['command']}`", f"({machine}, {versions})"])
 
 
-def arms_table(found: dict[str, Any]) -> list[str]:
+def arms_table(results: dict[str, Any]) -> list[str]:
     """Accuracy per arm: mean and standard deviation over seeds, and the difference from its control."""
-    n = len(next(iter(found.values()))["last_top1"])
-    corrupted = next((list(arm["corrupted"]) for arm in found.values() if "corrupted" in arm), [])
+    n = len(next(iter(results.values()))["last_top1"])
+    corrupted = next((list(arm["corrupted"]) for arm in results.values() if "corrupted" in arm), [])
     heads = [
         "students",
         "last epoch",
@@ -49,7 +49,7 @@ def arms_table(found: dict[str, Any]) -> list[str]:
         *corrupted,
     ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, arm in found.items():
+    for name, arm in results.items():
         less = arm.get("last_minus_control")
         cells = [
             name,
@@ -66,43 +66,43 @@ def arms_table(found: dict[str, Any]) -> list[str]:
     return [*lines, "", words]
 
 
-def equality_table(found: dict[str, Any]) -> list[str]:
+def equality_table(results: dict[str, Any]) -> list[str]:
     """Largest differences between a cached and an online training, per objective and encoding."""
     heads = ["objective, encoding", "targets", "loss", "gradients", "weights after two epochs",
              "the same, online with another batch"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, arm in found.items():
+    for name, arm in results.items():
         first, two = arm["first_step"], arm["two_epochs"]
         values = (first["target"], first["loss"], first["gradient"], two["cached"], two["control"])
         lines.append(f"| {name} | " + " | ".join(f"{value:.2g}" for value in values) + " |")
     return lines
 
 
-def bound_table(found: dict[str, Any]) -> list[str]:
+def bound_table(results: dict[str, Any]) -> list[str]:
     """Bytes a row of `compact` beside the bound, and the distortion reached."""
     heads = ["logits, target", "KL, Z-scored", "codes, base, basis: bytes a row", "Gaussian bound",
              "moments, argmax", "components"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, row in found.items():
+    for name, row in results.items():
         moments = sum(row["bytes_a_row"][array] for array in ("mean", "std", "top"))
         lines.append(
             f"| {name} ({row['samples']:,} samples, {row['classes']:,} classes) "
             f"| {row['reached']['kl_z_mean']:.2e} | {row['codes_base_basis']:.2f} "
             f"| {row['gaussian_bound']:.2f} | {moments:.2f} "
-            f"| {row['learned']['components']} of {row['learned']['directions']} |"
+            f"| {row['fitted']['components']} of {row['fitted']['directions']} |"
         )
     return lines
 
 
-def values_table(found: dict[str, Any]) -> list[str]:
+def values_table(results: dict[str, Any]) -> list[str]:
     """Plain values, one a line."""
     lines = ["| | |", "|---|---|"]
-    for name, value in found.items():
+    for name, value in results.items():
         words = value
         if isinstance(value, dict):
-            words = ", ".join(f"{key} {one:g}" for key, one in value.items())
+            words = ", ".join(f"{key} {number:g}" for key, number in value.items())
         elif isinstance(value, list):
-            words = ", ".join(f"{one:g}" for one in value)
+            words = ", ".join(f"{number:g}" for number in value)
         lines.append(f"| {name.replace('_', ' ')} | {words} |")
     return lines
 
@@ -110,12 +110,12 @@ def values_table(found: dict[str, Any]) -> list[str]:
 def filled(page: str) -> str:
     """The page with every table as its JSON file has it."""
 
-    def one(match: re.Match[str]) -> str:
+    def rewritten(match: re.Match[str]) -> str:
         name = match.group(1)
         document = json.loads((HERE / name).read_text())
         return f"<!-- {name} -->\n{table(document)}\n<!-- end -->"
 
-    return TABLE.sub(one, page)
+    return TABLE.sub(rewritten, page)
 
 
 def listed() -> list[str]:

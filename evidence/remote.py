@@ -1,4 +1,4 @@
-"""A student from a store behind a server that waits 50 ms before each answer, beside the local store.
+"""A student from a store behind a server that waits 50 ms before each response, beside the local store.
 
     python evidence/remote.py --epochs 6 --rounds 3 --out evidence/remote.json
 
@@ -26,7 +26,7 @@ from kdcache_cli import main as kdcache
 
 
 class Slow(SimpleHTTPRequestHandler):
-    """Answers each request after a pause."""
+    """Sends each response after a pause."""
 
     protocol_version = "HTTP/1.1"
     latency = 0.05
@@ -37,7 +37,7 @@ class Slow(SimpleHTTPRequestHandler):
         super().do_GET()
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def epochs(run: Path, what: str) -> list[float]:
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds before each answer")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds before each response")
     parser.add_argument("--student", default="resnet8")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

@@ -48,7 +48,7 @@ class Arm:
 
 
 class Study:
-    """One study: its options, its folder, and what it found."""
+    """One study: its options, its folder, and its results."""
 
     def __init__(self, doc: str, **defaults: Any) -> None:
         parser = argparse.ArgumentParser(
@@ -187,29 +187,29 @@ class Study:
         return paths
 
     def compare(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
-        """Train every arm and say what came out, in percent of the test images, as JSON values.
+        """Train every arm; the accuracies in percent of the test images, as JSON values.
 
         Per arm: last_top1 and best_top1 of each seed, their mean and standard deviation over seeds, and the
         difference of the last epoch from the arm's control, see `paired`.
         """
         paths = self.run(arms)
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for name, runs in paths.items():
             summaries = [read_summary(path) for path in runs]
             last = [round(100 * summary["last_top1"], 2) for summary in summaries]
             best = [round(100 * summary["best_top1"], 2) for summary in summaries]
-            found[name] = {"last_top1": last, "mean": mean(last), "std": spread(last)}
-            found[name] |= {"best_top1": best, "best_mean": mean(best)}
+            results[name] = {"last_top1": last, "mean": mean(last), "std": spread(last)}
+            results[name] |= {"best_top1": best, "best_mean": mean(best)}
         for name, arm in arms.items():
-            if name in found and arm.control in found:
-                found[name]["control"] = arm.control
+            if name in results and arm.control in results:
+                results[name]["control"] = arm.control
                 for epoch in ("last", "best"):
-                    found[name][f"{epoch}_minus_control"] = paired(
-                        found[name][f"{epoch}_top1"], found[arm.control][f"{epoch}_top1"]
+                    results[name][f"{epoch}_minus_control"] = paired(
+                        results[name][f"{epoch}_top1"], results[arm.control][f"{epoch}_top1"]
                     )
-        return found
+        return results
 
-    def report(self, found: Mapping[str, Any], **more: Any) -> None:
+    def report(self, results: Mapping[str, Any], **more: Any) -> None:
         """Write the JSON file and print its table."""
         args = self.args
         setting = {
@@ -219,9 +219,9 @@ class Study:
             for name in ("dataset", "teacher", "student", "samples", "test_samples", "epochs",
                          "batch_size", "lr", "precision", "views", "seeds")
         }  # fmt: skip
-        document = about() | {"setting": setting} | more | {"found": dict(found)}
+        document = about() | {"setting": setting} | more | {"found": dict(results)}
         args.out.write_text(json.dumps(document, indent=1) + "\n")
-        for name, arm in found.items():
+        for name, arm in results.items():
             if isinstance(arm, dict) and "last_top1" in arm:
                 less = arm.get("last_minus_control")
                 words = (

@@ -26,8 +26,10 @@ def main(store: str, epochs: int = 3) -> float:
         for epoch in range(epochs):
             for images, labels, (teacher,), _ in views.epoch(epoch):
                 logits = student(normalise(images))
-                soft = kd(logits, teacher["logits"], temperature=2.0, standardize="unbiased")
-                loss = 0.1 * F.cross_entropy(logits, labels) + 9.0 * soft
+                distillation = kd(
+                    logits, teacher["logits"], temperature=2.0, standardize="unbiased"
+                )
+                loss = 0.1 * F.cross_entropy(logits, labels) + 9.0 * distillation
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -50,7 +50,7 @@ FLAGS = {
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStep:
     """One step of the demo: its title, the command that repeats it by hand, and how to do it."""
 
     title: str
@@ -58,7 +58,7 @@ class Step:
     run: Callable[[Any], Any]
 
 
-def steps(out: Path) -> Iterator[Step]:
+def steps(out: Path) -> Iterator[DemoStep]:
     """The demo's steps in order: teacher, store, then every student.
 
     Each ``run`` takes an observer, of `train` or (for the store) of `dump`.
@@ -75,7 +75,7 @@ def steps(out: Path) -> Iterator[Step]:
     def train_teacher(watch: TrainingObserver | None) -> Any:
         return train(training, teacher, watch)
 
-    yield Step(
+    yield DemoStep(
         "teacher",
         _command("train-teacher", "--dataset", DATASET, "--model", TEACHER, "--out", str(teacher),
                  "--epochs", str(TEACHER_EPOCHS)),
@@ -84,7 +84,7 @@ def steps(out: Path) -> Iterator[Step]:
 
     dumping = ("--dataset", DATASET, "--teacher", str(teacher), "--views", str(VIEWS),
                "--augment", AUGMENT, "--encoding", ENCODING, "--out", str(store))  # fmt: skip
-    yield Step(
+    yield DemoStep(
         "store", _command("dump-teacher", *dumping), lambda watch: _dump(teacher, store, watch)
     )
 
@@ -110,7 +110,9 @@ def steps(out: Path) -> Iterator[Step]:
             ) -> Any:
                 return train(student, path, watch)
 
-            yield Step(f"{method}, seed {seed}", _command("train-student", *flags), train_student)
+            yield DemoStep(
+                f"{method}, seed {seed}", _command("train-student", *flags), train_student
+            )
 
 
 def _command(*words: str) -> str:

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -76,6 +76,15 @@ def test_package_files_hold_no_code() -> None:
 def test_no_two_modules_share_a_name() -> None:
     counts = Counter(file.stem for file in MODULES.values() if not file.stem.startswith("__"))
     assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    places = defaultdict(list)
+    for module, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(module)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_a_folder_is_one_idea() -> None:

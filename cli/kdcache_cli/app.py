@@ -29,7 +29,7 @@ COMMANDS = {
     "train-student": ("training:train_student", "Train a student from labels and cached logits."),
     "check": (
         "checking:check",
-        "Judge stores, settings or a run: what will go wrong, and a remedy.",
+        "Check stores, settings or a run: what will likely go wrong, and a remedy.",
     ),
     "evaluate": ("evaluating:evaluate", "Accuracy, calibration, cost and agreement of a network."),
     "export": ("evaluating:export", "Write a trained network as a file that others can run."),

@@ -1,4 +1,4 @@
-"""What dump-teacher says before, when stopped, and at the end."""
+"""What dump-teacher prints before, when stopped, and at the end."""
 
 from __future__ import annotations
 

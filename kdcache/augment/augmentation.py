@@ -166,9 +166,9 @@ def tensor(values: NDArray[Any], device: torch.device) -> torch.Tensor:
 def same_size(sizes: Sizes) -> tuple[int, int]:
     """The one size of a batch; raises `DataError` if there are several."""
     if (sizes != sizes[0]).any():
-        found = sorted({(int(h), int(w)) for h, w in sizes})
+        shapes = sorted({(int(h), int(w)) for h, w in sizes})
         raise DataError(
-            f"images of a batch must end up in one size, found {found[:3]} (height, width)"
+            f"images of a batch must end up in one size, found {shapes[:3]} (height, width)"
             "; use resized-crop-flip or center-crop, which give one size"
         )
     return int(sizes[0, 0]), int(sizes[0, 1])

@@ -1,4 +1,4 @@
-"""Changing colours and more: colour jitter and RandAugment."""
+"""Colour jitter and RandAugment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where to look: padded crops, resized crops, the exhaustive enumeration, central crops."""
+"""Crops: padded and resized at random, all padded ones in turn, and central ones."""
 
 from __future__ import annotations
 
@@ -258,10 +258,10 @@ def draw_box(
     heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (widths > 0) & (heights > 0) & (heights <= sizes[:, :1]) & (widths <= sizes[:, 1:])
     first = fits.argmax(axis=1)[:, None]
-    found = fits.any(axis=1)
+    fitting = fits.any(axis=1)
     height = np.take_along_axis(heights, first, 1)[:, 0]
     width = np.take_along_axis(widths, first, 1)[:, 0]
-    return np.where(found, height, 0), np.where(found, width, 0)
+    return np.where(fitting, height, 0), np.where(fitting, width, 0)
 
 
 def central_box(sizes: Sizes, ratio: tuple[float, float]) -> tuple[Any, Any]:

@@ -49,7 +49,7 @@ class Custom(Augmentation):
 
     The generators of torch, NumPy and `random` are seeded with the view's own number before each
     call and put back after it, so a view is a function of (seed, key, view) as long as the pipeline
-    draws from these. One image at a time, also where several threads ask.
+    draws from these. One image at a time, also where several threads call.
 
     Args:
         path: `pkg.module:factory`; the factory takes nothing and returns the pipeline.

@@ -56,7 +56,7 @@ class Mix(Augmentation):
         return self.base.apply(images, parameters)
 
     def unused(self, parameters: Parameters) -> dict[str, NDArray[np.bool_]]:
-        """As the base says."""
+        """As the base has it."""
         return self.base.unused(parameters)
 
     def draw_lambda(self, uniform: NDArray[np.float64]) -> NDArray[np.float64]:

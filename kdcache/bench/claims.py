@@ -90,7 +90,7 @@ def bench(
             CIFAR-100's shapes).
         device: where the networks run.
         store: a store to take the logits for the encodings from, instead of synthetic ones.
-        watch: told the name of each section before it is measured.
+        watch: called with the name of each section before it is measured.
 
     Returns:
         `machine`, `versions`, `scale`, `claims` (list of `Claim` as dicts), `encodings` (see
@@ -167,24 +167,24 @@ def training_claims(scale: Scale, device: str) -> list[Claim]:
             device=device,
         )
         others = {"compact": str(compact)}
-        found = bench_train(student, teacher, scale.train_rounds, others)
+        measured = bench_train(student, teacher, scale.train_rounds, others)
     pair = f"{scale.student} taught by {scale.teacher}, {scale.train_images} images of CIFAR-100's shape"
-    seconds = {way: found[way]["seconds"] for way in ("ce", "cached", "online")}
+    seconds = {way: measured[way]["seconds"] for way in ("ce", "cached", "online")}
     return [
         Claim.of(
             "epoch: cached / labels alone",
             f"seconds of a student's epoch ({pair}); 1: the teacher is free",
             [a / b for a, b in zip(seconds["cached"], seconds["ce"], strict=True)],
-            found,
+            measured,
         ),
         Claim.of(
             "epoch: online / cached",
-            f"the same with the teacher in the loop; {found['online_over_ce_by_macs']:.2f} is what "
+            f"the same with the teacher in the loop; {measured['online_over_ce_by_macs']:.2f} is what "
             "multiply-adds alone would give",
             [a / b for a, b in zip(seconds["online"], seconds["cached"], strict=True)],
             {},
         ),
-        _over_float16("epoch", "a student's epoch", found["compact"], found["cached"], {}),
+        _over_float16("epoch", "a student's epoch", measured["compact"], measured["cached"], {}),
     ]
 
 
@@ -217,7 +217,7 @@ def _random_images(file: Path, images: int) -> str:
 
 def dump_claims(scale: Scale, device: str) -> list[Claim]:
     """A whole dump against its teacher's forward passes on batches that lie ready."""
-    found = bench_dump((scale.teacher,), scale.dump_rows, rounds=scale.rounds, device=device)
+    measured = bench_dump((scale.teacher,), scale.dump_rows, rounds=scale.rounds, device=device)
     both = random_dumps(
         scale.student, scale.compact_samples, rounds=min(3, scale.rounds), device=device
     )
@@ -226,8 +226,8 @@ def dump_claims(scale: Scale, device: str) -> list[Claim]:
             "dump / bare forward",
             f"seconds: {scale.teacher} augmented, encoded, hashed, written and sealed, against its "
             f"forward passes alone ({scale.dump_rows:,} rows); 1: storing is free",
-            [1 / ratio for ratio in found["one"]["ratios"]],
-            found,
+            [1 / ratio for ratio in measured["one"]["ratios"]],
+            measured,
         ),
         _over_float16(
             "dump",
@@ -241,15 +241,15 @@ def dump_claims(scale: Scale, device: str) -> list[Claim]:
 
 def reading_claims(scale: Scale, device: str) -> list[Claim]:
     """MB/s of whole views, against plain reads of the same files and the same conversion."""
-    found = bench_reading(scale.store_rows, rounds=scale.rounds)
-    ratios = found.pop("ratios")
+    measured = bench_reading(scale.store_rows, rounds=scale.rounds)
+    ratios = measured.pop("ratios")
     return [
         Claim.of(
             "read / plain read",
             "MB/s of whole float16 views from the page cache, checksums checked, on all cores, against "
             "NumPy reading the same files and converting them on one; more is faster",
             ratios["again"],
-            found,
+            measured,
         ),
         Claim.of(
             "first read / plain read",
@@ -262,7 +262,7 @@ def reading_claims(scale: Scale, device: str) -> list[Claim]:
 
 def view_claims(scale: Scale, device: str) -> list[Claim]:
     """Views per second in memory, against torchvision sample by sample."""
-    found = [
+    results = [
         bench_resident(scale.view_images, rounds=1, device=device) for _ in range(scale.rounds)
     ]
     return [
@@ -270,7 +270,7 @@ def view_claims(scale: Scale, device: str) -> list[Claim]:
             "views / torchvision's",
             "views per second of pad-crop-flip in memory, against torchvision's transforms sample by "
             "sample, in the loop or in a DataLoader, whichever is faster; more is faster",
-            [one["ratio"] for one in found],
-            {"rounds": found},
+            [result["ratio"] for result in results],
+            {"rounds": results},
         )
     ]

@@ -70,7 +70,7 @@ def bench_dump(
     ]
     ready = [batch.images for batch in plan.stream(batches, device)]
     cases = {"one": teachers[:1]} | ({"all": teachers} if len(teachers) > 1 else {})
-    rows, found = samples * views, {}
+    rows, summary = samples * views, {}
     for name, chosen in cases.items():
         _forward(chosen, ready[:2], device)
         _dump(plan, chosen, 1, batch_size, encoding, device)
@@ -82,7 +82,7 @@ def bench_dump(
             dumping.append(rows / _dump(plan, chosen, views, batch_size, encoding, device))
             work.append((time.process_time() - between) / (between - started))
         ratios = [d / f for d, f in zip(dumping, forward, strict=True)]
-        found[name] = {
+        summary[name] = {
             "models": [teacher.architecture for teacher in chosen],
             "forward_rows_per_second": statistics.median(forward),
             "dump_rows_per_second": statistics.median(dumping),
@@ -94,7 +94,7 @@ def bench_dump(
     settings = {"samples": samples, "views": views, "classes": classes, "shape": list(shape),
                 "batch_size": batch_size, "encoding": encoding, "rounds": rounds,
                 "device": str(device), "threads": torch.get_num_threads()}  # fmt: skip
-    return {"settings": settings, **found}
+    return {"settings": settings, **summary}
 
 
 def bench_dumps(
@@ -112,7 +112,7 @@ def bench_dumps(
         Per encoding: `cpu_seconds` (of the process, all threads) and `seconds`, one per round.
     """
     device = torch.device(device)
-    found: dict[str, dict[str, list[float]]] = {
+    rounds_of: dict[str, dict[str, list[float]]] = {
         encoding: {"cpu_seconds": [], "seconds": []} for encoding in encodings
     }
     for turn in range(rounds + 1):
@@ -121,9 +121,9 @@ def bench_dumps(
             many = views if turn else 1  # the first warms up
             seconds = _dump(plan, [teacher], many, batch_size, encoding, device)
             if turn:
-                found[encoding]["cpu_seconds"].append(time.process_time() - begun)
-                found[encoding]["seconds"].append(seconds)
-    return found
+                rounds_of[encoding]["cpu_seconds"].append(time.process_time() - begun)
+                rounds_of[encoding]["seconds"].append(seconds)
+    return rounds_of
 
 
 def random_dumps(
@@ -147,17 +147,17 @@ def bench_memory(
     Returns:
         Per dump: `samples`, `views`, `before_bytes` (the process after a dump of one view) and
         `peak_bytes` (its most during the dump). The peak must not depend on the views, and on the
-        samples only until they fill the shards in flight. Linux alone can tell.
+        samples only until they fill the shards in flight. Measured on Linux alone.
     """
-    context, found = multiprocessing.get_context("spawn"), []
+    context, results = multiprocessing.get_context("spawn"), []
     for count in samples:
         for many in views:
             with context.Pool(1) as pool:
                 before, peak = pool.apply(_measure_memory, (count, many, classes))
-            found.append(
+            results.append(
                 {"samples": count, "views": many, "before_bytes": before, "peak_bytes": peak}
             )
-    return found
+    return results
 
 
 def _measure_memory(samples: int, views: int, classes: int) -> tuple[int, int]:

@@ -110,18 +110,18 @@ def drift(training: Training, teacher: str, folder: Path, control: int = 1) -> d
     runs = {"cached": train(training, folder / "cached").path}
     runs["online"] = train(online, folder / "online").path
     with prepared(online, folder / "control") as loop:
-        loop.teachers = [replace(one, batch_size=control) for one in loop.teachers]
+        loop.teachers = [replace(member, batch_size=control) for member in loop.teachers]
         runs["control"] = loop.run().path
     weights = {name: _flat(run) for name, run in runs.items()}
     losses = {
         name: np.array([r["train_loss"] for r in read_metrics(r)]) for name, r in runs.items()
     }
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for name in ("cached", "control"):
         distance: Any = (weights[name] - weights["online"]).norm() / weights["online"].norm()
-        found[name] = distance.item()
-        found[f"{name}_loss"] = float(np.abs(losses[name] - losses["online"]).max())
-    return found
+        result[name] = distance.item()
+        result[f"{name}_loss"] = float(np.abs(losses[name] - losses["online"]).max())
+    return result
 
 
 def _flat(run: Path) -> Tensor:

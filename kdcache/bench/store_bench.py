@@ -19,8 +19,8 @@ from kdcache_stores import (
     Plan,
     Samples,
     Store,
+    StoredTeacher,
     StoreWriter,
-    Teacher,
     describe,
     open_store,
 )
@@ -38,7 +38,7 @@ def write_store(path: Path, logits: list[Floats], labels: NDArray[np.int64], enc
     samples = Samples([f"{row:07d}" for row in range(len(labels))], labels)
     classes = logits[0].shape[1]
     plan = Plan("bench", "train", classes, samples.fingerprint, {"name": "none"}, seed=0)
-    teacher = Teacher("bench", "0" * 64, {}, "float32", classes)
+    teacher = StoredTeacher("bench", "0" * 64, {}, "float32", classes)
     fields = {"logits": FieldSpec((classes,), encoding)}
     with StoreWriter(
         path, plan=plan, teacher=teacher, samples=samples, views=len(logits), fields=fields
@@ -137,7 +137,7 @@ def bench_encodings(
     logits, labels = (
         _logits_of(store, samples, views) if store else synthetic_logits(samples, views)
     )
-    found = []
+    results = []
     with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as folder:
         for name in encodings_for(logits[0].shape[1]):
             path = Path(folder) / name.replace(":", "-")
@@ -145,11 +145,11 @@ def bench_encodings(
             with open_store(path) as written:
                 info = describe(written)["fields"]["logits"]
                 seconds = min(_decode_seconds(written) for _ in range(3))
-            found.append(
+            results.append(
                 {"encoding": name, "bytes_per_row": info["bytes_per_row"], **(info["fidelity"] or {}),
                  "rows_per_second": len(labels) * len(logits) / seconds}
             )  # fmt: skip
-    return found
+    return results
 
 
 def encodings_for(classes: int) -> list[str]:
@@ -182,7 +182,7 @@ def bench_memory(
         Per factor: `factor`, `store_bytes`, and the growth of the peak resident size over the process as
         it stood before: `write_bytes`, `read_bytes`.
     """
-    context, found = multiprocessing.get_context("spawn"), []
+    context, results = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as folder:
         for factor in factors:
             path = Path(folder) / f"{factor}.zarr"
@@ -190,10 +190,10 @@ def bench_memory(
                 written = pool.apply(_write_peak, (str(path), samples, views * factor))
             with context.Pool(1) as pool:
                 size, read = pool.apply(_read_peak, (str(path),))
-            found.append(
+            results.append(
                 {"factor": factor, "store_bytes": size, "write_bytes": written, "read_bytes": read}
             )
-    return found
+    return results
 
 
 def _write_peak(path: str, samples: int, views: int) -> int:

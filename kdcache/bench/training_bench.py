@@ -62,16 +62,16 @@ def bench_train(
         }
         records: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
         for epoch in range(rounds + 1):
-            # Each round begins with another way: what follows a rest or a burst is shared out.
+            # Each round begins with another way, so that none is always first.
             names = list(loops)[epoch % len(loops) :] + list(loops)[: epoch % len(loops)]
             for name in names:
                 begun = time.process_time()
                 record = loops[name].train_epoch(epoch)
                 records[name].append(record | {"cpu_seconds": time.process_time() - begun})
-        found = {name: _times(kept[1:]) for name, kept in records.items()}
-        result: dict[str, Any] = found | {
-            "cached_over_ce": _ratio(found["cached"], found["ce"]),
-            "cached_over_ce_cpu": _ratio(found["cached"], found["ce"], "cpu_seconds"),
+        times = {name: _times(kept[1:]) for name, kept in records.items()}
+        result: dict[str, Any] = times | {
+            "cached_over_ce": _ratio(times["cached"], times["ce"]),
+            "cached_over_ce_cpu": _ratio(times["cached"], times["ce"], "cpu_seconds"),
             "images_per_epoch": len(loops["cached"].views.rows),
             "batch_size": training.optimization.batch_size,
             "rounds": rounds,
@@ -79,12 +79,12 @@ def bench_train(
             "device": training.device,
         }
         if teacher is not None:
-            student, taught = _macs(loops["online"])
-            by_macs = 1 + taught / (3 * student)
-            ratio = _ratio(found["online"], found["cached"])
+            student, online = _macs(loops["online"])
+            by_macs = 1 + online / (3 * student)
+            ratio = _ratio(times["online"], times["cached"])
             result |= {
                 "online_over_cached": ratio,
-                "macs": {"student": student, "teacher": taught},
+                "macs": {"student": student, "teacher": online},
                 "online_over_ce_by_macs": by_macs,
                 "of_what_macs_allow": ratio["median"] / by_macs,
             }
@@ -98,8 +98,8 @@ def _times(records: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": cpu, "data_wait": waited} | _spread(seconds)
 
 
-def _ratio(one: dict[str, Any], other: dict[str, Any], of: str = "seconds") -> dict[str, float]:
-    return _spread([a / b for a, b in zip(one[of], other[of], strict=True)])
+def _ratio(times: dict[str, Any], other: dict[str, Any], of: str = "seconds") -> dict[str, float]:
+    return _spread([a / b for a, b in zip(times[of], other[of], strict=True)])
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -120,7 +120,7 @@ def bench_files(
     order = np.random.default_rng(0).permutation(len(dataset))
     cpu = torch.device("cpu")
 
-    def one() -> float:
+    def single() -> float:
         return _rate(plan.stream(make_batches(order, 0, batch_size), cpu, workers), cpu)
 
     def several() -> float:
@@ -131,7 +131,7 @@ def bench_files(
         chosen = torch.utils.data.Subset(plain, order.tolist())
         return _rate(torch.utils.data.DataLoader(chosen, batch_size, num_workers=workers), cpu)
 
-    contenders = {"kdcache": one, "kdcache_several": several, "torchvision": loader}
+    contenders = {"kdcache": single, "kdcache_several": several, "torchvision": loader}
     figures = _alternate(contenders, rounds)
     return {
         "what": f"resized-crop-flip to {size}, JPEG files, views/s",

@@ -1,9 +1,9 @@
-"""Judgement: what will likely go wrong with a distillation, before its first step, with reason and remedy.
+"""Checks: what will likely go wrong with a distillation, before its first step, with reason and remedy.
 
-    findings = judge(Case(stores=[store], objective=ObjectiveConfig(method="kd"), epochs=240))
+    findings = run_rules(Case(stores=[store], objective=ObjectiveConfig(method="kd"), epochs=240))
 
-Each rule is a function of a `Case` that yields `Finding`s; it is silent about what it cannot know. `RULES`
-is all of them.
+Each rule is a function of a `Case` that yields `Finding`s; it yields nothing where it lacks the facts to
+decide. `RULES` is all of them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def _loss(case: Case) -> Iterator[Finding]:
 
 
 #: What needs no logits.
-OF_SETTINGS: tuple[Rule, ...] = (_loss,)
+OF_SETTINGS: tuple[Rule, ...] = (_loss, class_prior.batches)
 #: What needs a store.
 OF_STORES: tuple[Rule, ...] = (
     teacher_accuracy.teacher_on_views,
-    teacher_accuracy.teacher_asked_wrongly,
+    teacher_accuracy.teacher_preprocessing,
     teacher_accuracy.teacher_against_baseline,
     softmax_targets.share_of_loss,
     softmax_targets.confident_targets,
@@ -48,11 +48,13 @@ OF_STORES: tuple[Rule, ...] = (
 RULES: tuple[Rule, ...] = OF_SETTINGS + OF_STORES
 
 
-def judge(case: Case, rules: Sequence[Rule] = RULES) -> list[Finding]:
+def run_rules(case: Case, rules: Sequence[Rule] = RULES) -> list[Finding]:
     """Everything that the rules find, in their order.
 
     Raises:
         StoreError: what was read of a store is not what was written.
     """
-    taught = bool(case.stores) and case.loss.record.needs_teacher
-    return [finding for rule in rules if rule in OF_SETTINGS or taught for finding in rule(case)]
+    reads_teachers = bool(case.stores) and case.loss.record.needs_teacher
+    return [
+        finding for rule in rules if rule in OF_SETTINGS or reads_teachers for finding in rule(case)
+    ]

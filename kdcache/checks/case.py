@@ -1,4 +1,4 @@
-"""What is judged: a loss, the stores that it reads, the samples that it reads them for."""
+"""What is checked: a loss, the stores that it reads, the samples that it reads them for."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ class Case:
 
     Attributes:
         stores: of one plan; empty where the training reads no logits.
-        objective: the loss; None judges the stores as for plain KD.
+        objective: the loss; None checks the stores as for plain KD.
         labels: int64, of the student's samples, -1 where unlabelled; None: those of the stores' rows.
         rows: int64, rows of the stores that the student trains on; None: all.
         views: numbers of the stored views that it reads, in order; None: all.
         epochs: of the student.
+        batch_size: samples per step.
         baseline: a student of this kind trained by cross-entropy alone.
         fit: how well a student fits these stores, from its run.
-        trials: what a live teacher says with other preprocessing.
+        trials: what a live teacher predicts with other preprocessing.
     """
 
     stores: Sequence[Store] = ()
@@ -46,6 +47,7 @@ class Case:
     rows: Rows | None = None
     views: range | None = None
     epochs: int | None = None
+    batch_size: int | None = None
     baseline: Baseline | None = None
     fit: Fit | None = None
     trials: Trials | None = None
@@ -101,7 +103,7 @@ class Case:
 
     @cached_property
     def sample(self) -> Sample:
-        """Logits to look at; read once, the first time that a rule asks."""
+        """Logits to look at; read once, when a rule first needs it."""
         used = self.used
         if self.epochs is not None and len(used) > self.epochs:
             used = used[: self.epochs]
@@ -115,10 +117,15 @@ class Case:
 
     @cached_property
     def uniform(self) -> dict[str, float] | None:
-        """The parts of the loss for a student with a uniform output: equal logits for all classes.
+        """`uniform_at` an epoch when every warm-up is over."""
+        return self.uniform_at(LATE)
 
-        As `Objective` returns them, warm-up over and noise left out; None where there is no such
-        number: the method compares whole batches, trains its temperature, or lacks labels.
+    def uniform_at(self, epoch: int) -> dict[str, float] | None:
+        """The parts of the loss in an epoch for a student with a uniform output: equal logits for all
+        classes.
+
+        As `Objective` returns them, noise left out; None where there is no such number: the method
+        compares whole batches, trains its temperature, or lacks labels.
         """
         method = self.loss.record
         if method.whole_batch or self.loss.temperature is None:
@@ -126,7 +133,6 @@ class Case:
         if method.needs_labels and not self.known.all():
             return None
         options = dataclasses.replace(self.loss, noise=None, ablation="full")
-        late = Step(epoch=LATE)
         teachers = self.tensors()
         labels = torch.from_numpy(np.tile(self.sample.labels, len(self.sample.views)))
         with torch.no_grad():
@@ -134,7 +140,7 @@ class Case:
                 {"logits": torch.zeros_like(teachers[0])},
                 [{"logits": teacher} for teacher in teachers],
                 labels,
-                late,
+                Step(epoch=epoch),
             )
         return {name: float(value) for name, value in parts.items()}
 

@@ -1,4 +1,4 @@
-"""Judging stores, or a finished run, without training: what `kdcache check` does."""
+"""Checks of stores, or of a finished run, without training: what `kdcache check` does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Fit, read_baseline
 from kdcache.checks.finding import Finding
@@ -27,8 +27,8 @@ from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_s
 
 
 @dataclass(frozen=True)
-class Check:
-    """What to judge; every part of it but the stores may be unknown.
+class CheckRequest:
+    """What to check; every part of it but the stores may be unknown.
 
     Attributes:
         stores: paths of stores of one view plan.
@@ -40,7 +40,7 @@ class Check:
         student: name of its model; a baseline must be of it.
         baseline: a finished run of the student by cross-entropy.
         teacher: as `load_teacher` takes it; tried with other preprocessing than the first store's.
-        run: a finished run of a student, whose end is judged too.
+        run: a finished run of a student, whose end is checked too.
     """
 
     stores: tuple[str, ...]
@@ -63,7 +63,7 @@ class Check:
     @classmethod
     def of_run(
         cls, run: str | os.PathLike[str], stores: Sequence[str] = (), **options: Any
-    ) -> Check:
+    ) -> CheckRequest:
         """The check of a finished run: everything as its config says.
 
         Args:
@@ -79,8 +79,8 @@ class Check:
         data, training = config["data"], config["training"]
         paths = tuple(stores) or tuple(config.get("store_paths", ()))
         if not paths or "stores" not in config:
-            raise UsageError(f"{run} was trained without a store: there is nothing to judge it by")
-        found = cls(
+            raise UsageError(f"{run} was trained without a store: there is nothing to check it by")
+        check = cls(
             stores=paths,
             objective=ObjectiveConfig.from_dict(config["objective"]),
             epochs=training["epochs"],
@@ -94,53 +94,53 @@ class Check:
             student=config["model"]["name"],
             run=str(run),
         )
-        return replace(found, **{k: v for k, v in options.items() if v is not None})
+        return replace(check, **{k: v for k, v in options.items() if v is not None})
 
 
-def check(asked: Check) -> list[Finding]:
-    """Judge it.
+def check_stores(request: CheckRequest) -> list[Finding]:
+    """Run every rule over what is to be checked; the findings, none where nothing is wrong.
 
     Raises:
         KDCacheError: see `open_store`, `CachedViews`; MismatchError for a baseline, a run or a teacher of
             other data or weights; UsageError where the dataset is needed and not named.
     """
-    if asked.dataset is None and (asked.teacher or asked.train_samples or asked.val_split):
+    if request.dataset is None and (request.teacher or request.train_samples or request.val_split):
         raise UsageError("a teacher, or a part of the samples, needs the dataset: give --dataset")
     with ExitStack() as opened:
-        stores = [opened.enter_context(open_store(path)) for path in asked.stores]
-        judged = [fields["logits"] for fields in join_fields(stores, ("logits",))]
-        case = Case(stores=judged, objective=asked.objective, epochs=asked.epochs)
+        stores = [opened.enter_context(open_store(path)) for path in request.stores]
+        holders = [fields["logits"] for fields in join_fields(stores, ("logits",))]
+        case = Case(stores=holders, objective=request.objective, epochs=request.epochs)
         fingerprint = None
-        if asked.dataset is None:
-            case = replace(case, views=case.used[: asked.views])
+        if request.dataset is None:
+            case = replace(case, views=case.used[: request.views])
         else:
-            root = Path(asked.data_root) if asked.data_root else None
-            data = load_dataset(asked.dataset, stores[0].plan.split, root, asked.download)
+            root = Path(request.data_root) if request.data_root else None
+            data = load_dataset(request.dataset, stores[0].plan.split, root, request.download)
             fingerprint = data.fingerprint
-            rows, _ = choose(data, asked.train_samples, asked.val_split, asked.seed)
+            rows, _ = choose(data, request.train_samples, request.val_split, request.seed)
             views = CachedViews(
                 data,
                 stores,
                 1,
                 (),
-                views=asked.views,
+                views=request.views,
                 rows=rows,
-                subset=asked.subset,
+                subset=request.subset,
             )
             assert views.views is not None
             case = replace(
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
-            if asked.teacher:
-                case = replace(case, trials=_trials(asked, judged[0], data))
-        if asked.baseline:
-            wanted = {"model.name": asked.student, "data.fingerprint": fingerprint}
+            if request.teacher:
+                case = replace(case, trials=_trials(request, holders[0], data))
+        if request.baseline:
+            wanted = {"model.name": request.student, "data.fingerprint": fingerprint}
             known = {name: value for name, value in wanted.items() if value is not None}
-            case = replace(case, baseline=read_baseline(asked.baseline, known))
-        if asked.run:
-            _require_stores_of(asked.run, stores)
-            case = replace(case, fit=Fit.of_run(asked.run))
-        return judge(case)
+            case = replace(case, baseline=read_baseline(request.baseline, known))
+        if request.run:
+            _require_stores_of(request.run, stores)
+            case = replace(case, fit=Fit.of_run(request.run))
+        return run_rules(case)
 
 
 def _require_stores_of(run: str, stores: Sequence[Store]) -> None:
@@ -153,14 +153,14 @@ def _require_stores_of(run: str, stores: Sequence[Store]) -> None:
         )
 
 
-def _trials(asked: Check, store: Store, data: Dataset) -> Trials | None:
+def _trials(request: CheckRequest, store: Store, data: Dataset) -> Trials | None:
     """The teacher of the first store, tried on clean images; None where none is labelled."""
-    assert asked.teacher is not None
+    assert request.teacher is not None
     shape = data.image_shape
-    teacher = load_stored_teacher(store, asked.teacher, asked.device, shape)
+    teacher = load_stored_teacher(store, request.teacher, request.device, shape)
     if teacher.weights_sha256 != store.teacher.weights_sha256:
         raise MismatchError(
-            f"--teacher {asked.teacher} has weights {teacher.weights_sha256[:12]}, the logits in "
+            f"--teacher {request.teacher} has weights {teacher.weights_sha256[:12]}, the logits in "
             f"{store.where} are of {store.teacher.weights_sha256[:12]}: give the store's own teacher."
         )
     images, labels = clean_images(data)

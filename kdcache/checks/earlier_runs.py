@@ -1,4 +1,4 @@
-"""What finished runs tell: a student's accuracy by labels alone, and how well a student fits its targets."""
+"""What finished runs show: a student's accuracy by labels alone, and how well a student fits its targets."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def read_baseline(path: str | os.PathLike[str], wanted: Mapping[str, Any]) -> Ba
             "the student's own training by labels alone."
         )
     for name, value in wanted.items():
-        found = _entry(config, name)
-        if found != value:
+        entry = _entry(config, name)
+        if entry != value:
             raise MismatchError(
-                f"--baseline {path}: expected a run with {name} = {value!r}, found {found!r}. Give "
+                f"--baseline {path}: expected a run with {name} = {value!r}, found {entry!r}. Give "
                 "the student's own training by labels alone."
             )
     return Baseline(Path(path), float(summary["last_top1"]))
@@ -61,16 +61,16 @@ def baseline_beside(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> B
     Looks into the neighbouring folders alone, `MOST_NEIGHBOURS` of them at most.
     """
     parent = Path(out).resolve().parent
-    found: list[Baseline] = []
+    baselines: list[Baseline] = []
     if not parent.is_dir():
         return None
     for folder in sorted(parent.iterdir())[:MOST_NEIGHBOURS]:
         try:
             if folder.is_dir() and is_run(folder) and (folder / SUMMARY).is_file():
-                found.append(read_baseline(folder, wanted))
+                baselines.append(read_baseline(folder, wanted))
         except (DataError, MismatchError, KeyError, OSError):
             continue  # another kind of run, or none of ours: nothing was promised of it
-    return max(found, key=lambda baseline: baseline.top1, default=None)
+    return max(baselines, key=lambda baseline: baseline.top1, default=None)
 
 
 def _entry(config: Mapping[str, Any], name: str) -> Any:
@@ -82,28 +82,27 @@ def _entry(config: Mapping[str, Any], name: str) -> Any:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training ended, and how it had been a tenth of its epochs before.
+    """How a training went and ended.
 
     Attributes:
-        epochs: how many there were.
-        kd: the distillation term, unweighted, mean over the last epoch, in nats.
-        before: the same so much earlier; what is still falling is not yet at its limit.
+        kd: the distillation term, unweighted, mean over each epoch, in nats.
         top1: on the test set, 0 to 1.
     """
 
-    epochs: int
-    kd: float
-    before: float
+    kd: tuple[float, ...]
     top1: float
+
+    @property
+    def epochs(self) -> int:
+        """How many there were."""
+        return len(self.kd)
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> Fit | None:
         """From the lines of ``metrics.jsonl``; None where they hold no distillation."""
         if not records or "train_kd" not in records[-1]:
             return None
-        earlier = records[-1 - max(1, len(records) // 10)] if len(records) > 1 else records[-1]
-        last = records[-1]
-        return cls(len(records), last["train_kd"], earlier["train_kd"], last["test_top1"])
+        return cls(tuple(record["train_kd"] for record in records), records[-1]["test_top1"])
 
     @classmethod
     def of_run(cls, path: str | os.PathLike[str]) -> Fit | None:

@@ -1,4 +1,4 @@
-"""What a rule has to say: one finding, with its reason and its remedy."""
+"""A finding of a rule: what will likely go wrong, the reason and a remedy."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 What it costs: at most `VIEWS` views of a store are opened, and of each as many whole shards as fit into
 `BUDGET` for all of them (two at least, or all there are): 40 MB for CIFAR-100 in float16, half a gigabyte
-for ImageNet. Of these, `ROWS` rows are decoded. A remote store is asked for nothing beyond that, and not for
-a view that the training will not read.
+for ImageNet. Of these, `ROWS` rows are decoded. Nothing else is fetched from a remote store, and no view that
+the training will not read.
 """
 
 from __future__ import annotations

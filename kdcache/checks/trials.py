@@ -22,7 +22,7 @@ from kdcache.teachers.teacher import Teacher
 SIZES = (32, 64, 96, 224)
 IMAGES, FEW = 500, 50
 
-#: What a mistake must cost to be told. Measured on a resnet20 for CIFAR-100 (64% top-1): ImageNet's
+#: What a mistake must cost to be reported. Measured on a resnet20 for CIFAR-100 (64% top-1): ImageNet's
 #: normalisation costs nothing, pixels from -1 to 1 cost 9 points, BGR 25, pixels from 0 to 1 43.
 LEAST = 0.02
 
@@ -111,20 +111,22 @@ def _preprocessings(
     known: dict[str, tuple[str, Preprocessing]] = {}
     if measured is not None:
         known["the normalisation measured on the dataset"] = _given(measured)
-    for name, one in PREPROCESSINGS.items():
-        known[f"the normalisation of {name}"] = (f"--normalize {name}", one)
+    for name, preprocessing in PREPROCESSINGS.items():
+        known[f"the normalisation of {name}"] = (f"--normalize {name}", preprocessing)
     ranges = {"0 to 1": (0.0, 1.0), "-1 to 1": (0.5, 0.5), "0 to 255": (0.0, 1 / 255)}
     for name, (mean, std) in ranges.items():
         known[f"pixels from {name}"] = _given(constant(mean, std))
-    for name, (option, one) in known.items():
-        same = (one.mean, one.std) == (now.mean, now.std)
-        if one.channels == now.channels and not same:
-            yield name, option, replace(now, mean=one.mean, std=one.std)
+    for name, (option, preprocessing) in known.items():
+        same = (preprocessing.mean, preprocessing.std) == (now.mean, now.std)
+        if preprocessing.channels == now.channels and not same:
+            yield name, option, replace(now, mean=preprocessing.mean, std=preprocessing.std)
     for size in SIZES:
         if size != side:
             yield f"images of {size} pixels", f"--size {size}", replace(now, size=size)
 
 
-def _given(one: Preprocessing) -> tuple[str, Preprocessing]:
-    mean, std = (",".join(f"{v:.6g}" for v in values) for values in (one.mean, one.std))
-    return f"--mean {mean} --std {std}", one
+def _given(preprocessing: Preprocessing) -> tuple[str, Preprocessing]:
+    mean, std = (
+        ",".join(f"{v:.6g}" for v in values) for values in (preprocessing.mean, preprocessing.std)
+    )
+    return f"--mean {mean} --std {std}", preprocessing

@@ -1,4 +1,4 @@
-"""A teacher's top-1 on images as they are, not augmented: what its dump is judged by before it begins."""
+"""A teacher's top-1 on images as they are, not augmented: what is checked before its dump begins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def clean_top1(
 ) -> dict[str, float]:
     """Top-1 on a sample of the clean images of each split, by its name; unlabelled ones are left out.
 
-    The teacher is judged on all of them together: a test split may be too small to tell.
+    The teacher is tested on all of them together: a test split may be too small to tell.
 
     Args:
         size: side of the central crop of images that differ in size: that of the views.

@@ -17,7 +17,7 @@ from kdcache.models.classes import best_class_map
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import MismatchError
 
-#: Clean images of a split that a teacher is judged on: at least, and at most, per class 5.
+#: Clean images of a split that a teacher is tested on: at least, and at most, per class 5.
 FEWEST, MOST, PER_CLASS = 500, 2000, 5
 
 #: Chance explains an accuracy that it reaches at least this often.
@@ -25,7 +25,7 @@ SIGNIFICANCE = 1e-3
 
 
 def sample_size(classes: int) -> int:
-    """How many clean images of a split a teacher is judged on, where there are so many."""
+    """How many clean images of a split a teacher is tested on, where there are so many."""
     return min(max(FEWEST, PER_CLASS * classes), MOST)
 
 

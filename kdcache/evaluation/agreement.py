@@ -85,5 +85,5 @@ def agreement_with_store(
             for batch in views.epoch(view):
                 student.append(network(batch.images).float().cpu())
                 teacher.append(batch.teachers[0]["logits"].cpu())
-    found = agreement(torch.cat(student), torch.cat(teacher))
-    return found | {"views": store.n_views, "samples": len(views.rows)}
+    result = agreement(torch.cat(student), torch.cat(teacher))
+    return result | {"views": store.n_views, "samples": len(views.rows)}

@@ -68,7 +68,7 @@ def measure(
         store: logits of its teacher on the same samples.
         augment: the store's augmentation, where it is a user's own.
         preprocessing: of a model or teacher of the zoo whose weights are a bare file, which does not
-            say how it was trained; a run and a library's weights know their own.
+            state how it was trained; a run and a library's weights come with theirs.
         batch_size: images per timed forward pass.
         allow_code: import the function that a run names, if its network is a user's own.
 
@@ -89,18 +89,18 @@ def measure(
     channels = network.preprocessing.channels
     views = torch.zeros((batch_size, channels, *side), dtype=torch.uint8, device=device)
     files = [weights_file(*spec) for spec in specs]
-    found = [
-        {"architecture": one.architecture}
-        | _quality(one, its, dataset, spec, device, workers)
+    results = [
+        {"architecture": instance.architecture}
+        | _quality(instance, its, dataset, spec, device, workers)
         | cost
-        for one, its, (spec, _), cost in zip(
+        for instance, its, (spec, _), cost in zip(
             networks, sides, specs, costs(networks, files, views), strict=True
         )
     ]
     result = {"run": model, "dataset": dataset.name, "split": dataset.split,
-              "samples": len(dataset)} | found[0]  # fmt: skip
+              "samples": len(dataset)} | results[0]  # fmt: skip
     if teacher is not None:
-        result["teacher"] = found[1]
+        result["teacher"] = results[1]
     if store is not None:
         with open_store(store) as opened:
             if opened.plan.split != dataset.split:
@@ -147,15 +147,15 @@ def _quality(
     network: Teacher, side: tuple[int, int], dataset: Dataset, spec: str, device: str, workers: int
 ) -> dict[str, Any]:
     logits, labels = clean_logits(network.logits, dataset, None, side, device, workers)
-    found: dict[str, Any] = dict(scores(logits, labels))
+    quality: dict[str, Any] = dict(scores(logits, labels))
     if (Path(spec) / SUMMARY).is_file():
         summary = read_summary(spec)
         if summary.get("temperature_fitted_on") == "held-out training samples":
             at = scores(logits / summary["temperature"], labels)
-            return found | {
+            return quality | {
                 "temperature": summary["temperature"],
                 "calibrated_nll": at["nll"],
                 "calibrated_ece": at["ece"],
                 "temperature_fitted_on": "training samples held out in its run",
             }
-    return found | calibration(logits, labels) | {"temperature_fitted_on": "the same samples"}
+    return quality | calibration(logits, labels) | {"temperature_fitted_on": "the same samples"}

@@ -86,7 +86,7 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         raise DataError("none of the samples has a label, so there is no accuracy to measure.")
     if (highest := int(labels.max())) >= logits.shape[1]:
         raise DataError(
-            f"the network knows {logits.shape[1]} classes, numbered from 0, but a sample has the label "
+            f"the network has {logits.shape[1]} classes, numbered from 0, but a sample has the label "
             f"{highest}: evaluate it on the dataset that it was trained for."
         )
     if bad := int((~logits.isfinite()).any(1).sum()):
@@ -124,8 +124,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return F.cross_entropy(wide / math.exp(log_temperature), wanted).item()
 
     bounds = (math.log(0.02), math.log(50))
-    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x)
+    fitted = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(fitted.x)
 
 
 def calibration(
@@ -148,9 +148,9 @@ def calibration(
     if fit_logits is None or fit_labels is None:
         fit_logits, fit_labels = logits, labels
     temperature = fit_temperature(fit_logits, fit_labels)
-    found = scores(logits / temperature, labels)
+    calibrated = scores(logits / temperature, labels)
     return {
         "temperature": temperature,
-        "calibrated_nll": found["nll"],
-        "calibrated_ece": found["ece"],
+        "calibrated_nll": calibrated["nll"],
+        "calibrated_ece": calibrated["ece"],
     }

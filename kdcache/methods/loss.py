@@ -1,4 +1,4 @@
-"""What the loss of a method is: a module from the fields of student and teacher to named terms."""
+"""The loss of a method: a module from the fields of student and teacher to named terms."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.logits.ce import Mix
-from kdcache.methods.scaling import Target
+from kdcache.methods.scaling import SoftmaxTarget
 from kdcache.methods.step import Step
 
 Fields = Mapping[str, Tensor]
-Targets = Mapping[str, Tensor | Target]
+TargetFields = Mapping[str, Tensor | SoftmaxTarget]
 Terms = dict[str, Tensor]
 
 
@@ -37,7 +37,7 @@ class Loss(nn.Module):
     def forward(
         self,
         student: Fields,
-        target: Targets,
+        target: TargetFields,
         labels: Tensor,
         step: Step,
         mix: Mix | None,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.ensembles import Ensemble, choose, confidence_weights, entropy_weights, shares
 from kdcache.methods.logits.ce import Mix, ce
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.record import Method
 from kdcache.methods.scaling import full_precision
 from kdcache.methods.step import Step
@@ -25,8 +25,8 @@ def loss_class(method: Method) -> type[Loss]:
     """The loss that a method's record names."""
     assert method.loss is not None
     module, _, name = method.loss.partition(":")
-    found: type[Loss] = getattr(import_module(module), name)
-    return found
+    loss: type[Loss] = getattr(import_module(module), name)
+    return loss
 
 
 class Objective(nn.Module):
@@ -171,18 +171,18 @@ class Objective(nn.Module):
             raise UsageError(
                 f"{self._name()} needs the outputs of at least one teacher, found none"
             )
-        found = []
+        targets = []
         for number, teacher in enumerate(teachers):
             whose = f"teacher {number} (counted from 0)"
             outputs = self._fields(teacher, self.method.teacher_fields, whose)
-            found.append({field: output.detach() for field, output in outputs.items()})
+            targets.append({field: output.detach() for field, output in outputs.items()})
             shape = student["logits"].shape
             if "logits" in outputs and outputs["logits"].shape != shape:
                 raise DataError(
                     f"expected logits of {whose} of the student's shape {tuple(shape)}, found "
                     f"{tuple(outputs['logits'].shape)}"
                 )
-        return found
+        return targets
 
     def _check_batch(self, logits: Tensor, teachers: int, labels: Tensor, mix: Mix | None) -> None:
         expected = 3 if self.needs_pair else 2
@@ -241,7 +241,7 @@ class Objective(nn.Module):
         labels: Tensor,
         step: Step,
         mix: Mix | None,
-    ) -> Iterator[tuple[float | Tensor, Targets]]:
+    ) -> Iterator[tuple[float | Tensor, TargetFields]]:
         """(weight of the loss, what it compares with): one pair, or one per teacher."""
         combine, weights = self.config.combine, self.config.weights
         if len(teachers) == 1:

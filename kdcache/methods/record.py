@@ -1,4 +1,4 @@
-"""What a method is, in plain values: the nouns of the table in `kdcache.methods.table`.
+"""A method in plain values: the records of the table in `kdcache.methods.table`.
 
 Neither this module nor the table imports torch or the store, so that a list of methods, a page of help or
 a recipe costs nothing.

@@ -30,7 +30,7 @@ students, and constant rows, whose spread is rounding.
 """
 
 
-class Target(Protocol):
+class SoftmaxTarget(Protocol):
     """Teachers combined in a way that depends on the temperature (see `Ensemble`)."""
 
     def scaled(self, temperature: Temperature, convention: Standardize) -> Tensor:
@@ -51,7 +51,7 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
     """Z-scores of each row: zero mean, unit standard deviation, the same order.
 
     The toy case of logit standardization: plain KD at temperature 1 prefers the student with the
-    wrong answer because its logits are close to the teacher's; on Z-scores the student that is a
+    wrong prediction because its logits are close to the teacher's; on Z-scores the student that is a
     scaled copy of the teacher has no loss at all.
 
     >>> import torch
@@ -101,7 +101,7 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
 
 
 def scaled(
-    logits: Tensor | Target, temperature: Temperature, convention: Standardize = False
+    logits: Tensor | SoftmaxTarget, temperature: Temperature, convention: Standardize = False
 ) -> Tensor:
     """`logits` (..., K), standardized if a convention is given, divided by `temperature`."""
     if not isinstance(logits, Tensor):
@@ -128,7 +128,7 @@ def reduced(per_sample: Tensor, reduction: Reduction) -> Tensor:
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
-def check_shapes(student: Tensor, teacher: Tensor | Target) -> None:
+def check_shapes(student: Tensor, teacher: Tensor | SoftmaxTarget) -> None:
     """Refuse a student and a teacher whose logits cannot be compared row by row."""
     if isinstance(teacher, Tensor) and teacher.shape != student.shape:
         raise DataError(

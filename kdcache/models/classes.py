@@ -43,22 +43,22 @@ def load_class_map(
     path = Path(path)
     if teacher_classes is None and teacher_names is not None:
         teacher_classes = len(teacher_names)
-    found: dict[int, int] = {}
+    indices: dict[int, int] = {}
     for theirs, ours in _pairs(path):
         t = _index(theirs, teacher_names, teacher_classes, f"class map {path}: teacher class")
         d = _index(ours, class_names, classes, f"class map {path}: dataset class")
-        if d in found:
+        if d in indices:
             raise DataError(f"class map {path}: dataset class {ours!r} is given twice")
-        if t in found.values():
+        if t in indices.values():
             raise DataError(f"class map {path}: teacher class {theirs!r} is given twice")
-        found[d] = t
-    absent = [class_names[c] if class_names else str(c) for c in range(classes) if c not in found]
+        indices[d] = t
+    absent = [class_names[c] if class_names else str(c) for c in range(classes) if c not in indices]
     if absent:
         raise DataError(
             f"class map {path}: {len(absent)} of {classes} dataset classes have no teacher class: "
             + ", ".join(absent[:10])
         )
-    return tuple(found[c] for c in range(classes))
+    return tuple(indices[c] for c in range(classes))
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:

@@ -78,7 +78,7 @@ def fix_dropout(module: nn.Module, seed: int) -> nn.Module:
         raise UsageError(
             f"MC dropout: {type(module).__name__} has no dropout layer with p > 0, so that every "
             "posterior sample would be the same. Use several checkpoints of one training run "
-            "instead, or a model with dropout, wrn_16_2_dropout say"
+            "instead, or a model with dropout, such as wrn_16_2_dropout"
         )
     for name, layer in layers.items():
         if layer.p >= 1:

@@ -21,7 +21,7 @@ from kdcache_stores.errors import DataError, KDCacheError, UnknownName, UsageErr
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with its weights, and what their source says of them.
+    """A model with its weights, and what their source states about them.
 
     Args:
         module: with the weights loaded.
@@ -59,7 +59,7 @@ def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
 
 
 def pretrained_torchvision(name: str, entry: str) -> Pretrained:
-    """A torchvision classifier with weights of its enum, "IMAGENET1K_V1" or "DEFAULT" say.
+    """A torchvision classifier with weights of its enum, such as "IMAGENET1K_V1" or "DEFAULT".
 
     Downloads them to torch's hub cache unless they are there.
 
@@ -119,7 +119,7 @@ def _timm() -> ModuleType:
 
 
 def build_timm(name: str, classes: int, channels: int) -> nn.Module:
-    """A timm classifier with fresh weights, `resnet18` or `vit_tiny_patch16_224` say.
+    """A timm classifier with fresh weights, such as `resnet18` or `vit_tiny_patch16_224`.
 
     Raises:
         UsageError: timm is not installed.
@@ -135,7 +135,7 @@ def build_timm(name: str, classes: int, channels: int) -> nn.Module:
 
 
 def pretrained_timm(name: str, tag: str) -> Pretrained:
-    """A timm classifier with the weights of a tag, "a1_in1k" say, or "DEFAULT".
+    """A timm classifier with the weights of a tag, such as "a1_in1k", or "DEFAULT".
 
     Raises:
         UsageError: timm is not installed.
@@ -160,7 +160,7 @@ def pretrained_timm(name: str, tag: str) -> Pretrained:
 
 
 def timm_preprocessing(module: nn.Module) -> Preprocessing:
-    """What timm says that a model of its own was evaluated with."""
+    """The preprocessing that timm states for a model of its own."""
     config: dict[str, Any] = importlib.import_module("timm.data").resolve_model_data_config(module)
     return Preprocessing(
         mean=tuple(config["mean"]),

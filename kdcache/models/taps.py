@@ -1,7 +1,7 @@
 """Taps: what passes through a network on its way to the logits, by the name of a field.
 
 `logits` are what it gives; `pooled` is what its last linear layer sees, a vector per image. The zoo's
-networks say where that is; of torchvision's and timm's, their own feature extraction does. A user's
+networks name that layer; of torchvision's and timm's, their own feature extraction does. A user's
 module gives a mapping {field: tensor} itself.
 """
 
@@ -133,7 +133,7 @@ def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict
                 "and a field has one shape for every view: pad or pool them in the module"
             )
         if not isinstance(values, Tensor) or values.ndim < 2 or len(values) != rows:
-            found = (
+            linear = (
                 f"shape {tuple(values.shape)}"
                 if isinstance(values, Tensor)
                 else type(values).__name__
@@ -141,7 +141,7 @@ def read_outputs(who: str, given: Any, fields: Sequence[str], rows: int) -> dict
             expected = "(B, K)" if name == "logits" else "(B, ...)"
             raise DataError(
                 f"teacher {who}: expected {name} {expected}, a row for each of B = {rows} views, found "
-                f"{found}"
+                f"{linear}"
             )
         outputs[name] = values.float()
     return outputs

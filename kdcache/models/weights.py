@@ -77,7 +77,7 @@ def load_weights(path: str | Path) -> Weights:
 
     Raises:
         DataError: no such file, not readable, pickled code, or no state dict in it.
-        UsageError: a suffix that says neither.
+        UsageError: a suffix of neither kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -145,10 +145,10 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
     others = [name for name, entry in content.items() if _is_state(entry)]
     if len(others) == 1:
         return dict(content[others[0]])
-    found = ", ".join(map(str, content)) or "nothing"
+    content_text = ", ".join(map(str, content)) or "nothing"
     raise DataError(
         f"weights {path}: expected a state dict (names and tensors), at the top or under "
-        f"{', '.join(NESTS)}; found: {found}"
+        f"{', '.join(NESTS)}; found: {content_text}"
         + (f", of which {', '.join(others)} are state dicts" if others else "")
     )
 
@@ -162,7 +162,7 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict into a module, or say in full why it does not fit.
+    """Load a state dict into a module, or report in full why it does not fit.
 
     A missing `num_batches_tracked` is no error: older files lack it and inference ignores it.
 
@@ -196,7 +196,7 @@ def _within(
 ) -> Mapping[str, Tensor]:
     """The entries under the one prefix that holds every name expected, as Lightning saves a module.
 
-    What lies beside it, a metric's or a loss's weights say, is left out.
+    What lies beside it, such as the weights of a metric or a loss, is left out.
     """
     names = [name for name in expected if not name.endswith("num_batches_tracked")]
     if not names or all(name in state for name in names):
@@ -226,8 +226,8 @@ def _class_count(
         return []
     if set(expected) - set(state) or set(state) - set(expected):
         return []
-    wanted, found = expected[differ[0]].shape[0], state[differ[0]].shape[0]
-    return [f"they are for {found} classes, {wanted} are wanted (layer {last})"]
+    wanted, stored = expected[differ[0]].shape[0], state[differ[0]].shape[0]
+    return [f"they are for {stored} classes, {wanted} are wanted (layer {last})"]
 
 
 def _shape(tensor: Tensor) -> str:

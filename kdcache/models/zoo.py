@@ -4,7 +4,7 @@
 
 A bare name is always one of the zoo (`MODELS`), `torchvision:NAME` torchvision's, `timm:NAME`
 timm's, `MODULE:FUNCTION` a user's own. So `ResNet18` has the 3x3 stem for small images and
-`torchvision:resnet18` is ImageNet's; a bare `resnet18` is refused and says so.
+`torchvision:resnet18` is ImageNet's; a bare `resnet18` is refused, and the message says so.
 """
 
 from __future__ import annotations

@@ -29,12 +29,12 @@ def datasets() -> list[str]:
 
 def names() -> dict[str, str]:
     """Every recipe, "dataset/method", with what it is."""
-    found = {}
+    recipes = {}
     for dataset in datasets():
         recipe = load(dataset)
         for method, options in recipe["method"].items():
-            found[f"{dataset}/{method}"] = options.get("about", recipe["about"])
-    return found
+            recipes[f"{dataset}/{method}"] = options.get("about", recipe["about"])
+    return recipes
 
 
 def resolve(name: str, student: str, teacher: str | None = None) -> dict[str, Any]:

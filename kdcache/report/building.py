@@ -75,8 +75,8 @@ def report(
     sections: list[Section] = []
     with ExitStack() as opened:
         read = [opened.enter_context(open_store(path)) for path in stores]
-        taught_by = find_teacher(records, read) if len(records) > 1 else None
-        groups = grouped([run for run in records if run is not taught_by])
+        teacher_spec = find_teacher(records, read) if len(records) > 1 else None
+        groups = grouped([run for run in records if run is not teacher_spec])
         config = records[0].config if records else None
         if config:
             testset = _dataset(
@@ -86,7 +86,7 @@ def report(
                 "The logits of teacher and students",
                 left_out,
             )
-            sections += _runs(groups, taught_by, testset, teacher, device, workers, left_out)
+            sections += _runs(groups, teacher_spec, testset, teacher, device, workers, left_out)
         for store, path in zip(read, stores, strict=True):
             sections.append(_store(store, path, config, dataset, data_root, left_out))
     parts = [f"{len(records)} run{'s' * (len(records) != 1)}"] * bool(records)
@@ -105,24 +105,24 @@ def _runs(
     workers: int,
     left_out: list[str],
 ) -> list[Section]:
-    said: dict[str, dict[int, TestLogits]] = {}
-    taught: TestLogits | None = None
+    predictions: dict[str, dict[int, TestLogits]] = {}
+    teacher_logits: TestLogits | None = None
     if testset is not None:
-        said = by_group(groups, testset, device, workers, left_out)
+        predictions = by_group(groups, testset, device, workers, left_out)
         try:
-            taught = _taught(spec, teacher, testset, device, workers)
+            teacher_logits = _teacher_logits(spec, teacher, testset, device, workers)
         except KDCacheError as error:
             left_out.append(f"Figures that compare with the teacher: {error}")
     row = Group(f"teacher {teacher.config['model']['name']}", (teacher,)) if teacher else None
-    students = [runs[min(runs)] for runs in said.values()]
+    students = [runs[min(runs)] for runs in predictions.values()]
     everyone = [*groups, *([row] if row else [])]
-    if row and taught and spec is None:
-        said[row.label] = {row.runs[0].seed: taught}
-    training = training_section(groups, row, calibrated(everyone, said))
-    return [training, standardization_section(taught, students)]
+    if row and teacher_logits and spec is None:
+        predictions[row.label] = {row.runs[0].seed: teacher_logits}
+    training = training_section(groups, row, calibrated(everyone, predictions))
+    return [training, standardization_section(teacher_logits, students)]
 
 
-def _taught(
+def _teacher_logits(
     spec: str | None, run: RunRecord | None, testset: Dataset, device: str, workers: int
 ) -> TestLogits:
     if spec is None and run is None:
@@ -146,7 +146,7 @@ def _store(
     name = Path(path).name.removesuffix(".zarr")
     if "logits" not in store.fields:
         return plain_section(store, name)
-    found = survey(store)
+    statistics = survey(store)
     wanted = dataset or (config["data"]["name"] if config else store.plan.dataset)
     images = _dataset(
         wanted,
@@ -155,11 +155,11 @@ def _store(
         f"Pictures of the samples of {name}",
         left_out,
     )
-    section = store_section(store, name, found)
+    section = store_section(store, name, statistics)
     if images is None:
         return section
     try:
-        strips, table, sheet = varied_samples(store, found, images)
+        strips, table, sheet = varied_samples(store, statistics, images)
     except KDCacheError as error:
         left_out.append(f"Pictures of the samples of {name}: {error}")
         return section

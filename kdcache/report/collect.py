@@ -16,7 +16,7 @@ from kdcache_stores.errors import DataError
 
 # What may differ between runs of one group: the seed, and what has no part in the result.
 _NOT_THE_SAME = {"training.seed", "training.device", "training.threads", "data.root", "store_paths",
-                 "kdcache"}  # fmt: skip
+                 "kdcache", "resumed"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ class RunRecord:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but the seed that decides the result, as flat names."""
-        flat = {k: v for k, v in flatten(self.config).items() if k not in _NOT_THE_SAME}
-        if "stores" in flat:
-            flat["stores"] = [store["digest"] for store in flat["stores"]]
-        else:
+        tables = {k: v for k, v in self.config.items() if k not in _NOT_THE_SAME}
+        flat = {k: v for k, v in flatten(tables).items() if k not in _NOT_THE_SAME}
+        if "stores" not in tables:
             flat.pop("data.view_seed", None)  # without a store the views follow the training's seed
         return flat
 
@@ -85,14 +84,14 @@ class Group:
 
     def values(self, name: str) -> dict[int, float]:
         """seed -> an entry of the summary, or the same figure of the last epoch so far."""
-        found = {}
+        by_seed = {}
         for run in self.runs:
             value = (run.summary or {}).get(name)
             if value is None and name.startswith("last_"):
                 value = run.last(f"test_{name.removeprefix('last_')}")
             if value is not None:
-                found[run.seed] = float(value)
-        return found
+                by_seed[run.seed] = float(value)
+        return by_seed
 
 
 class Spread(NamedTuple):
@@ -105,10 +104,10 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
         """Of some values, or None if there are none."""
-        found = list(values)
-        if not found:
+        numbers = list(values)
+        if not numbers:
             return None
-        return cls(fmean(found), stdev(found) if len(found) > 1 else math.nan, len(found))
+        return cls(fmean(numbers), stdev(numbers) if len(numbers) > 1 else math.nan, len(numbers))
 
 
 class Difference(NamedTuple):
@@ -135,13 +134,13 @@ def difference(values: dict[int, float], baseline: dict[int, float]) -> Differen
     if not values or not baseline:
         return None
     if values.keys() == baseline.keys():
-        found = Spread.of(values[seed] - baseline[seed] for seed in values)
-        assert found is not None
-        return Difference(found.mean, found.std / math.sqrt(found.n), True)
-    one, two = Spread.of(values.values()), Spread.of(baseline.values())
-    assert one is not None
+        spread = Spread.of(values[seed] - baseline[seed] for seed in values)
+        assert spread is not None
+        return Difference(spread.mean, spread.std / math.sqrt(spread.n), True)
+    first, two = Spread.of(values.values()), Spread.of(baseline.values())
+    assert first is not None
     assert two is not None
-    return Difference(one.mean - two.mean, math.hypot(one.std / math.sqrt(one.n),
+    return Difference(first.mean - two.mean, math.hypot(first.std / math.sqrt(first.n),
                                                       two.std / math.sqrt(two.n)), False)  # fmt: skip
 
 
@@ -166,7 +165,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: a path that is neither.
     """
-    found: list[Path] = []
+    runs: list[Path] = []
     for path in paths:
         inside = [path] if is_run(path) else []
         if not inside and path.is_dir():
@@ -176,8 +175,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
                 f"{path} is not a run and holds none. Give directories made by `kdcache train-teacher` "
                 "or `kdcache train-student`, or a folder of them; stores go to --store."
             )
-        found += [run for run in inside if run not in found]
-    return found
+        runs += [run for run in inside if run not in runs]
+    return runs
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
@@ -222,10 +221,12 @@ def _labels(groups: list[list[RunRecord]]) -> list[str]:
     for name in {name for name in names if names.count(name) > 1}:
         same = [index for index, other in enumerate(names) if other == name]
         settings = [groups[index][0].settings for index in same]
-        keys = sorted({key for one in settings for key in one if _differ(key, settings)})
+        keys = sorted({key for setting in settings for key in setting if _differ(key, settings)})
         shown = [k for k in keys if not isinstance(settings[0].get(k), list)][:3] or keys[:1]
-        for index, one in zip(same, settings, strict=True):
-            details = ", ".join(f"{key.rpartition('.')[2]}={_brief(one.get(key))}" for key in shown)
+        for index, setting in zip(same, settings, strict=True):
+            details = ", ".join(
+                f"{key.rpartition('.')[2]}={_brief(setting.get(key))}" for key in shown
+            )
             names[index] = f"{name} ({details})"
     # Whatever is still equal is counted.
     counts: dict[str, int] = {}
@@ -236,7 +237,7 @@ def _labels(groups: list[list[RunRecord]]) -> list[str]:
 
 
 def _differ(key: str, settings: list[dict[str, Any]]) -> bool:
-    return any(one.get(key) != settings[0].get(key) for one in settings)
+    return any(setting.get(key) != settings[0].get(key) for setting in settings)
 
 
 def _brief(value: Any) -> str:
@@ -252,17 +253,17 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
     """
     wanted = ("model.name", "data.name", "data.train_samples")
     mine = group.settings
-    found = [
+    candidates = [
         other
         for other in groups
         if without_teacher(other.method)
         and all(other.settings.get(k) == mine.get(k) for k in wanted)
     ]
-    if group in found or not found:
+    if group in candidates or not candidates:
         return None
 
     def distance(other: Group) -> int:
         theirs = other.settings
         return sum(theirs.get(key) != mine.get(key) for key in theirs.keys() | mine.keys())
 
-    return min(found, key=distance)
+    return min(candidates, key=distance)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 INK = "#1b1f24"
-"""Colour of text, axes and whatever else is black on paper and white at night."""
+"""Colour of text, axes and whatever else is black in the light theme and white in the dark one."""
 
 # Middle luminance: each has a contrast of 3:1 or more to white and to the page's dark grey.
 COLOURS = ("#3b7dd8", "#d9622b", "#2a9d6a", "#a364c9", "#c2487f", "#8a7d1f", "#3c97a8", "#7d7d7d")
@@ -91,10 +91,16 @@ def figure(
         draw: puts everything on the axes.
         columns, rows: what the CSV holds.
         size: inches; about as wide as a phone, so that its text stays legible there.
+
+    Raises:
+        ValueError: an axis has no label.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         canvas = Canvas(figsize=size, layout="constrained")
-        draw(canvas.add_subplot())
+        axes = canvas.add_subplot()
+        draw(axes)
+        if not (axes.get_xlabel() and axes.get_ylabel()):
+            raise ValueError(f"the figure {name} needs a label on both axes")
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         canvas.set_layout_engine("none")  # keeps what was just laid out

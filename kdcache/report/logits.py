@@ -23,7 +23,7 @@ from kdcache_stores.errors import DataError, KDCacheError
 
 @dataclass(frozen=True)
 class TestLogits:
-    """What a network says of the test split.
+    """The logits of a network on the test split.
 
     Attributes:
         label: of the network, for people.
@@ -31,7 +31,7 @@ class TestLogits:
         labels: int64 (N,).
     """
 
-    __test__ = False  # pytest: not a test, for all its name
+    __test__ = False  # pytest: no test class, despite its name
 
     label: str
     logits: Tensor
@@ -93,7 +93,7 @@ def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecor
             with open_store(path) as store:
                 wanted.add(store.teacher.weights_sha256)
         except KDCacheError:
-            continue  # it was moved since: then --store says where it is
+            continue  # it was moved since: then --store names its place
     for run in runs:
         alone = without_teacher(run.config["objective"]["method"])
         if alone and (run.path / WEIGHTS).is_file() and wanted:
@@ -109,32 +109,34 @@ def by_group(
     groups: Sequence[Group], dataset: Dataset, device: str, workers: int, left_out: list[str]
 ) -> dict[str, dict[int, TestLogits]]:
     """Group's label -> seed -> logits, of every finished run; what cannot be had goes to ``left_out``."""
-    found: dict[str, dict[int, TestLogits]] = {}
+    by_label: dict[str, dict[int, TestLogits]] = {}
     for group in groups:
         for run in group.runs:
             try:
-                found.setdefault(group.label, {})[run.seed] = run_logits(
+                by_label.setdefault(group.label, {})[run.seed] = run_logits(
                     run, group.label, dataset, device, workers
                 )
             except KDCacheError as error:
                 left_out.append(f"Test logits of {run.path.name}: {error}")
-    return {label: runs for label, runs in found.items() if runs}
+    return {label: runs for label, runs in by_label.items() if runs}
 
 
 def calibrated(
-    groups: Sequence[Group], said: dict[str, dict[int, TestLogits]]
+    groups: Sequence[Group], predictions: dict[str, dict[int, TestLogits]]
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """NLL and ECE at the temperature that fits the test split best, for runs that do not say it.
+    """NLL and ECE at the temperature that fits the test split best, for runs that do not state it.
 
     Group's label -> seed -> `kdcache.evaluation.calibration`.
     """
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    by_label: dict[str, dict[int, dict[str, float]]] = {}
     for group in groups:
         known = group.values("calibrated_ece")
-        for seed, one in said.get(group.label, {}).items():
-            if seed not in known and (one.labels >= 0).any():
-                found.setdefault(group.label, {})[seed] = calibration(one.logits, one.labels)
-    return found
+        for seed, prediction in predictions.get(group.label, {}).items():
+            if seed not in known and (prediction.labels >= 0).any():
+                by_label.setdefault(group.label, {})[seed] = calibration(
+                    prediction.logits, prediction.labels
+                )
+    return by_label
 
 
 def class_means(logits: Tensor, labels: Tensor) -> np.ndarray:

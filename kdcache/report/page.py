@@ -84,7 +84,7 @@ def write_page(
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    """Whole or not at all, whoever else writes a report into the folder."""
+    """Write a file whole or not at all, even while another process writes into the folder."""
     data = content if isinstance(content, bytes) else content.encode()
     write_atomically(path, lambda stream: stream.write(data))
 

@@ -21,8 +21,10 @@ VIEWS = 6
 SIDE = 192  # pixels of a picture in the page; small images grow by whole factors up to it
 
 
-def varied_samples(store: Store, found: Survey, dataset: Dataset) -> tuple[list[Strip], str, bytes]:
-    """Strips of the original and of views between the teacher's surest and least sure answer.
+def varied_samples(
+    store: Store, statistics: Survey, dataset: Dataset
+) -> tuple[list[Strip], str, bytes]:
+    """Strips of the original and of some views, from the teacher's lowest to its highest probability.
 
     Returns:
         Strips, a CSV of everything under the pictures, and one picture of them all.
@@ -34,16 +36,18 @@ def varied_samples(store: Store, found: Survey, dataset: Dataset) -> tuple[list[
     plan = ViewPlan.from_store(store.plan, dataset, samples, partial=True)
     names = store.plan.class_names
     strips, lines, sheet = [], [], []
-    here = [row for row in found.most_varied(len(found.rows)) if plan.has(int(row))][:COUNT]
+    here = [row for row in statistics.most_varied(len(statistics.rows)) if plan.has(int(row))][
+        :COUNT
+    ]
     for row in map(int, here):
         label = int(store.labels[row])
-        logits = np.stack([store.read(view, [row])[0] for view in found.views])
+        logits = np.stack([store.read(view, [row])[0] for view in statistics.views])
         chance = _softmax(logits)
-        # By the probability of the label, or of the commonest answer where there is none.
+        # By the probability of the label, or of the commonest prediction where there is none.
         wanted = label if label >= 0 else int(np.bincount(logits.argmax(axis=1)).argmax())
         order = np.argsort(chance[:, wanted], kind="stable")
         picked = order[np.unique(np.linspace(0, len(order) - 1, VIEWS).round().astype(int))]
-        views = np.array([found.views[i] for i in picked])
+        views = np.array([statistics.views[i] for i in picked])
         images = plan.images(np.full(len(views), row), views)
         parameters, unused = plan.parameters(np.full(len(views), row), views)
         original = dataset.decode(int(plan.dataset_rows[row]))
@@ -52,18 +56,20 @@ def varied_samples(store: Store, found: Survey, dataset: Dataset) -> tuple[list[
             Tile(_png(original), f"{samples.keys[row]} as it is, {truth}", ("original", truth))
         ]
         for place, (index, view) in enumerate(zip(picked, views, strict=True)):
-            says, sure = int(logits[index].argmax()), float(chance[index].max())
+            top, confidence = int(logits[index].argmax()), float(chance[index].max())
             done = _describe(parameters, unused, place)
-            answer = f"{_name(says, names)} {sure:.0%}"
+            prediction = f"{_name(top, names)} {confidence:.0%}"
             tiles.append(
-                Tile(_png(images[place]), f"View {view}: the teacher says {answer}",
-                     (f"view {view}", answer, *done))
+                Tile(_png(images[place]), f"View {view}: the teacher predicts {prediction}",
+                     (f"view {view}", prediction, *done))
             )  # fmt: skip
-            lines.append((row, samples.keys[row], label, int(view), says, sure, "; ".join(done)))
-        varies = found.variation[np.flatnonzero(found.rows == row)[0]]
+            lines.append(
+                (row, samples.keys[row], label, int(view), top, confidence, "; ".join(done))
+            )
+        varies = statistics.variation[np.flatnonzero(statistics.rows == row)[0]]
         strips.append(Strip(f"{samples.keys[row]}: {truth}; logits vary by {varies:.2f}", tiles))
         sheet.append([_picture(original), *(_picture(image) for image in images)])
-    columns = ("row", "key", "label", "view", "teacher_says", "probability", "augmentation")
+    columns = ("row", "key", "label", "view", "prediction", "probability", "augmentation")
     return strips, table_csv(columns, lines), _contact_sheet(sheet)
 
 

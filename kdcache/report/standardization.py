@@ -53,10 +53,10 @@ def standardization_section(teacher: TestLogits | None, students: Sequence[TestL
 def joint_histogram(networks: Sequence[TestLogits], teacher: TestLogits | None) -> Figure:
     """Bivariate histogram of the mean and biased std over classes of each sample's logits."""
     points = {
-        one.label: torch.stack([one.logits.mean(1), one.logits.std(1, correction=0)])
+        network.label: torch.stack([network.logits.mean(1), network.logits.std(1, correction=0)])
         .double()
         .numpy()
-        for one in networks
+        for network in networks
     }
     everything = np.concatenate(list(points.values()), axis=1)
     low, high = everything.min(axis=1), everything.max(axis=1)
@@ -112,9 +112,7 @@ def heatmaps(teacher: TestLogits, students: Sequence[TestLogits]) -> tuple[list[
             gap = np.abs(class_means(a, teacher.labels) - class_means(b, student.labels))
             np.fill_diagonal(gap, 0)
             maps[kind][student.label] = gap
-    top = {
-        kind: max(float(np.nanmax(gap)) for gap in found.values()) for kind, found in maps.items()
-    }
+    top = {kind: max(float(np.nanmax(gap)) for gap in gaps.values()) for kind, gaps in maps.items()}
     figures = [
         _heatmap(label, kind, maps[kind][label], top[kind], index)
         for index, label in enumerate(maps["raw"])
@@ -161,25 +159,29 @@ def _heatmap(label: str, kind: str, gap: np.ndarray, top: float, index: int) -> 
 def toy_divergences() -> dict[str, dict[str, float]]:
     """KL(teacher || student) of the toy case in nats at temperature 1: raw, and Z-scored (unbiased)."""
     teacher = torch.tensor(TOY["teacher"])
-    found = {}
+    divergences = {}
     for name in ("student 1", "student 2"):
         student = torch.tensor(TOY[name])
         raw = divergence(student, teacher).item()
         scored = divergence(standardize(student), standardize(teacher)).item()
-        found[name] = {"raw": raw, "standardized": scored}
-    return found
+        divergences[name] = {"raw": raw, "standardized": scored}
+    return divergences
 
 
 def toy_table() -> Table:
     """Which student plain KD prefers, and which the standardized one."""
     rows = []
     for name, values in toy_divergences().items():
-        says = TOY_CLASSES[int(np.argmax(TOY[name]))]
+        prediction = TOY_CLASSES[int(np.argmax(TOY[name]))]
         rows.append(
-            [f"{name} (says {says})", f"{values['raw']:.4f}", f"{abs(values['standardized']):.4f}"]
+            [
+                f"{name} (predicts {prediction})",
+                f"{values['raw']:.4f}",
+                f"{abs(values['standardized']):.4f}",
+            ]
         )
-    says = TOY_CLASSES[int(np.argmax(TOY["teacher"]))]
-    return Table(f"Toy case: KL from the teacher, who says {says}, in nats at temperature 1",
+    prediction = TOY_CLASSES[int(np.argmax(TOY["teacher"]))]
+    return Table(f"Toy case: KL from the teacher, which predicts {prediction}, in nats at temperature 1",
                  ["student", "raw logits", "standardized"], rows)  # fmt: skip
 
 
@@ -203,18 +205,18 @@ def toy_figure() -> Figure:
                              label=who if x == 0 else None)  # fmt: skip
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks([x for x, _ in ticks], [name for _, name in ticks], rotation=45)
-        axes.set_ylabel("logit | Z-score")
+        axes.set(xlabel="class", ylabel="logit | Z-score")
         axes.grid(visible=False, axis="x")
         legend(axes, len(TOY))
 
     return figure(
         "toy-case",
-        "Toy case: the right answer at the wrong scale",
+        "Toy case: the right prediction at the wrong scale",
         draw,
         alt="Bars of the logits of a teacher and two students over four classes, raw and standardized; "
         "standardized, student 2 equals the teacher.",
         caption="Student 2 ranks the classes as the teacher does at a tenth of the scale. By raw logits "
-        "plain KD prefers student 1, whose answer is wrong; Z-scored, student 2 is the teacher.",
+        "plain KD prefers student 1, whose prediction is wrong; Z-scored, student 2 is the teacher.",
         columns=("kind", "network", "class", "value"),
         rows=[
             (kind, who, name, value)

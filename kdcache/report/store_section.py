@@ -1,4 +1,4 @@
-"""The page of a store: who taught what, how sure, how faithfully stored, and what it saves."""
+"""The section of a store: its teacher, how confident that is, how faithfully it is stored, what it saves."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _DISTRIBUTIONS = {
 }
 
 
-def store_section(store: Store, name: str, found: Survey) -> Section:
+def store_section(store: Store, name: str, statistics: Survey) -> Section:
     """The section of one store.
 
     Args:
         name: for the files, unique among the report's stores.
-        found: from `survey`.
+        statistics: from `survey`.
     """
-    figures = [top1_per_view(name, found)] if found.top1 else []
-    figures += [distribution(name, found, kind) for kind in _DISTRIBUTIONS]
-    if found.top1:
-        figures.append(per_class(name, found, store.plan.class_names))
-    figures.append(variation(name, found))
+    figures = [top1_per_view(name, statistics)] if statistics.top1 else []
+    figures += [distribution(name, statistics, kind) for kind in _DISTRIBUTIONS]
+    if statistics.top1:
+        figures.append(per_class(name, statistics, store.plan.class_names))
+    figures.append(variation(name, statistics))
     notes = []
-    if len(found.views) < store.n_views or len(found.rows) < len(store):
+    if len(statistics.views) < store.n_views or len(statistics.rows) < len(store):
         notes.append(
-            f"The store is large: figures are from {len(found.views)} of {store.n_views} views and "
-            f"{len(found.rows):,} of {len(store):,} samples, evenly spaced."
+            f"The store is large: figures are from {len(statistics.views)} of {store.n_views} views and "
+            f"{len(statistics.rows):,} of {len(store):,} samples, evenly spaced."
         )
-    if not found.top1:
+    if not statistics.top1:
         notes.append("The samples have no labels, so there is no accuracy to show.")
     return Section(
         f"Store {name}",
@@ -111,9 +111,9 @@ def _field_facts(name: str, field: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def top1_per_view(name: str, found: Survey) -> Figure:
+def top1_per_view(name: str, statistics: Survey) -> Figure:
     """The teacher's accuracy on each view."""
-    views, values = list(found.top1), [100 * value for value in found.top1.values()]
+    views, values = list(statistics.top1), [100 * value for value in statistics.top1.values()]
 
     def draw(axes: Axes) -> None:
         axes.plot(views, values, "o" if len(views) > 1 else "D", color=COLOURS[0], markersize=4)
@@ -131,14 +131,14 @@ def top1_per_view(name: str, found: Survey) -> Figure:
         f"{min(values):.2f} % to {max(values):.2f} %.",
         caption=f"Mean {np.mean(values):.2f} % (dashed). A view far from the others deserves a look.",
         columns=("view", "top1"),
-        rows=list(found.top1.items()),
+        rows=list(statistics.top1.items()),
     )
 
 
-def distribution(name: str, found: Survey, kind: str) -> Figure:
+def distribution(name: str, statistics: Survey, kind: str) -> Figure:
     """Histogram over all rows of a statistic of their logits."""
     title, label = _DISTRIBUTIONS[kind]
-    values = found.statistics[kind].astype(np.float64)
+    values = statistics.statistics[kind].astype(np.float64)
     counts, edges = np.histogram(values, bins=BINS)
     middle = np.quantile(values, [0.05, 0.5, 0.95])
 
@@ -148,7 +148,7 @@ def distribution(name: str, found: Survey, kind: str) -> Figure:
         axes.set(xlabel=label, ylabel="share of rows, %")
         if (
             kind == "entropy"
-        ):  # a good teacher is sure of nearly all rows: the others would not show
+        ):  # a good teacher is confident of nearly all rows: the others would not show
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -168,23 +168,23 @@ def distribution(name: str, found: Survey, kind: str) -> Figure:
     )
 
 
-def per_class(name: str, found: Survey, class_names: list[str] | None) -> Figure:
+def per_class(name: str, statistics: Survey, class_names: list[str] | None) -> Figure:
     """The teacher's accuracy on the samples of each class, worst first."""
-    there = np.flatnonzero(found.class_rows)
-    values = 100 * found.class_hits[there] / found.class_rows[there]
+    classes = np.flatnonzero(statistics.class_rows)
+    values = 100 * statistics.class_hits[classes] / statistics.class_rows[classes]
     order = np.argsort(values, kind="stable")
-    there, values = there[order], values[order]
-    names = [class_names[k] if class_names else f"class {k}" for k in there]
-    few = len(there) <= FEW_CLASSES
+    classes, values = classes[order], values[order]
+    names = [class_names[k] if class_names else f"class {k}" for k in classes]
+    few = len(classes) <= FEW_CLASSES
 
     def draw(axes: Axes) -> None:
         if few:
-            axes.plot(values, range(len(there)), "o", color=COLOURS[2])
-            axes.set_yticks(range(len(there)), names)
-            axes.set(xlabel="teacher's top-1, %")
+            axes.plot(values, range(len(classes)), "o", color=COLOURS[2])
+            axes.set_yticks(range(len(classes)), names)
+            axes.set(xlabel="teacher's top-1, %", ylabel="class")
             axes.invert_yaxis()
         else:
-            axes.plot(range(1, len(there) + 1), values, color=COLOURS[2])
+            axes.plot(range(1, len(classes) + 1), values, color=COLOURS[2])
             axes.set(xlabel="classes, worst first", ylabel="teacher's top-1, %")
 
     worst = ", ".join(f"{n} ({v:.1f} %)" for n, v in zip(names[:5], values[:5], strict=True))
@@ -196,16 +196,16 @@ def per_class(name: str, found: Survey, class_names: list[str] | None) -> Figure
         caption=f"Over all views. Hardest: {worst}.",
         columns=("class", "name", "rows", "top1"),
         rows=[
-            (int(k), n, int(found.class_rows[k]), v / 100)
-            for k, n, v in zip(there, names, values, strict=True)
+            (int(k), n, int(statistics.class_rows[k]), v / 100)
+            for k, n, v in zip(classes, names, values, strict=True)
         ],
-        size=(4.6, 3.3 if not few else 1.1 + 0.24 * len(there)),
+        size=(4.6, 3.3 if not few else 1.1 + 0.24 * len(classes)),
     )
 
 
-def variation(name: str, found: Survey) -> Figure:
+def variation(name: str, statistics: Survey) -> Figure:
     """How much the logits of a sample change from view to view, for all samples in order."""
-    values = np.sort(found.variation)[::-1]
+    values = np.sort(statistics.variation)[::-1]
     share = 100 * np.arange(1, len(values) + 1) / len(values)
     shown = np.unique(np.linspace(0, len(values) - 1, 500).round().astype(int))
 
@@ -220,8 +220,11 @@ def variation(name: str, found: Survey) -> Figure:
         draw,
         alt="Standard deviation over views of the samples' logits, sorted: largest "
         f"{values[0]:.3g}, median {np.median(values):.3g}.",
-        caption=f"Root mean square over classes of a logit's standard deviation over {len(found.views)} "
+        caption=f"Root mean square over classes of a logit's standard deviation over {len(statistics.views)} "
         f"views. Median {np.median(values):.3g}, largest {values[0]:.3g}.",
         columns=("row", "variation"),
-        rows=[(int(row), float(v)) for row, v in zip(found.rows, found.variation, strict=True)],
+        rows=[
+            (int(row), float(v))
+            for row, v in zip(statistics.rows, statistics.variation, strict=True)
+        ],
     )

@@ -1,4 +1,4 @@
-"""What a store says, measured view by view in bounded memory."""
+"""Statistics of a store's logits, measured view by view in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Survey:
         rows: int64, which were read.
         labelled: how many of the rows have a label.
         top1: view -> top-1 of the teacher in [0, 1]; empty without labels.
-        class_hits, class_rows: int64 (K,), right answers and rows over all views, by true class.
+        class_hits, class_rows: int64 (K,), correct predictions and rows over all views, by true class.
         statistics: "mean", "std", "entropy" -> float32 (rows x views,), of each row's logits; the
             entropy is that of the softmax at T=1, in nats.
         variation: float64 (rows,): root mean square over classes of a logit's std over the views.
@@ -90,7 +90,7 @@ def survey(store: Store, budget: float = BUDGET, few_views: int = FEW_VIEWS) -> 
         top1={view: hits[view] / labelled for view in views} if labelled else {},
         class_hits=class_hits,
         class_rows=class_rows,
-        statistics={name: np.concatenate(found) for name, found in parts.items()},
+        statistics={name: np.concatenate(chunks) for name, chunks in parts.items()},
         variation=np.concatenate(variation),
     )
 

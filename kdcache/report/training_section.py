@@ -67,14 +67,14 @@ def training_section(
 
 
 def _warnings(groups: Sequence[Group]) -> list[str]:
-    """What the runs were warned of, once per group."""
-    found = {
+    """The warnings of the runs, once per group."""
+    measured = {
         f"{group.label}: {warning['message']} Remedy: {warning['remedy']}": None
         for group in groups
         for run in group.runs
         for warning in (run.summary or {}).get("warnings", [])
     }
-    return list(found)
+    return list(measured)
 
 
 def _any(groups: Sequence[Group], name: str) -> bool:
@@ -83,11 +83,11 @@ def _any(groups: Sequence[Group], name: str) -> bool:
 
 def series(group: Group, name: str) -> np.ndarray | None:
     """An entry of the metrics over epochs and seeds, float64 (epochs that all seeds have, seeds)."""
-    found = [[r[name] for r in run.metrics if name in r] for run in group.runs]
-    epochs = min(len(values) for values in found)
+    curves = [[r[name] for r in run.metrics if name in r] for run in group.runs]
+    epochs = min(len(values) for values in curves)
     if not epochs:
         return None
-    return np.array([values[:epochs] for values in found], np.float64).T
+    return np.array([values[:epochs] for values in curves], np.float64).T
 
 
 def curve(groups: Sequence[Group], name: str) -> Figure:
@@ -108,9 +108,7 @@ def curve(groups: Sequence[Group], name: str) -> Figure:
                 axes.fill_between(epochs, low, mean + std, color=look(index)["color"], alpha=0.18,
                                   linewidth=0)  # fmt: skip
         axes.set(xlabel="epoch", ylabel=label, yscale=scale)
-        if scale == "linear":
-            _focus(axes, [values * factor for _, _, values in shown])
-        else:
+        if scale != "linear":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -135,14 +133,6 @@ def curve(groups: Sequence[Group], name: str) -> Figure:
     )
 
 
-def _focus(axes: Axes, curves: Sequence[np.ndarray]) -> None:
-    """Leave out the first epochs' climb where it would flatten everything that follows."""
-    later = np.concatenate([c[len(c) // 4 :].ravel() for c in curves])
-    low, high = later.min(), max(c.max() for c in curves)
-    margin = 0.06 * max(high - low, 1e-3)
-    axes.set_ylim(low - margin, high + margin)
-
-
 def final_accuracy(groups: Sequence[Group]) -> Figure:
     """Accuracy of the last epoch: a dot per seed, the mean and its standard deviation."""
     shown = [(i, g, v) for i, g in enumerate(groups) if (v := g.values("last_top1"))]
@@ -151,15 +141,16 @@ def final_accuracy(groups: Sequence[Group]) -> Figure:
         for place, (index, _, values) in enumerate(reversed(shown)):
             colour = look(index)["color"]
             points = [100 * value for value in values.values()]
-            found = Spread.of(points)
-            assert found is not None
-            if found.n > 1:
-                axes.errorbar(found.mean, place, xerr=found.std, color=colour, capsize=4)
+            spread = Spread.of(points)
+            assert spread is not None
+            if spread.n > 1:
+                axes.errorbar(spread.mean, place, xerr=spread.std, color=colour, capsize=4)
             axes.plot(points, [place] * len(points), "o", color=colour, alpha=0.5, markersize=5,
                       markeredgewidth=0)  # fmt: skip
-            axes.plot(found.mean, place, "|", color=INK, markersize=16, markeredgewidth=2)
+            axes.plot(spread.mean, place, "|", color=INK, markersize=16, markeredgewidth=2)
         axes.set_yticks(range(len(shown)), [group.label for _, group, _ in reversed(shown)])
-        axes.set(xlabel="top-1 after the last epoch, %", ylim=(-0.6, len(shown) - 0.4))
+        axes.set(xlabel="top-1 after the last epoch, %", ylabel="group",
+                 ylim=(-0.6, len(shown) - 0.4))  # fmt: skip
         axes.grid(visible=False, axis="y")
 
     means = ", ".join(f"{g.label} {100 * np.mean(list(v.values())):.2f} %" for _, g, v in shown)
@@ -181,12 +172,16 @@ def results(
     """The table of groups, best first; the CSV with every run; and notes on how to read it."""
 
     def values_of(group: Group, name: str) -> dict[int, float]:
-        extra = {s: one[name] for s, one in calibrated.get(group.label, {}).items() if name in one}
+        extra = {
+            s: figures[name]
+            for s, figures in calibrated.get(group.label, {}).items()
+            if name in figures
+        }
         return extra | group.values(name)
 
     def order(group: Group) -> float:
-        found = Spread.of(group.values("last_top1").values())
-        return -found.mean if found else math.inf
+        spread = Spread.of(group.values("last_top1").values())
+        return -spread.mean if spread else math.inf
 
     everyone = [*groups, *([teacher] if teacher else [])]
     ranked = sorted(everyone, key=order)
@@ -241,11 +236,11 @@ def results(
 
 
 def _cell(values: dict[int, float], factor: float, digits: int) -> str:
-    found = Spread.of(value * factor for value in values.values())
-    if found is None:
+    spread = Spread.of(value * factor for value in values.values())
+    if spread is None:
         return "–"
-    mean = f"{found.mean:,.{digits}f}"
-    return mean if math.isnan(found.std) or digits == 0 else f"{mean} ± {found.std:.{digits}f}"
+    mean = f"{spread.mean:,.{digits}f}"
+    return mean if math.isnan(spread.std) or digits == 0 else f"{mean} ± {spread.std:.{digits}f}"
 
 
 def _gap(gap: Difference | None, baseline: Group | None, group: Group) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdcache.models.taps import head_of, read_outputs, tapped
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import Preprocessing
-from kdcache_stores import Teacher as StoredTeacher
+from kdcache_stores import StoredTeacher
 from kdcache_stores.errors import MismatchError
 
 

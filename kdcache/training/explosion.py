@@ -25,7 +25,7 @@ class LossWatch:
     Its state goes into the checkpoint, so that a resumed training stops where an uninterrupted one does.
 
     Args:
-        steps: of the whole training; one of fewer than 50 is judged by the mean of them all.
+        steps: of the whole training; one of fewer than 50 is measured by the mean of them all.
         device: of the losses.
     """
 

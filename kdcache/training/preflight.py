@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Baseline, Fit, baseline_beside, read_baseline
 from kdcache.checks.finding import Finding
@@ -56,9 +56,10 @@ class Preflight:
             rows=views.rows,
             views=range(views.first, views.first + (views.views or 0)),
             epochs=training.optimization.epochs,
+            batch_size=training.optimization.batch_size,
             baseline=_baseline(training, views, out, baseline) if distills else None,
         )
-        self.findings = judge(self.case)
+        self.findings = run_rules(self.case)
 
     def require_no_findings(self) -> None:
         """Refuse to train where there is a finding.

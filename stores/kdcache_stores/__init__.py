@@ -20,8 +20,8 @@ from kdcache_stores.format.probing import item_digest, make_probe
 from kdcache_stores.read.describing import describe
 from kdcache_stores.read.join import common_views, join_fields
 from kdcache_stores.read.reader import Store, open_store
-from kdcache_stores.read.verifying import Problem, Report, verify
-from kdcache_stores.types import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.read.verifying import Problem, VerifyReport, verify
+from kdcache_stores.types import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, StoredTeacher
 from kdcache_stores.write.importing import import_npz, write_arrays
 from kdcache_stores.write.reopen import begun_encodings, reopen
 from kdcache_stores.write.writer import StoreWriter
@@ -39,7 +39,6 @@ __all__ = [
     "Probe",
     "Problem",
     "RemoteError",
-    "Report",
     "Samples",
     "Shard",
     "Store",
@@ -47,11 +46,12 @@ __all__ = [
     "StoreInUse",
     "StoreNotFound",
     "StoreWriter",
-    "Teacher",
+    "StoredTeacher",
     "TrainingError",
     "UnfinishedStore",
     "UnknownName",
     "UsageError",
+    "VerifyReport",
     "begun_encodings",
     "common_views",
     "describe",

@@ -146,7 +146,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class StoredTeacher:
     """A frozen teacher: what its outputs depend on, and what people want to know of it.
 
     Args:
@@ -171,7 +171,7 @@ class Teacher:
 
     def __post_init__(self) -> None:
         for name in ("preprocessing", "clean_top1", "notes"):
-            object.__setattr__(self, name, plain(getattr(self, name), f"Teacher.{name}"))
+            object.__setattr__(self, name, plain(getattr(self, name), f"StoredTeacher.{name}"))
 
     @property
     def digest(self) -> str:
@@ -190,7 +190,7 @@ class Teacher:
         return dict(vars(self))
 
     @classmethod
-    def from_dict(cls, value: Json) -> Teacher:
+    def from_dict(cls, value: Json) -> StoredTeacher:
         """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`."""
         return cls(**_known(cls, value, "teacher"))
 

@@ -93,8 +93,8 @@ CASES = {
     "check": Case(
         ("s.zarr", "--method", "kd"),
         noted={
-            "kdcache.checks.check:check": [stand_in()],
-            "kdcache.checks.check:Check.of_run": None,
+            "kdcache.checks.check:check_stores": [stand_in()],
+            "kdcache.checks.check:CheckRequest.of_run": None,
         },
         plain={RECIPE_STORE: stand_in()},
     ),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcache_stores import FieldSpec, Plan, Probe, Samples, StoreWriter, Teacher
+from kdcache_stores import FieldSpec, Plan, Probe, Samples, StoredTeacher, StoreWriter
 
 STORES: dict[str, dict[str, Any]] = {
     # what it holds: keys, labels, augmentation, views, fields with shape and encoding
@@ -109,7 +109,7 @@ def make(name: str, path: Path) -> None:
     plan = Plan(
         "golden", name, classes, samples(name).fingerprint, about["augmentation"], seed=2026
     )
-    teacher = Teacher(
+    teacher = StoredTeacher(
         "golden", "5e" * 32, {"mean": [0.5], "std": [0.25]}, "float32", classes, clean_top1=None
     )
     with StoreWriter(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcache.augment.specs import make_augmentation
-from kdcache.checks.check import Check, check
+from kdcache.checks.check import CheckRequest, check_stores
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
@@ -24,7 +24,7 @@ from kdcache.dumping.outputs import check_outputs
 from kdcache.dumping.recheck import recheck
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.logits.kd import kd
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.record import Defaults, Method
 from kdcache.methods.table import METHODS
 from kdcache.models.taps import tapped
@@ -339,9 +339,11 @@ def test_what_is_of_logits_alone_says_so(apart: dict[str, Path], tmp_path: Path)
     assert "Field pooled" in page
     assert "64, 256." in page
     with pytest.raises(MismatchError, match="no field logits of resnet8, it holds pooled"):
-        check(Check(stores=(str(apart["pooled"]),)))
+        check_stores(CheckRequest(stores=(str(apart["pooled"]),)))
     stores = tuple(str(path) for path in apart.values())
-    assert check(Check(stores=stores)) == check(Check(stores=stores[:1]))
+    assert check_stores(CheckRequest(stores=stores)) == check_stores(
+        CheckRequest(stores=stores[:1])
+    )
 
 
 # -- a loss ------------------------------------------------------------------------------------------
@@ -367,7 +369,7 @@ def test_a_loss_in_a_user_s_loop(digits: Dataset, both: Path) -> None:
 class Hint(Loss):
     """Squared error of the pooled vectors."""
 
-    def forward(self, student: Fields, target: Targets, *_: object, **__: object) -> Terms:
+    def forward(self, student: Fields, target: TargetFields, *_: object, **__: object) -> Terms:
         pooled = target["pooled"]
         assert isinstance(pooled, Tensor)
         return {"kd": (student["pooled"] - pooled).square().mean(1)}

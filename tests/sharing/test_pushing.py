@@ -82,10 +82,10 @@ def test_growth_sends_what_is_missing(store: Path, place: str, tmp_path: Path) -
     done = push_store(store, f"{place}/toy.zarr")
     assert done.sent == 7  # three shards a view, and the probes of the growth
     assert reader.read(3).shape == (50, 10)  # opened before
-    with open_store(f"{place}/toy.zarr") as there:
-        assert verify(there).ok
-        assert there.n_views == 6
-        assert there.source.objects.size(ANNOUNCEMENT) is None
+    with open_store(f"{place}/toy.zarr") as remote:
+        assert verify(remote).ok
+        assert remote.n_views == 6
+        assert remote.source.objects.size(ANNOUNCEMENT) is None
     assert pull_store(f"{place}/toy.zarr", tmp_path / "pulled").sent == 7
     assert data_of(tmp_path / "pulled") == data_of(store)
 
@@ -163,8 +163,8 @@ def test_an_interrupted_push_is_repeated(
     with pytest.raises((UnfinishedStore, StoreNotFound)):
         open_store(f"{bucket}/toy.zarr")
     push_store(store, f"{bucket}/toy.zarr")
-    with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
-        assert verify(there).ok
+    with open_store(f"{bucket}/toy.zarr", cache_size=0) as remote:
+        assert verify(remote).ok
 
 
 @pytest.mark.parametrize("puts", range(7, 12))
@@ -179,13 +179,13 @@ def test_an_interrupted_growth_leaves_a_readable_store(
             push_store(store, f"{bucket}/toy.zarr")
         except KeyboardInterrupt:
             assert puts < 11
-    with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
-        assert there.n_views in (4, 6)
-        assert verify(there).ok
+    with open_store(f"{bucket}/toy.zarr", cache_size=0) as remote:
+        assert remote.n_views in (4, 6)
+        assert verify(remote).ok
     push_store(store, f"{bucket}/toy.zarr")
-    with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
-        assert there.n_views == 6
-        assert verify(there).ok
+    with open_store(f"{bucket}/toy.zarr", cache_size=0) as remote:
+        assert remote.n_views == 6
+        assert verify(remote).ok
 
 
 def test_a_growth_that_stopped_is_taken_over(
@@ -202,9 +202,9 @@ def test_a_growth_that_stopped_is_taken_over(
     with pytest.raises(StoreInUse, match="--take-over"):
         push_store(store, f"{bucket}/toy.zarr")
     push_store(store, f"{bucket}/toy.zarr", take_over=True)
-    with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
-        assert there.n_views == 6
-        assert verify(there).ok
+    with open_store(f"{bucket}/toy.zarr", cache_size=0) as remote:
+        assert remote.n_views == 6
+        assert verify(remote).ok
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -227,9 +227,9 @@ def test_two_pushes_at_once(same: bool, store: Path, tmp_path: Path, bucket: str
         thread.join()
     digests = [result for result in results if isinstance(result, str)]
     assert len(digests) == (2 if same else 1)
-    with open_store(f"{bucket}/toy.zarr", cache_size=0) as there:
-        assert there.digest == digests[0]
-        assert verify(there).ok
+    with open_store(f"{bucket}/toy.zarr", cache_size=0) as remote:
+        assert remote.digest == digests[0]
+        assert verify(remote).ok
 
 
 # ---- pull ----------------------------------------------------------------------------------------
@@ -345,17 +345,17 @@ def test_ls(place: str, store: Path, tmp_path: Path) -> None:
             write_pending(writer, 2)
         (folder / "other").mkdir()
         (folder / "other" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
-    found = list_stores(place)
-    names = [item.name for item in found if item.summary["sealed"]]
+    listed = list_stores(place)
+    names = [item.name for item in listed if item.summary["sealed"]]
     assert sorted(names) == ["a.zarr", "b.zarr", "deep/c.zarr"]
-    plans = [item.summary["plan"] for item in found]
+    plans = [item.summary["plan"] for item in listed]
     assert plans == sorted(plans)
-    assert {item.summary["teacher"] for item in found} == {"toy"}
-    one = next(item for item in found if item.name == "b.zarr")
-    assert one.summary["digest"] == open_store(store).digest
-    assert 0 < one.summary["top1"] <= 1
-    assert [i.name for i in found if not i.summary["sealed"]] in ([], ["unfinished"])
-    assert not any("other" in item.name for item in found)
+    assert {item.summary["teacher"] for item in listed} == {"toy"}
+    entry = next(item for item in listed if item.name == "b.zarr")
+    assert entry.summary["digest"] == open_store(store).digest
+    assert 0 < entry.summary["top1"] <= 1
+    assert [i.name for i in listed if not i.summary["sealed"]] in ([], ["unfinished"])
+    assert not any("other" in item.name for item in listed)
 
 
 def test_ls_on_a_web_server_reads_the_catalogue(store: Path, tmp_path: Path) -> None:
@@ -447,12 +447,12 @@ def test_diff_measures_the_kl_divergence(tmp_path: Path) -> None:
         for shard in w.pending():
             w.write(shard, {"logits": rng.normal(0, 3, (shard.rows, 10)).astype(np.float32)})
         w.seal()
-    found = compare_stores(open_store(a), open_store(b)).field_differences[0]
+    difference = compare_stores(open_store(a), open_store(b)).field_differences[0]
     p, q = (softmax(open_store(x).read(0).astype(np.float64), axis=1) for x in (a, b))
     expected = rel_entr(p, q).sum(axis=1)
-    assert found.kl_mean == pytest.approx(expected.mean())
-    assert found.kl_worst == pytest.approx(expected.max())
-    assert found.top1_agreement == (p.argmax(1) == q.argmax(1)).mean()
+    assert difference.kl_mean == pytest.approx(expected.mean())
+    assert difference.kl_worst == pytest.approx(expected.max())
+    assert difference.top1_agreement == (p.argmax(1) == q.argmax(1)).mean()
 
 
 # ---- card ----------------------------------------------------------------------------------------

@@ -45,12 +45,12 @@ def same_logits(a: Store, path: Path) -> bool:
 @pytest.mark.parametrize("ranges", [True, False])
 def test_web_server(store: Path, ranges: bool) -> None:
     with StaticServer(store.parent, ranges=ranges) as server:
-        with open_store(f"{server.url}/toy.zarr") as there:
-            assert same_logits(there, store)
-            assert there.digest == open_store(store).digest
-            assert verify(there).ok
-            assert there.keys == open_store(store).keys
-            assert describe(there)["where"] == f"{server.url}/toy.zarr"
+        with open_store(f"{server.url}/toy.zarr") as remote:
+            assert same_logits(remote, store)
+            assert remote.digest == open_store(store).digest
+            assert verify(remote).ok
+            assert remote.keys == open_store(store).keys
+            assert describe(remote)["where"] == f"{server.url}/toy.zarr"
         assert {method for method, _, _ in server.requests} == {"GET"}
 
 
@@ -68,25 +68,25 @@ def test_python_http_server(store: Path) -> None:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
-        with open_store(f"http://127.0.0.1:{port}/toy.zarr") as there:
-            assert same_logits(there, store)
-            assert verify(there).ok
+        with open_store(f"http://127.0.0.1:{port}/toy.zarr") as remote:
+            assert same_logits(remote, store)
+            assert verify(remote).ok
     finally:
         process.terminate()
         process.wait()
 
 
 def test_file_url(store: Path) -> None:
-    with open_store(f"file://{store}") as there:
-        assert same_logits(there, store)
+    with open_store(f"file://{store}") as remote:
+        assert same_logits(remote, store)
 
 
 def test_s3(store: Path, bucket: str) -> None:
     push_store(store, f"{bucket}/deep/folder/toy.zarr")
-    with open_store(f"{bucket}/deep/folder/toy.zarr") as there:
-        assert same_logits(there, store)
-        again = pickle.loads(pickle.dumps(there))
-        assert np.array_equal(again.read(1), there.read(1))
+    with open_store(f"{bucket}/deep/folder/toy.zarr") as remote:
+        assert same_logits(remote, store)
+        again = pickle.loads(pickle.dumps(remote))
+        assert np.array_equal(again.read(1), remote.read(1))
 
 
 # ---- faults --------------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ def read_under_faults(store: Path, ranges: bool, faults: tuple[str, ...], budget
         store.parent, ranges=ranges, faults=faults, rate=0.35, budget=budget, seed=budget
     ) as server:
         while server.injected.total() < budget:
-            with open_store(f"{server.url}/toy.zarr", cache_size=0) as there:
-                assert same_logits(there, store)
+            with open_store(f"{server.url}/toy.zarr", cache_size=0) as remote:
+                assert same_logits(remote, store)
             rounds += 1
     return rounds
 
@@ -154,11 +154,11 @@ def test_damaged_for_good(store: Path, damage: str) -> None:
         shard.write_bytes(data[:-1])
     elif damage == "long":
         shard.write_bytes(data + bytes(10**6))
-    with StaticServer(store.parent) as server, open_store(f"{server.url}/toy.zarr") as there:
-        there.read(0)
+    with StaticServer(store.parent) as server, open_store(f"{server.url}/toy.zarr") as remote:
+        remote.read(0)
         with pytest.raises(CorruptStore, match="logits/values/c/1/0/0"):
-            there.read(1)
-        assert [problem.view for problem in verify(there).problems] == [1]
+            remote.read(1)
+        assert [problem.view for problem in verify(remote).problems] == [1]
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -211,14 +211,14 @@ def test_no_permission(store: Path, tmp_path: Path) -> None:
         assert "wrongpass" not in str(refused.value)
         assert "SERVERSECRET" not in str(refused.value)
         assert refused.value.__cause__ is None
-        with open_store(f"http://me:hunter2@{address}/toy.zarr") as there:
-            assert same_logits(there, store)
-            assert "hunter2" not in f"{there!r} {there.where} {describe(there)}"
+        with open_store(f"http://me:hunter2@{address}/toy.zarr") as remote:
+            assert same_logits(remote, store)
+            assert "hunter2" not in f"{remote!r} {remote.where} {describe(remote)}"
         netrc = tmp_path / ".netrc"
         netrc.write_text("machine 127.0.0.1 login me password hunter2\n")
         netrc.chmod(0o600)
-        with open_store(f"{server.url}/toy.zarr") as there:
-            there.read(0)
+        with open_store(f"{server.url}/toy.zarr") as remote:
+            remote.read(0)
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "AccessDenied"])
@@ -289,8 +289,8 @@ def test_profiles_need_boto3_or_are_used(
     (tmp_path / "credentials").write_text(
         "[work]\naws_access_key_id = AKIDWORK\naws_secret_access_key = TOPSECRETKEY\n"
     )
-    with open_store(f"{bucket}/toy.zarr") as there:
-        assert there.n_views == 4
+    with open_store(f"{bucket}/toy.zarr") as remote:
+        assert remote.n_views == 4
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(StoreError, match="boto3"):
         open_store(f"{bucket}/toy.zarr")
@@ -323,25 +323,25 @@ def gets(server: StaticServer) -> int:
 def test_the_second_reader_asks_for_no_shard(store: Path) -> None:
     with StaticServer(store.parent) as server:
         for _ in range(2):
-            with open_store(f"{server.url}/toy.zarr") as there:
-                for view in there.view_range:
-                    there.read(view)
+            with open_store(f"{server.url}/toy.zarr") as remote:
+                for view in remote.view_range:
+                    remote.read(view)
         assert gets(server) == 12
 
 
 def test_a_damaged_cache_is_noticed(store: Path, tmp_path: Path) -> None:
     with StaticServer(store.parent) as server:
-        with open_store(f"{server.url}/toy.zarr") as there:
-            there.read(0)
+        with open_store(f"{server.url}/toy.zarr") as remote:
+            remote.read(0)
         for file in (tmp_path / "cache").rglob("*"):
             if file.is_file() and len(file.name) == 64:
                 content = bytearray(file.read_bytes())
                 content[len(content) // 2] ^= 1
                 file.write_bytes(content)
-        with open_store(f"{server.url}/toy.zarr") as there:
-            assert same_logits(there, store)
-        with open_store(f"{server.url}/toy.zarr") as there:
-            assert same_logits(there, store)
+        with open_store(f"{server.url}/toy.zarr") as remote:
+            assert same_logits(remote, store)
+        with open_store(f"{server.url}/toy.zarr") as remote:
+            assert same_logits(remote, store)
         assert gets(server) == 3 + 12
 
 
@@ -366,16 +366,16 @@ def test_cache_keeps_to_its_size_and_to_what_was_used_last(tmp_path: Path) -> No
 
 def test_a_cache_that_cannot_be_written_is_done_without(store: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with StaticServer(store.parent) as server, open_store(f"{server.url}/toy.zarr") as there:
-        assert same_logits(there, store)
+    with StaticServer(store.parent) as server, open_store(f"{server.url}/toy.zarr") as remote:
+        assert same_logits(remote, store)
 
 
 def _read_all(url: str, folder: str, failures: multiprocessing.Queue[str]) -> None:
     os.environ["KDCACHE_CACHE"] = folder
     try:
-        with open_store(url, cache_size=6_000) as there:
+        with open_store(url, cache_size=6_000) as remote:
             for view in [0, 1, 2, 3] * 3:
-                there.read(view)
+                remote.read(view)
     except Exception as error:
         failures.put(repr(error))
 
@@ -412,9 +412,9 @@ def test_parse_size() -> None:
 def test_shards_of_a_view_are_fetched_at_once(tmp_path: Path) -> None:
     dump(tmp_path / "toy.zarr", views=1, samples=make_samples(320))
     with StaticServer(tmp_path, latency=0.05) as server:
-        with open_store(f"{server.url}/toy.zarr", cache_size=0) as there:
+        with open_store(f"{server.url}/toy.zarr", cache_size=0) as remote:
             seen = len(server.requests)
-            there.read(0)
+            remote.read(0)
             count = len(server.requests) - seen
         assert server.most_at_once >= 8
     assert count == 16
@@ -424,12 +424,12 @@ def test_a_reader_that_stops_leaves_nothing_waiting(tmp_path: Path) -> None:
     dump(tmp_path / "toy.zarr", views=2, samples=make_samples(320))
     with StaticServer(tmp_path, latency=0.02) as server:
         objects = RemoteFiles(f"{server.url}/toy.zarr", 0)
-        there = Store(objects)
-        objects.prefetch(there.layouts["logits"][0].key(0, i) for i in range(16))
-        there.close()
+        remote = Store(objects)
+        objects.prefetch(remote.layouts["logits"][0].key(0, i) for i in range(16))
+        remote.close()
         assert not objects._coming
         assert objects._coming_bytes == 0
-        assert there.read(1).shape == (320, 10)
+        assert remote.read(1).shape == (320, 10)
 
 
 def test_names_that_leave_the_folder(store: Path) -> None:

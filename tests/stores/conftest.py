@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcache_stores import FieldSpec, Plan, Probe, Samples, StoreWriter, Teacher
+from kdcache_stores import FieldSpec, Plan, Probe, Samples, StoredTeacher, StoreWriter
 
 from .faults import QuickDisk
 
@@ -37,7 +37,7 @@ def make_plan(samples: Samples, classes: int = CLASSES, **changes: Any) -> Plan:
     return Plan(**{**values, **changes})
 
 
-def make_teacher(classes: int = CLASSES, **changes: Any) -> Teacher:
+def make_teacher(classes: int = CLASSES, **changes: Any) -> StoredTeacher:
     values = {
         "architecture": "toy",
         "weights_sha256": "ab" * 32,
@@ -45,7 +45,7 @@ def make_teacher(classes: int = CLASSES, **changes: Any) -> Teacher:
         "precision": "float32",
         "classes": classes,
     }
-    return Teacher(**{**values, **changes})
+    return StoredTeacher(**{**values, **changes})
 
 
 def make_logits(view: int, n: int = SAMPLES, classes: int = CLASSES) -> np.ndarray:

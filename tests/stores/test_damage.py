@@ -95,8 +95,8 @@ def test_the_table_of_damage(
         read_all(store_path)
     try:
         report = verify(open_store(store_path))
-    except KDCacheError as found:
-        assert isinstance(found, error)  # noqa: PT017 (either way it is found)
+    except KDCacheError as raised:
+        assert isinstance(raised, error)  # noqa: PT017 (either way it is found)
     else:
         assert not report.ok
         assert key in [problem.key for problem in report.problems]
@@ -190,10 +190,10 @@ def bit_flips(path: Path, count: int, seed: int) -> None:
         data[position // 8] ^= 1 << position % 8
         (path / name).write_bytes(data)
         try:
-            found = not verify(open_store(path)).ok
+            noticed = not verify(open_store(path)).ok
         except KDCacheError:
-            found = True
-        assert found, f"bit {position} of {name} was not found"
+            noticed = True
+        assert noticed, f"bit {position} of {name} was not found"
         try:
             values = read_all(path)
         except KDCacheError:

@@ -126,7 +126,7 @@ def test_compact_that_misses_its_target_by_far_is_refused(tmp_path: Path) -> Non
         alike[:, :, 0] = 5  # fitted to rows that are all alike
         writer.fit({"logits": alike + np.float32(1e-6)})
         shard = writer.pending()[0]
-        with pytest.raises(DataError, match="compact loses what these logits say"):
+        with pytest.raises(DataError, match="compact loses too much of these logits"):
             writer.write(shard, {"logits": make_logits(0)[shard.start : shard.stop]})
         assert writer.done == 0
 

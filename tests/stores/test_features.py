@@ -319,9 +319,9 @@ def test_a_head_is_no_part_of_any_digest(tmp_path: Path) -> None:
     without = dump(tmp_path / "without", head=None)
     assert with_head.digest == without.digest
     assert without.head is None
-    found = compare_stores(with_head, without)
-    assert found.same_content
-    assert not found.same_head
+    comparison = compare_stores(with_head, without)
+    assert comparison.same_content
+    assert not comparison.same_head
 
 
 def test_a_head_must_fit_the_teacher(tmp_path: Path) -> None:
@@ -454,19 +454,19 @@ def test_fields_are_compared_by_their_spec(tmp_path: Path) -> None:
     a = dump(tmp_path / "a", {"logits": "float16", "pooled": "channels:0.02"})
     b = dump(tmp_path / "b", {"logits": "quantized", "pooled": "channels:0.5"})
     c = dump(tmp_path / "c", {"logits": "float16", "tokens": "float16"})
-    found = compare_stores(a, b)
-    assert found.differing_views == [0, 1]
-    assert [(d.view, d.field) for d in found.field_differences] == [
+    comparison = compare_stores(a, b)
+    assert comparison.differing_views == [0, 1]
+    assert [(d.view, d.field) for d in comparison.field_differences] == [
         (view, name) for name in ("logits", "pooled") for view in (0, 1)
     ]
-    logits, _, pooled, _ = found.field_differences
+    logits, _, pooled, _ = comparison.field_differences
     assert logits.kl_mean is not None
     assert logits.kl_mean > 0
     assert pooled.kl_mean is pooled.top1_agreement is None
     assert 0 < pooled.error_mean < pooled.error_worst
     assert compare_stores(a, c).not_compared.keys() == {"pooled", "tokens"}
     assert not compare_stores(a, c).same_encoding
-    json.dumps(found.to_dict())
+    json.dumps(comparison.to_dict())
 
 
 # ---- probes ----------------------------------------------------------------------------------------

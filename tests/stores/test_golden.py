@@ -58,11 +58,11 @@ def test_golden_stores_read_as_written(name: str) -> None:
     assert store.n_views == STORES[name]["views"]
     for field in STORES[name]["fields"]:
         for view in range(store.n_views):
-            found, expected = store.read(view, field=field), decoded(name, field, view)
+            rows, expected = store.read(view, field=field), decoded(name, field, view)
             # A matrix product may differ in its last bits with the machine.
             fitted = isinstance(store.fields[field].encoding, FittedEncoding)
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 if fitted else 0)
-            assert np.array_equal(found.argmax(1), expected.argmax(1))
+            np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-4 if fitted else 0)
+            assert np.array_equal(rows.argmax(1), expected.argmax(1))
 
 
 @pytest.mark.parametrize("name", STORES)

@@ -37,7 +37,9 @@ def compact_path(tmp_path: Path) -> Path:
 
 def forge(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
     """Change one array's shard and seal the store anew, all checksums right."""
-    layout = next(one for one in open_store(path).layouts["logits"] if one.spec.name == name)
+    layout = next(
+        candidate for candidate in open_store(path).layouts["logits"] if candidate.spec.name == name
+    )
     file = path / "logits" / OBJECTS[name]
     reader = ShardReader(layout, file.read_bytes(), name)
     starts = range(0, layout.shard_rows, layout.chunk_rows)
@@ -98,7 +100,7 @@ def test_the_largest_codes_are_read(compact_path: Path) -> None:
     forge(compact_path, "values", at(slice(None), slice(None), value=2**14))
     with open_store(compact_path) as store:
         basis = ShardReader(
-            next(one for one in store.layouts["logits"] if one.spec.name == "basis"),
+            next(layout for layout in store.layouts["logits"] if layout.spec.name == "basis"),
             (compact_path / "logits" / OBJECTS["basis"]).read_bytes(),
             "basis",
         ).rows(range(1))[0]

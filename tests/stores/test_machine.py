@@ -97,11 +97,11 @@ class StoreMachine(RuleBasedStateMachine):
         except (KDCacheError, OSError):
             pass
         try:  # where it stopped is the disk's secret; what it left must be the old or the new
-            found = open_store(self.path).n_views
+            views = open_store(self.path).n_views
         except KDCacheError:
-            found = 0
-        assert found in (self.sealed, self.views)
-        self.sealed = found
+            views = 0
+        assert views in (self.sealed, self.views)
+        self.sealed = views
 
     @rule()
     @precondition(lambda self: self.sealed == self.views and self.views < 4)

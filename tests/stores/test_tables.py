@@ -25,23 +25,23 @@ OF_PYTHON = {"BufferReader", "PythonFile", "foreign_buffer", "input_stream", "py
 
 def arrow_readers(source: str) -> set[str]:
     """What of pyarrow a module uses that may read in other threads, or read Python's memory."""
-    found = set()
+    uses = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names if a.name.partition("pyarrow.")[2] in READERS}
+            uses |= {a.name for a in node.names if a.name.partition("pyarrow.")[2] in READERS}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyarrow"):
-            found |= {f"{node.module}.{a.name}" for a in node.names}
+            uses |= {f"{node.module}.{a.name}" for a in node.names}
         elif isinstance(node, ast.Attribute) and node.attr in OF_PYTHON:
-            found.add(node.attr)
-    return found
+            uses.add(node.attr)
+    return uses
 
 
 def test_one_module_reads_with_arrow() -> None:
     using = {
-        file.name: found
+        file.name: uses
         for folder in PACKAGES.values()
         for file in folder.rglob("*.py")
-        if (found := arrow_readers(file.read_text()))
+        if (uses := arrow_readers(file.read_text()))
     }
     assert using == {"tables.py": {"pyarrow.parquet", "BufferReader"}}
     assert arrow_readers("from pyarrow import csv") == {"pyarrow.csv"}

@@ -49,12 +49,11 @@ def check(
     quiet: bool,
     **settings: Any,
 ) -> int:
-    """Judge STORES, and the student that will be trained from them with the given options.
+    """Check STORES, and the student that will be trained from them with the given options.
 
-    Nothing is said where all is well. A sample of the logits is read, some thousand rows of a few views.
+    Where all is well there are no findings. A sample of the logits is read, some thousand rows of a few views.
     """
-    from kdcache.checks.check import Check
-    from kdcache.checks.check import check as check_all
+    from kdcache.checks.check import CheckRequest, check_stores
 
     settings["stores"] = stores
     settings["device"] = options.resolve_device(settings["device"])
@@ -65,12 +64,12 @@ def check(
         if others := sorted(given - {*mine, "stores"}):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
             raise click.UsageError(f"--run takes its settings from the run: leave out {flags}.")
-        asked = Check.of_run(run, stores, **_texts(mine))
+        asked = CheckRequest.of_run(run, stores, **_texts(mine))
     elif not stores:
-        raise click.UsageError("give the STORES to judge, or a --run.")
+        raise click.UsageError("give the STORES to check, or a --run.")
     else:
         asked = _asked(settings, recipe, given)
-    findings = check_all(asked)
+    findings = check_stores(asked)
     emit({"findings": [finding.to_dict() for finding in findings]}, as_json)
     for finding in findings:
         say(f"warning: {finding}", as_json)
@@ -80,11 +79,11 @@ def check(
 
 
 def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any:
-    from kdcache.checks.check import Check
+    from kdcache.checks.check import CheckRequest
     from kdcache.methods.config import ObjectiveConfig
 
     if recipe:
-        # Of the optimization only the number of epochs is judged.
+        # Of the optimization only the number of epochs is checked.
         published = from_recipe(recipe, settings)
         settings |= {name: value for name, value in published.items() if name in settings}
     named = settings["method"] is not None
@@ -93,8 +92,8 @@ def _asked(settings: dict[str, Any], recipe: str | None, given: set[str]) -> Any
         raise click.UsageError(f"{', '.join(alone)}: of which --method (or --recipe)?")
     settings["student"] = settings.pop("model")
     values = options.with_objective(settings)
-    (values,) = options.deal(values if named else values | {"objective": None}, Check)
-    return Check(**_texts(values))
+    (values,) = options.deal(values if named else values | {"objective": None}, CheckRequest)
+    return CheckRequest(**_texts(values))
 
 
 def _texts(values: dict[str, Any]) -> dict[str, Any]:

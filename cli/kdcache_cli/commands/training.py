@@ -48,7 +48,7 @@ def _train(
 ) -> None:
     from kdcache.training.preparation import train
 
-    # Of the processes that torchrun starts, one speaks.
+    # Of the processes that torchrun starts, one prints.
     first = os.environ.get("RANK", "0") == "0"
     quiet, as_json = quiet or not first, as_json and first
     with progress(quiet, "") as bars:

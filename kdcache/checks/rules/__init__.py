@@ -1,1 +1,1 @@
-"""The rules: each a function of a case that yields findings, silent about what it cannot know."""
+"""The rules: each a function of a case that yields findings, none where it lacks the facts to decide."""

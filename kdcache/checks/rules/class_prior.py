@@ -35,14 +35,14 @@ def class_prior(case: Case) -> Iterator[Finding]:
     if not own.sum() or not whole.sum():
         return
     p, q = own / own.sum(), whole / whole.sum()
-    distance, there = float(np.abs(p - q).sum() / 2), q > 0
-    statistic = own.sum() * float(((p - q)[there] ** 2 / q[there]).sum())
-    by_chance = chi2.sf(statistic, max(int(there.sum()) - 1, 1)) > SIGNIFICANCE
+    distance, labelled = float(np.abs(p - q).sum() / 2), q > 0
+    statistic = own.sum() * float(((p - q)[labelled] ** 2 / q[labelled]).sum())
+    by_chance = chi2.sf(statistic, max(int(labelled.sum()) - 1, 1)) > SIGNIFICANCE
     if distance <= PRIOR or by_chance:
         return
-    absent = int((there & (own == 0)).sum())
+    absent = int((labelled & (own == 0)).sum())
     most = int(np.abs(p - q).argmax())
-    gone = f", {absent} of {int(there.sum())} classes are absent" if absent else ""
+    gone = f", {absent} of {int(labelled.sum())} classes are absent" if absent else ""
     yield Finding(
         "class-prior",
         f"The classes of the student's {len(labels)} samples are not as frequent as in the store: "
@@ -51,6 +51,20 @@ def class_prior(case: Case) -> Iterator[Finding]:
         "carry the frequencies that it saw.",
         "train on samples with the frequencies that will be met in use, or take a store and a teacher "
         "of data like the student's.",
+    )
+
+
+def batches(case: Case) -> Iterator[Finding]:
+    """A batch that is larger than all of the samples: an epoch is a single step."""
+    labels = case.own_labels
+    if case.batch_size is None or labels is None or case.batch_size <= len(labels):
+        return
+    steps = "" if case.epochs is None else f" {case.epochs} epochs are {case.epochs} steps."
+    yield Finding(
+        "batch-size",
+        f"The batch size {case.batch_size} is larger than the {len(labels)} samples, so an epoch is a "
+        f"single step.{steps}",
+        f"--batch-size {max(len(labels) // 8, 1)}, say, for 8 steps an epoch.",
     )
 
 

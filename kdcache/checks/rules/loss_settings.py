@@ -31,7 +31,7 @@ PLAIN_WEIGHT = 1.0
 
 
 class Setting(NamedTuple):
-    """What decides how strong and how soft the distillation is; T is None where it is trained."""
+    """How strong the distillation is, and how flat its targets are; T is None where it is trained."""
 
     method: str
     standardized: bool
@@ -50,27 +50,29 @@ ELSEWHERE = (
 
 def setting(objective: ObjectiveConfig) -> Setting:
     """The setting of a configuration, its defaults filled in."""
-    found = objective.resolved()
-    assert found.ce_weight is not None
-    assert found.kd_weight is not None
-    standardized = bool(found.standardize)
-    return Setting(found.method, standardized, found.ce_weight, found.kd_weight, found.temperature)
+    resolved = objective.resolved()
+    assert resolved.ce_weight is not None
+    assert resolved.kd_weight is not None
+    standardized = bool(resolved.standardize)
+    return Setting(
+        resolved.method, standardized, resolved.ce_weight, resolved.kd_weight, resolved.temperature
+    )
 
 
 @lru_cache(maxsize=1)
 def published() -> frozenset[Setting]:
     """Every setting that never warns."""
-    found = set(ELSEWHERE)
+    settings = set(ELSEWHERE)
     for name, method in METHODS.items():
-        found.add(setting(ObjectiveConfig(method=name)))
+        settings.add(setting(ObjectiveConfig(method=name)))
         if method.standardized:
-            found.add(setting(ObjectiveConfig(method=name, standardize="unbiased")))
+            settings.add(setting(ObjectiveConfig(method=name, standardize="unbiased")))
     for name in recipes.names():
         dataset, _, _ = name.partition("/")
         pairs = [pair.split(">") for pair in recipes.load(dataset).get("pair", {})]
         for teacher, student in [("", ""), *pairs]:
-            found.add(_of_recipe(recipes.resolve(name, student, teacher)))
-    return frozenset(found)
+            settings.add(_of_recipe(recipes.resolve(name, student, teacher)))
+    return frozenset(settings)
 
 
 def _of_recipe(options: Mapping[str, Any]) -> Setting:
@@ -79,7 +81,7 @@ def _of_recipe(options: Mapping[str, Any]) -> Setting:
 
 
 def loss_settings(objective: ObjectiveConfig, labelled: bool) -> Iterator[Finding]:
-    """All that can be said of a loss before a sample is seen.
+    """Everything that can be checked of a loss before a sample is seen.
 
     Args:
         objective: with or without its defaults filled in.
@@ -101,11 +103,11 @@ def _temperature(temperatures: set[float], mine: Setting) -> Iterator[Finding]:
     name = "tau" if mine.standardized else "T"
     for t in sorted(t for t in temperatures if not low <= t <= high):
         why = (
-            "the targets are nearly the teacher's top class alone, and little of what it knows of "
-            "the other classes is left"
+            "the targets are nearly the teacher's top class alone, and little of its information "
+            "about the other classes is left"
             if t < low
-            else "the targets are nearly uniform, and the classes that a sample is surely not weigh "
-            "as much as those that it might be"
+            else "the targets are nearly uniform, and classes that are clearly wrong for a sample weigh as "
+            "much as likely ones"
         )
         yield Finding(
             "temperature",
@@ -115,7 +117,7 @@ def _temperature(temperatures: set[float], mine: Setting) -> Iterator[Finding]:
 
 
 def _weights(mine: Setting) -> Iterator[Finding]:
-    """The most telling one of what is wrong with the two weights, if anything."""
+    """What is wrong with the two weights: the most serious mistake, if there is any."""
     method, standardized, ce, kd, _ = mine
     default = setting(
         ObjectiveConfig(method=method, standardize="unbiased" if standardized else False)

@@ -17,7 +17,7 @@ from kdcache.methods.ensembles import shares
 SCALES = 2.0
 
 #: Mean correlation over the classes of two teachers' logits above which they are one teacher. Two seeds of a
-#: resnet20, both right on 98% of the test digits, have 0.909; one resnet20 on CIFAR-100 asked with its own
+#: resnet20, both right on 98% of the test digits, have 0.909; one resnet20 on CIFAR-100 run with its own
 #: and with ImageNet's normalisation has 0.990.
 ALIKE = 0.99
 
@@ -50,17 +50,17 @@ def alike(case: Case) -> Iterator[Finding]:
     """Teachers whose logits are alike for every sample: more stores to read, and nothing more to learn.
 
     By Pearson's correlation over the classes of each row: of two teachers that are right everywhere
-    it still tells whether they agree on the other classes.
+    it still shows whether they agree on the other classes.
     """
     if len(case.stores) < 2:
         return
     pairs = list(combinations(range(len(case.stores)), 2))
-    found = [correlation(case.sample.logits[a], case.sample.logits[b]) for a, b in pairs]
-    if min(found) <= ALIKE:
+    correlations = [correlation(case.sample.logits[a], case.sample.logits[b]) for a, b in pairs]
+    if min(correlations) <= ALIKE:
         return
     yield Finding(
         "alike",
-        f"The {len(case.stores)} teachers are alike: their logits correlate by {min(found):.4f} "
+        f"The {len(case.stores)} teachers are alike: their logits correlate by {min(correlations):.4f} "
         "over the classes of a sample. Nothing is gained over one of them.",
         "a single --store, or teachers of another seed or architecture.",
     )

@@ -14,12 +14,12 @@ from kdcache.methods.scaling import scaled
 
 #: Least share of plain KD in the loss of a student with a uniform output. On the logits of a resnet20 for
 #: CIFAR-100 published settings have 43% (0.5 CE + 0.5 KL at T = 1) to 94% (0.1 CE + 0.9 KL at T = 4). As the
-#: published upper end is above any useful bound, too much KD is told by the weights and the temperature,
-#: in `settings`, and the share is held against its lower end alone.
+#: published upper end is above any useful bound, too much KD is reported by the rules about weights and
+#: temperature (`loss_settings`), and the share is held against its lower end alone.
 SHARE = 0.3
 
-#: Mean entropy in nats below which targets are labels: less than 1% of the mass is beside the top class, so the
-#: gradient of KD differs from that of cross-entropy by less than that.
+#: Mean entropy in nats below which targets hardly differ from labels: less than 1% of the mass is beside the
+#: top class, so the gradient of KD differs from that of cross-entropy by less than that.
 ENTROPY = 0.05
 
 
@@ -29,8 +29,8 @@ def share_of_loss(case: Case) -> Iterator[Finding]:
     total = mine.ce_weight + mine.kd_weight
     if not case.loss.record.plain_kl or mine.standardized or not case.labelled:
         return
-    if any(finding.rule != "temperature" for finding in loss_settings(case.loss, labelled=True)):
-        return  # its weights are the reason
+    if any(loss_settings(case.loss, labelled=True)):
+        return  # its weights or its temperature are the reason
     if case.uniform is None:
         return
     share = case.uniform["kd_share"]
@@ -53,8 +53,8 @@ def confident_targets(case: Case) -> Iterator[Finding]:
     if temperature is None:
         return
     teachers = case.tensors()
-    found = entropy([scaled(z, temperature, loss.standardize) for z in teachers])
-    if found >= ENTROPY:
+    nats = entropy([scaled(z, temperature, loss.standardize) for z in teachers])
+    if nats >= ENTROPY:
         return
     softer = [t for t in (2.0, 3.0, 4.0, 5.0) if t > temperature]
     enough = [t for t in softer if entropy([scaled(z, t, False) for z in teachers]) >= ENTROPY]
@@ -62,7 +62,7 @@ def confident_targets(case: Case) -> Iterator[Finding]:
     sign = "tau" if loss.standardize else "T"
     yield Finding(
         "certain-targets",
-        f"The targets have an entropy of {found:.2g} nats on average at {sign} = {temperature:g}: the "
+        f"The targets have an entropy of {nats:.2g} nats on average at {sign} = {temperature:g}: the "
         "teacher is so confident of the training samples that its targets are their labels, with little "
         "of what the classes have in common.",
         f"{hotter}--standardize." if not loss.standardize else "a higher --temperature.",
@@ -71,5 +71,5 @@ def confident_targets(case: Case) -> Iterator[Finding]:
 
 def entropy(targets: Sequence[Tensor]) -> float:
     """Mean entropy of softmax over rows and teachers, nats; each (N, K), divided by T already."""
-    logs = [one.log_softmax(-1) for one in targets]
-    return float(torch.stack([-(one.exp() * one).sum(-1).mean() for one in logs]).mean())
+    logs = [log.log_softmax(-1) for log in targets]
+    return float(torch.stack([-(log.exp() * log).sum(-1).mean() for log in logs]).mean())

@@ -1,4 +1,4 @@
-"""Rules about the teacher: does it know enough, and is it asked in the right way?"""
+"""Rules about the teacher: is it accurate enough, and are its images preprocessed as it needs them?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEPT = 0.7
 
 
 def teacher_on_views(case: Case) -> Iterator[Finding]:
-    """Per teacher the most telling of: classes in another order, guessing, lost on the views.
+    """Per teacher the most serious of: classes in another order, guessing, lost on the views.
 
     Measured on one view of the sample's rows, so that the rows are independent.
     """
@@ -60,7 +60,7 @@ def _on_views(case: Case, store: Store, check: Check) -> Iterator[Finding]:
         yield Finding(
             "chance",
             f"{who} has a top-1 of {percent(check.top1)} {where}, close to what guessing gives "
-            f"({percent(check.chance)}): its logits say little or nothing about the labels.",
+            f"({percent(check.chance)}): its logits hold little or no information about the labels.",
             "check its weights and its preprocessing (check --teacher tries the likely mistakes), or "
             "whether an imported array has the rows of this dataset.",
         )
@@ -98,7 +98,7 @@ def other_order(check: Check) -> tuple[int, ...] | None:
 
 
 def teacher_against_baseline(case: Case) -> Iterator[Finding]:
-    """A teacher should know more than its student learns from labels alone.
+    """A teacher should be more accurate than its student becomes by labels alone.
 
     Clean test top-1 of the teacher, as its dump measured it on a sample of images, against the student's
     own training by cross-entropy. It must fall short by more than two standard errors of the sample:
@@ -124,11 +124,11 @@ def teacher_against_baseline(case: Case) -> Iterator[Finding]:
             )
 
 
-def teacher_asked_wrongly(case: Case) -> Iterator[Finding]:
+def teacher_preprocessing(case: Case) -> Iterator[Finding]:
     """Another normalisation, size or channel order with which the live teacher is clearly better."""
-    if case.trials is None or (found := case.trials.better()) is None:
+    if case.trials is None or (better := case.trials.better()) is None:
         return
-    change, remedy, top1 = found
+    change, remedy, top1 = better
     yield Finding(
         "preprocessing",
         f"{name(case.first)} has a top-1 of {percent(float(case.trials.right.mean()))} on "

@@ -10,14 +10,18 @@ see what was measured, at `UNCOVERED`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 
+from kdcache.augment.specs import from_description
 from kdcache.checks.case import Case
+from kdcache.checks.earlier_runs import Fit
 from kdcache.checks.finding import Finding, percent
 from kdcache.methods.scaling import scaled
+from kdcache_stores import KDCacheError
 
 #: The most that does not warn. Measured: a resnet8 taught by a resnet20 on 300 digits (KD, 30 epochs, 5
 #: seeds) reaches 94.6 +- 0.7% from one view (0.04), 95.7 +- 0.8% from two (0.02), 97.4 +- 0.7% from four
@@ -32,8 +36,10 @@ UNCOVERED = 0.01
 #: student has missed more of its teacher than it took.
 UNFIT, PERFECT = 0.5, 0.05
 
-#: A loss that fell by this much over the last tenth of the epochs is still falling.
-FALLING = 0.05
+#: A training of at least so many epochs whose distillation fell by less than this share from one quarter of
+#: the epochs to the next has come to its limit; of a shorter one nothing is said. `tests/kdcache/checks/
+#: test_health.py` holds both against healthy and sick trainings.
+EPOCHS, FALLING = 10, 0.02
 
 
 class Variances(NamedTuple):
@@ -78,24 +84,24 @@ def variances(case: Case) -> Variances | None:
 def few_views(case: Case) -> Iterator[Finding]:
     """So few views that a sample's targets are left to chance, and each is seen many times."""
     views = len(case.used)
-    if case.epochs is None or case.epochs <= views or _all_there_are(case):
+    if case.epochs is None or case.epochs <= views or _holds_all_views(case):
         return
-    found = variances(case)
-    if found is None and views == 1 and len(case.sample.rows) > 1:
+    spread = variances(case)
+    if spread is None and views == 1 and len(case.sample.rows) > 1:
         yield Finding(
             "few-views",
-            f"A single view of a sample is seen {case.epochs} times: the student learns its pixels and "
-            "targets by heart. How much targets change from view to view cannot be told from one.",
+            f"A single view of a sample is seen {case.epochs} times: the student memorizes its pixels "
+            "and targets. How much targets change from view to view cannot be measured on one.",
             f"{_get(case, 4)}, or more.",
         )
-    if found is None or found.uncovered(views) <= UNCOVERED:
+    if spread is None or spread.uncovered(views) <= UNCOVERED:
         return
     yield Finding(
         "few-views",
-        f"{_views(views)} of a sample are {percent(found.uncovered(views))} off the mean of all its views "
+        f"{_views(views)} of a sample are {percent(spread.uncovered(views))} off the mean of all its views "
         f"(variance over views, divided by {views}, beside that between samples), and each is seen "
-        f"{case.epochs / views:.0f} times in {case.epochs} epochs: the student learns these views by heart.",
-        _more(case, found),
+        f"{case.epochs / views:.0f} times in {case.epochs} epochs: the student memorizes these views.",
+        _more(case, spread),
     )
 
 
@@ -103,46 +109,69 @@ def fit(case: Case) -> Iterator[Finding]:
     """A finished student against its targets: too small for them, or done with them."""
     if case.fit is None or case.uniform is None or not case.uniform["kd"] > 0:
         return
-    left, views = case.fit.kd / case.uniform["kd"], len(case.used)
+    shares, views = _shares(case, case.fit), len(case.used)
+    left, falling = shares[-1], _falling(shares)
     if left > UNFIT:
-        falling = 1 - case.fit.kd / max(case.fit.before, 1e-12) > FALLING
+        if case.fit.epochs < EPOCHS or falling >= FALLING:
+            return  # too short, or not yet at its limit: that is no fault
         yield Finding(
             "unfit",
             f"After {case.fit.epochs} epochs the student is still {percent(left)} as far from its targets as "
-            "a student with a uniform output"
-            + (", and was still getting closer." if falling else ", and no longer getting closer."),
-            "more epochs." if falling
-            else "a larger student, or a smaller teacher; a higher --lr if the loss hardly moved.",
-        )  # fmt: skip
-    elif left < PERFECT and case.fit.epochs > views and not _all_there_are(case):
-        found = variances(case)
-        if found is not None and found.uncovered(views) > UNCOVERED:
+            f"one of uniform predictions, and its distillation fell by {percent(max(falling, 0.0))} "
+            "over the last half of the training.",
+            "a larger student, or a smaller teacher; a higher --lr if the loss hardly moved at all, a lower "
+            "one if it went up and down.",
+        )
+    elif left < PERFECT and case.fit.epochs > views and not _holds_all_views(case):
+        spread = variances(case)
+        if spread is not None and spread.uncovered(views) > UNCOVERED:
             yield Finding(
                 "learned-by-heart",
                 f"The student is {percent(1 - left)} of the way to its targets, having seen each of "
                 f"{_views(views).lower()} {case.fit.epochs / views:.0f} times; the views that are not "
-                f"stored differ from these by {percent(found.uncovered(views))} of what there is to learn.",
-                _more(case, found),
+                f"stored differ from these by {percent(spread.uncovered(views))} of what there is to learn.",
+                _more(case, spread),
             )
 
 
-def _all_there_are(case: Case) -> bool:
-    """Whether more views would bring nothing: all of a finite number, or images as they are."""
-    return case.augmentation in ("exhaustive", "none") and case.first.n_views == len(case.used)
+def _shares(case: Case, fit: Fit) -> list[float]:
+    """The distillation term of each epoch beside that of a uniform student, whatever the warm-up."""
+    uniform = [case.uniform_at(epoch) for epoch in range(fit.epochs)]
+    return [
+        kd / max(parts["kd"], 1e-12) for kd, parts in zip(fit.kd, uniform, strict=True) if parts
+    ]
+
+
+def _falling(shares: Sequence[float]) -> float:
+    """By which share the mean of the last quarter of the epochs is below that of the quarter before."""
+    quarter = max(1, len(shares) // 4)
+    last, before = shares[-quarter:], shares[-2 * quarter : -quarter] or shares[:1]
+    return 1 - fmean(last) / max(fmean(before), 1e-12)
+
+
+def _holds_all_views(case: Case) -> bool:
+    """Whether more views would bring nothing: all of a finite number, or one that never changes."""
+    try:
+        augmentation = from_description(case.first.plan.augmentation)
+    except KDCacheError:
+        return False  # a user's own, which a store must not import
+    return augmentation.fixed or augmentation.views == len(case.used)
 
 
 def _views(count: int) -> str:
     return "A single view" if count == 1 else f"{count} views"
 
 
-def _more(case: Case, found: Variances) -> str:
-    enough = found.enough()
-    return f"{_get(case, enough)}: {enough} views bring that to {percent(found.uncovered(enough))}."
+def _more(case: Case, spread: Variances) -> str:
+    enough = spread.enough()
+    return (
+        f"{_get(case, enough)}: {enough} views bring that to {percent(spread.uncovered(enough))}."
+    )
 
 
 def _get(case: Case, views: int) -> str:
     """How to get so many views: they are stored, or a dump adds what is missing."""
-    there = min(store.n_views for store in case.stores)
+    stored = min(store.n_views for store in case.stores)
     return (
-        f"--views {views}, which are stored" if there >= views else f"dump-teacher --views {views}"
+        f"--views {views}, which are stored" if stored >= views else f"dump-teacher --views {views}"
     )

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.logits.ce import Mix
 from kdcache.methods.logits.kd import KD, kd
-from kdcache.methods.loss import Fields, Targets, Terms
-from kdcache.methods.scaling import Target
+from kdcache.methods.loss import Fields, TargetFields, Terms
+from kdcache.methods.scaling import SoftmaxTarget
 from kdcache.methods.step import Step
 
 
@@ -39,7 +39,7 @@ def learned_temperature(
 
 def ctkd(
     student: Tensor,
-    teacher: Tensor | Target,
+    teacher: Tensor | SoftmaxTarget,
     theta: Tensor,
     *,
     strength: float = -1.0,
@@ -70,7 +70,7 @@ def ctkd(
 
 
 class CTKD(KD):
-    """KD at `learned_temperature` of θ, whose gradient turns round over the first epochs."""
+    """KD at `learned_temperature` of θ, whose gradient is reversed more and more over the first epochs."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__(config)
@@ -89,7 +89,7 @@ class CTKD(KD):
     def forward(
         self,
         student: Fields,
-        target: Targets,
+        target: TargetFields,
         labels: Tensor,
         step: Step,
         mix: Mix | None,

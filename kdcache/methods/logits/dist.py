@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kdcache.methods.logits.ce import Mix
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
-from kdcache.methods.scaling import FLOOR, Target, Temperature, check_shapes, scaled
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
+from kdcache.methods.scaling import FLOOR, SoftmaxTarget, Temperature, check_shapes, scaled
 from kdcache.methods.step import Step
 
 EPSILON = 1e-8
@@ -18,7 +18,7 @@ EPSILON = 1e-8
 
 def dist(
     student: Tensor,
-    teacher: Tensor | Target,
+    teacher: Tensor | SoftmaxTarget,
     *,
     temperature: Temperature = 4.0,
     beta: float = 2.0,
@@ -27,8 +27,8 @@ def dist(
     """Distillation from a stronger teacher: T²·(beta·inter + gamma·intra), on softmax(·/T).
 
     inter is the mean over samples of 1 - ρ over the classes, intra the mean over classes of 1 - ρ
-    over the samples of the batch, with ρ Pearson's correlation of student and teacher: it asks for
-    the teacher's preferences, not for its probabilities. Both lie between 0 and 2.
+    over the samples of the batch, with ρ Pearson's correlation of student and teacher: it
+    compares the order of preference, not the probabilities. Both lie between 0 and 2.
 
     A constant row or column has ρ = 0, and one that varies by less than a hundredth of its mean is
     flat (see `correlation`): a zero-initialised head has a gradient of the usual size.
@@ -62,8 +62,8 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     logits (to first order softmax(v/T) varies by std(v)/T of its mean): divided by that instead, so
     the correlation goes to 0 with the deviation, with the gradient of a row that varies by its mean.
     """
-    (a, one), (b, other) = centred(a), centred(b)
-    return (a * b).sum(-1) / (one * other + EPSILON)
+    (a, norm), (b, other) = centred(a), centred(b)
+    return (a * b).sum(-1) / (norm * other + EPSILON)
 
 
 def centred(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ class DIST(Loss):
     def forward(
         self,
         student: Fields,
-        target: Targets,
+        target: TargetFields,
         labels: Tensor,
         step: Step,
         mix: Mix | None,

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.logits.ce import Mix
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.scaling import (
     Reduction,
+    SoftmaxTarget,
     Standardize,
-    Target,
     Temperature,
     check_shapes,
     divergence,
@@ -25,7 +25,7 @@ from kdcache.methods.target import check_labels, others, target_or_not
 
 def tckd_nckd(
     student: Tensor,
-    teacher: Tensor | Target,
+    teacher: Tensor | SoftmaxTarget,
     labels: Tensor,
     *,
     temperature: Temperature = 4.0,
@@ -61,7 +61,7 @@ def tckd_nckd(
 
 def dkd(
     student: Tensor,
-    teacher: Tensor | Target,
+    teacher: Tensor | SoftmaxTarget,
     labels: Tensor,
     *,
     alpha: float = 1.0,
@@ -128,7 +128,7 @@ class DKD(Loss):
     def forward(
         self,
         student: Fields,
-        target: Targets,
+        target: TargetFields,
         labels: Tensor,
         step: Step,
         mix: Mix | None,

@@ -9,11 +9,11 @@ from torch import Tensor
 from kdcache.methods.ablations import ablate, permutation
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.logits.ce import Mix
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.scaling import (
     Reduction,
+    SoftmaxTarget,
     Standardize,
-    Target,
     Temperature,
     check_shapes,
     divergence,
@@ -25,7 +25,7 @@ from kdcache.methods.step import Step
 
 def kd(
     student: Tensor,
-    teacher: Tensor | Target,
+    teacher: Tensor | SoftmaxTarget,
     *,
     temperature: Temperature = 4.0,
     teacher_temperature: Temperature | None = None,
@@ -94,7 +94,7 @@ class KD(Loss):
     def forward(
         self,
         student: Fields,
-        target: Targets,
+        target: TargetFields,
         labels: Tensor,
         step: Step,
         mix: Mix | None,

@@ -10,10 +10,10 @@ from torch import Tensor
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.logits.ce import Mix
 from kdcache.methods.logits.kd import kd
-from kdcache.methods.loss import Fields, Loss, Targets, Terms
+from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.scaling import (
+    SoftmaxTarget,
     Standardize,
-    Target,
     check_shapes,
     full_precision,
     reduced,
@@ -27,7 +27,7 @@ VARIANTS = ("as-coded", "as-described")
 
 def mlkd(
     student: Tensor,
-    teacher: Tensor | Target,
+    teacher: Tensor | SoftmaxTarget,
     *,
     temperature: float = 4.0,
     standardize: Standardize = False,
@@ -88,7 +88,7 @@ def mlkd(
 
 
 def kd_per_view(
-    student: Tensor, teacher: Tensor | Target, temperature: float, standardize: Standardize
+    student: Tensor, teacher: Tensor | SoftmaxTarget, temperature: float, standardize: Standardize
 ) -> Tensor:
     """(2,) KD of the weak and of the strong view, each a mean over the batch."""
     loss = kd(student, teacher, temperature=temperature, standardize=standardize, reduction="none")
@@ -97,7 +97,7 @@ def kd_per_view(
 
 def level_terms(
     student: Tensor,
-    teacher: Tensor | Target,
+    teacher: Tensor | SoftmaxTarget,
     temperature: float,
     standardize: Standardize,
     views: int = 2,
@@ -136,7 +136,7 @@ class MLKD(Loss):
     def forward(
         self,
         student: Fields,
-        target: Targets,
+        target: TargetFields,
         labels: Tensor,
         step: Step,
         mix: Mix | None,

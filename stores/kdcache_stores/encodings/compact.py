@@ -71,7 +71,7 @@ class Compact:
 
     @property
     def most_kl(self) -> float:
-        """Twice what was asked for, where that is more than others may lose."""
+        """Twice the target, where that is more than other encodings may lose."""
         return max(MOST_KL, 2 * self.kl)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The encodings that there are, by name.
 
 To add one: a frozen dataclass with the members of `Encoding`, its parameters as its fields, and its
-name in `ENCODINGS`. Nothing else in the package knows one encoding from another.
+name in `ENCODINGS`. Nothing else in the package depends on which encoding it is.
 """
 
 from __future__ import annotations

@@ -92,9 +92,9 @@ def require_faithful(
     labels: NDArray[np.int64],
     shared: Mapping[str, Array] = NOTHING,
 ) -> None:
-    """Refuse an encoding that loses what logits (n, K) tell apart; arguments as for `decode_some`.
+    """Refuse an encoding that loses the differences between logits (n, K); arguments as for `decode_some`.
 
-    So float16 loses logits around 1e-9 (it knows nothing finer than 6e-8), and differences of a few
+    So float16 loses logits around 1e-9 (its finest step is 6e-8), and differences of a few
     between logits around 10,000 (where its steps are 8 wide).
 
     Raises `DataError` where the largest logit, near ties aside, is another one in more than a row
@@ -108,7 +108,7 @@ def require_faithful(
     if wrong <= max(1.0, (1 - LEAST_ORDER) * len(kept)) and lost <= encoding.most_kl:
         return
     raise DataError(
-        f"{encoding.name} loses what these logits say: of {len(kept)} rows {wrong} have another "
+        f"{encoding.name} loses too much of these logits: of {len(kept)} rows {wrong} have another "
         f"largest logit once they are stored (at most {1 - LEAST_ORDER:.1%} may), and the Z-scored KL "
         f"is {lost:.2g} nats (at most {encoding.most_kl:g}). The logits lie between {live.min():g} and "
         f"{live.max():g}, with a standard deviation of {np.median(live.std(axis=1)):g} within a row: "

@@ -66,7 +66,7 @@ class Encoding(Protocol):
 
     @property
     def near_tie(self) -> float:
-        """Row standard deviations by which the largest logit may lead and still change places."""
+        """How far, in row standard deviations, the largest logit may lead and still be overtaken."""
 
     @classmethod
     def parse(cls, parameter: str | None) -> Encoding:

@@ -48,7 +48,7 @@ class Quantized:
 
     @property
     def near_tie(self) -> float:
-        """A step: whoever chooses it has rows rounded by that."""
+        """One step, as far as rounding may move a value, but no less than the usual near tie."""
         return max(NEAR_TIE, self.step)
 
     @property

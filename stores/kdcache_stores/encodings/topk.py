@@ -21,7 +21,7 @@ from kdcache_stores.encodings.protocol import (
 from kdcache_stores.errors import CorruptStore, UsageError
 
 _AT_ONCE = 2**20
-"""Decoded values worked on at shared: what a dense row needs beside itself stays small."""
+"""Values decoded at once: what a dense row needs beside itself stays small."""
 
 
 @dataclass(frozen=True)

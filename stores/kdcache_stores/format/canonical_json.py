@@ -53,20 +53,20 @@ def digest(kind: str, value: Json) -> str:
     return hashlib.sha256(f"kdcache {kind}\n{canonical_json(value)}".encode()).hexdigest()
 
 
-def first_difference(found: Json, expected: Json, name: str) -> tuple[str, Json, Json] | None:
+def first_difference(actual: Json, expected: Json, name: str) -> tuple[str, Json, Json] | None:
     """Where two JSON values first differ: (dotted name, found, expected), or None."""
-    if isinstance(found, Mapping) and isinstance(expected, Mapping):
-        for key in sorted(found.keys() | expected.keys(), key=str):
-            if key not in found or key not in expected:
-                return f"{name}.{key}", found.get(key), expected.get(key)
-            if difference := first_difference(found[key], expected[key], f"{name}.{key}"):
+    if isinstance(actual, Mapping) and isinstance(expected, Mapping):
+        for key in sorted(actual.keys() | expected.keys(), key=str):
+            if key not in actual or key not in expected:
+                return f"{name}.{key}", actual.get(key), expected.get(key)
+            if difference := first_difference(actual[key], expected[key], f"{name}.{key}"):
                 return difference
         return None
-    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+    if isinstance(actual, list) and isinstance(expected, list) and len(actual) == len(expected):
+        for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
             if difference := first_difference(a, b, f"{name}[{index}]"):
                 return difference
         return None
-    if canonical_json(found) == canonical_json(expected):
+    if canonical_json(actual) == canonical_json(expected):
         return None
-    return name, found, expected
+    return name, actual, expected

@@ -14,7 +14,7 @@ from kdcache_stores.encodings.encoding_names import (
 from kdcache_stores.encodings.protocol import Encoding
 from kdcache_stores.errors import FormatError, StoreNotFound, UsageError
 from kdcache_stores.format.canonical_json import Json, pretty_json
-from kdcache_stores.types import LOGITS, FieldSpec, Plan, Teacher
+from kdcache_stores.types import LOGITS, FieldSpec, Plan, StoredTeacher
 
 FORMAT = (1, 1)
 """The newest format (major, minor) that is written here, where a store needs it. A reader refuses another
@@ -76,7 +76,7 @@ def group(attributes: dict[str, Json]) -> bytes:
 
 @dataclass(frozen=True)
 class Header:
-    """What the root group says of a store.
+    """What the root group states about a store.
 
     Args:
         plan, teacher: as given to the writer.
@@ -90,7 +90,7 @@ class Header:
     """
 
     plan: Plan
-    teacher: Teacher
+    teacher: StoredTeacher
     fields: dict[str, Field]
     samples: int
     keys: str = "plain"
@@ -172,7 +172,7 @@ def read_header(document: dict[str, Json], where: str) -> Header:
             f"{FORMAT[0]}.x: use a version of kdcache that knows it"
         )
     plan = Plan.from_dict(value.get("plan"))
-    teacher = Teacher.from_dict(value.get("teacher"))
+    teacher = StoredTeacher.from_dict(value.get("teacher"))
     for name, item in (("plan", plan), ("teacher", teacher)):
         if value[name].get("digest") != item.digest:
             raise FormatError(

@@ -101,7 +101,7 @@ def announced(data: bytes) -> str | None:
 
 
 class RecordBook:
-    """The committed shards of an unfinished store, as its folder of records tells.
+    """The committed shards of an unfinished store, as listed in its folder of records.
 
     Args:
         files: the store.

@@ -107,7 +107,10 @@ class ShardReader:
         from numcodecs import blosc
 
         head = np.frombuffer(payload[4:16].tobytes().ljust(12, b"\0"), "<u4")
-        if (int(head[0]), int(head[2])) != (size, len(payload)):  # Blosc believes its header
+        if (int(head[0]), int(head[2])) != (
+            size,
+            len(payload),
+        ):  # Blosc trusts its header unchecked
             raise CorruptStore(
                 f"{self.where}: {what} states {head[0]} bytes in {head[2]}, "
                 f"expected {size} in {len(payload)}"

@@ -20,7 +20,7 @@ _RETRY = {
         "base": 2,
     },
 }
-# No limit on a whole request, which would fail large objects on slow lines; one on each silence.
+# No limit on a whole request, which would fail large objects on slow lines; one on each pause in a transfer.
 _CLIENT = {"timeout": "6h", "read_timeout": "30s", "connect_timeout": "10s"}
 
 _runtime_pid: int | None = None

@@ -1,4 +1,4 @@
-"""Objects of a store as local files: read whole, published whole, never overwritten unasked."""
+"""Objects of a store as local files: read whole, published whole, never overwritten unless asked."""
 
 from __future__ import annotations
 

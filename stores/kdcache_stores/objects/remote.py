@@ -113,7 +113,7 @@ class RemoteFiles:
         data = self._cache.get(entry.sha256, entry.size) if self._cache.limit else None
         if data is not None:
             return data
-        # A growth may be replacing metadata: what differs from the manifest is then the reader's to judge.
+        # A growth may be replacing metadata: the reader then decides about what differs from the manifest.
         metadata = entry.kind == "metadata"
         problem = ""
         for _ in range(_TRIES):

@@ -29,7 +29,7 @@ def redact(url: str) -> str:
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of a URL; raises `UsageError` for a scheme that is not spoken here, or a query."""
+    """The parts of a URL; raises `UsageError` for a scheme that is not supported, or a query."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)

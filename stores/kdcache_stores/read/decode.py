@@ -128,7 +128,7 @@ def _read_shard(
 
 
 def _wait(futures: list[Future[None]]) -> None:
-    """Wait, SHA-256 first: it says that a shard is damaged, a block only how that shows."""
+    """Wait for all, the SHA-256 first: its error names the damage, a block's error only a symptom of it."""
     for future in futures:
         future.result()
 

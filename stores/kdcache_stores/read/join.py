@@ -1,4 +1,4 @@
-"""Fields of one teacher that lie in several stores, and stores of several teachers: which is which."""
+"""Which of several stores holds which field of which teacher."""
 
 from __future__ import annotations
 

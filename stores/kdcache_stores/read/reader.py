@@ -24,7 +24,7 @@ from kdcache_stores.objects.files import Objects
 from kdcache_stores.read.decode import Selection, Wanted, read_shards
 from kdcache_stores.read.prefetch import prefetched
 from kdcache_stores.read.sealed_objects import SealedObjects
-from kdcache_stores.types import LOGITS, Plan, Probe, Shard, Teacher
+from kdcache_stores.types import LOGITS, Plan, Probe, Shard, StoredTeacher
 
 
 def open_store(
@@ -106,7 +106,7 @@ class Store:
         return self.header.plan
 
     @property
-    def teacher(self) -> Teacher:
+    def teacher(self) -> StoredTeacher:
         """The teacher."""
         return self.header.teacher
 

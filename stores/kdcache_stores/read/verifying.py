@@ -32,7 +32,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """What verification found.
 
     Args:
@@ -62,7 +62,7 @@ class Report:
         return {**asdict(self), "ok": self.ok, "rewrite": [list(shard) for shard in self.rewrite]}
 
 
-def verify(store: Store, progress: Progress | None = None) -> Report:
+def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
     """Check size and SHA-256 of every object on all cores, the samples against the plan, probes, head.
 
     Args:
@@ -74,7 +74,7 @@ def verify(store: Store, progress: Progress | None = None) -> Report:
     source = store.source
     entries = [entry for entry in source.entries.values() if entry.kind != "card"]
     total = sum(entry.size for entry in entries)
-    report = Report(store.where, store.digest, len(entries), total)
+    report = VerifyReport(store.where, store.digest, len(entries), total)
     done = 0
     growing = source.announced() is not None
     source.objects.prefetch(entry.key for entry in entries)

@@ -76,7 +76,7 @@ def readme(store: Store, license: str, where: str) -> str:
     sections = [
         "---\n" + "\n".join(lines) + "\n---",
         f"# Logits of {_text(name)}",
-        f"What one teacher says about {info['views']} augmented views of each of {info['samples']:,} "
+        f"The outputs of one teacher for {info['views']} augmented views of each of {info['samples']:,} "
         f"samples: a store of [kdcache](https://pypi.org/project/kdcache/), for knowledge distillation "
         f"without running the teacher. Plain Zarr v3 and Parquet.",
         "## What it holds\n\n" + _table(("", ""), _facts(store, info)),
@@ -183,7 +183,7 @@ view = array[{first}].read().result()
 
 
 def _zarr(where: str) -> str:
-    """How zarr-python opens the group; URLs through obstore, which speaks all of them."""
+    """How zarr-python opens the group; URLs through obstore, which supports all of them."""
     if "://" not in where:
         return f'import zarr\n\ngroup = zarr.open_group("{where}", mode="r")'
     return f"""import zarr
@@ -194,7 +194,7 @@ group = zarr.open_group(ObjectStore(from_url("{_address(where)}"), read_only=Tru
 
 
 def _tensorstore(where: str, path: str) -> str:
-    """How TensorStore opens an array; what it does not speak is pulled first."""
+    """How TensorStore opens an array; what it does not support is pulled first."""
     address, pulled = _address(where), ""
     if address.startswith("az://"):
         address = where.rpartition("/")[2]
@@ -207,7 +207,7 @@ def _tensorstore(where: str, path: str) -> str:
 
 
 def _address(where: str) -> str:
-    """The address for tools that do not speak hf://."""
+    """The address for tools that do not support hf://."""
     if not where.startswith("hf://"):
         return where
     place = parse(where)

@@ -38,7 +38,7 @@ class FieldDifference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StoreComparison:
     """What `compare_stores` found.
 
     Args:
@@ -71,7 +71,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare_stores(a: Store, b: Store) -> Comparison:
+def compare_stores(a: Store, b: Store) -> StoreComparison:
     """Compare two stores; fields are compared where both are of one plan, row by row."""
     fields = [{n: f.to_dict() for n, f in store.fields.items()} for store in (a, b)]
     pairs = {
@@ -83,7 +83,7 @@ def compare_stores(a: Store, b: Store) -> Comparison:
     common = [view for view in a.view_range if view in b.view_range]
     digests = [dict(zip(s.view_range, s.view_digests, strict=True)) for s in (a, b)]
     equal = [view for view in common if digests[0][view] == digests[1][view]]
-    result = Comparison(
+    result = StoreComparison(
         a.digest == b.digest,
         a.plan.digest == b.plan.digest,
         a.teacher.digest == b.teacher.digest,

@@ -166,9 +166,9 @@ class _Push:
         if difference := first_difference(theirs.header.to_dict(), mine.header.to_dict(), "store"):
             if theirs.digest == mine.digest:
                 return target  # the same outputs, dumped at another time
-            name, present, asked = difference
+            name, present, expected = difference
             raise self._refused(
-                f"its {name.removeprefix('store.')} is {present!r:.80}, not {asked!r:.80}"
+                f"its {name.removeprefix('store.')} is {present!r:.80}, not {expected!r:.80}"
             )
         for key, entry in target.source.entries.items():
             own = self.entries.get(key)

@@ -25,12 +25,12 @@ DEPTH = 4
 
 @dataclass(frozen=True)
 class Listed:
-    """One store that was found.
+    """A store of the list.
 
     Args:
         name: its path below the place that was listed.
         where: its path or URL, without credentials.
-        summary: see `catalog.summary`; with `sealed` false, what the root tells of an unfinished store.
+        summary: see `catalog.summary`; with `sealed` false, what the root states about an unfinished store.
         problem: why it cannot be opened, if it cannot.
     """
 

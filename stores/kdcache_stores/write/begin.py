@@ -14,7 +14,7 @@ from kdcache_stores.format.layout import ArrayLayout, choose_shard_rows, read_la
 from kdcache_stores.format.manifest import CARD, ROOT, SAMPLES
 from kdcache_stores.format.sample_table import read_samples, write_samples
 from kdcache_stores.objects.files import LocalFiles, is_temporary
-from kdcache_stores.types import LOGITS, FieldSpec, Plan, Samples, Teacher
+from kdcache_stores.types import LOGITS, FieldSpec, Plan, Samples, StoredTeacher
 
 
 def require_place(files: LocalFiles) -> None:
@@ -31,7 +31,7 @@ def require_place(files: LocalFiles) -> None:
 
 def make_header(
     plan: Plan,
-    teacher: Teacher,
+    teacher: StoredTeacher,
     samples: Samples,
     views: int,
     fields: Mapping[str, FieldSpec],
@@ -86,10 +86,10 @@ def begun_header(files: LocalFiles, header: Header) -> Header:
         )
     difference = first_difference(begun.comparable(), header.comparable(), "store")
     if difference:
-        name, present, asked = difference
+        name, present, expected = difference
         raise MismatchError(
             f"{files.where} was begun with {name.removeprefix('store.')} = {present!r}, "
-            f"this dump has {asked!r}: use the same settings to go on, or another folder"
+            f"this dump has {expected!r}: use the same settings to go on, or another folder"
         )
     return begun
 
@@ -108,7 +108,7 @@ def choose_layouts(
     ]
     values = max(math.prod(field.shape) for field in header.fields.values())
     rows = choose_shard_rows(header.samples, [spec for _, spec in arrays], values, shard_rows)
-    stated = _shard_rows_there(
+    stated = _shard_rows_begun(
         files, header, ArrayLayout.choose(*arrays[0], views, header.samples, rows)
     )
     if stated is not None:
@@ -121,7 +121,7 @@ def choose_layouts(
     return [ArrayLayout.choose(name, spec, views, header.samples, rows) for name, spec in arrays]
 
 
-def _shard_rows_there(files: LocalFiles, header: Header, first: ArrayLayout) -> int | None:
+def _shard_rows_begun(files: LocalFiles, header: Header, first: ArrayLayout) -> int | None:
     where = f"{files.where}/{first.metadata_key}"
     try:
         document = parse_json(files.get(first.metadata_key), where)

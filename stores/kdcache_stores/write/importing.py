@@ -17,7 +17,7 @@ from kdcache_stores.encodings.protocol import FittedEncoding
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 from kdcache_stores.format.canonical_json import Json
 from kdcache_stores.read.reader import Store
-from kdcache_stores.types import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.types import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, StoredTeacher
 from kdcache_stores.write.writer import StoreWriter
 
 FIXED_VIEW: dict[str, Json] = {"name": "fixed"}
@@ -28,7 +28,7 @@ PROBABILITIES = "probabilities"
 
 
 def kind_of_rows(rows: NDArray[Any]) -> str | None:
-    """What rows meant as logits are instead, where their numbers show it.
+    """What else than logits the rows are, where their numbers show it.
 
     Args:
         rows: float (N, K).
@@ -56,7 +56,7 @@ def write_arrays(
     *,
     samples: Samples,
     plan: Plan | None = None,
-    teacher: Teacher | None = None,
+    teacher: StoredTeacher | None = None,
     encoding: str | Mapping[str, str] = "float16",
     probes: Callable[[Shard], Sequence[Probe]] | None = None,
     **options: Any,
@@ -95,12 +95,12 @@ def write_arrays(
         if views != 1 or LOGITS not in fields:
             raise UsageError(
                 f"{views} views of {', '.join(sorted(fields))} need a plan: without one there is one "
-                "fixed view, and the logits say how many classes"
+                "fixed view, and the logits give the number of classes"
             )
         classes = fields[LOGITS].shape[2]
         plan = Plan("imported", "train", classes, samples.fingerprint, FIXED_VIEW, seed=0)
     if teacher is None:
-        teacher = Teacher("unknown", _identity(fields), {}, "unknown", plan.classes)
+        teacher = StoredTeacher("unknown", _identity(fields), {}, "unknown", plan.classes)
     names = dict.fromkeys(fields, encoding) if isinstance(encoding, str) else dict(encoding)
     if unknown := sorted(names.keys() - fields.keys()):
         raise UnknownName("field", unknown[0], fields)

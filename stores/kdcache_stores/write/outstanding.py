@@ -16,7 +16,7 @@ from kdcache_stores.format.manifest import ROOT, SEAL
 from kdcache_stores.format.records import RecordBook
 from kdcache_stores.objects.files import LocalFiles
 from kdcache_stores.read.reader import Store
-from kdcache_stores.types import FieldSpec, Plan, Samples, Shard, Teacher
+from kdcache_stores.types import FieldSpec, Plan, Samples, Shard, StoredTeacher
 from kdcache_stores.write.begin import begun_header, choose_layouts, make_header
 
 
@@ -94,7 +94,7 @@ def find_outstanding(
     path: str | os.PathLike[str],
     *,
     plan: Plan,
-    teacher: Teacher,
+    teacher: StoredTeacher,
     samples: Samples,
     views: int,
     fields: Mapping[str, FieldSpec],

@@ -50,7 +50,7 @@ def pack(
         labels: int64 (shard.rows,).
         known: what rows share and is there already.
         minor: version of the store's format.
-        faithful: refuse an encoding that loses what logits tell apart, see `require_faithful`.
+        faithful: refuse an encoding that loses the differences between logits, see `require_faithful`.
     """
     encoded = _encode(field, rows, labels, shard, known.arrays)
     specs = field.encoding.arrays(field.shape)

@@ -20,7 +20,7 @@ from kdcache_stores.format.manifest import RECORDS, SEAL, Entry
 from kdcache_stores.format.records import Record, record_key
 from kdcache_stores.objects.files import Disk, LocalFiles
 from kdcache_stores.read.reader import Store
-from kdcache_stores.types import FieldSpec, Plan, Probe, Samples, Shard, Teacher
+from kdcache_stores.types import FieldSpec, Plan, Probe, Samples, Shard, StoredTeacher
 from kdcache_stores.write.begin import begin, ensure_metadata, make_header
 from kdcache_stores.write.fitting import calibration_rows, fit_and_publish
 from kdcache_stores.write.outstanding import Outstanding
@@ -64,7 +64,7 @@ class StoreWriter:
         path: str | os.PathLike[str],
         *,
         plan: Plan,
-        teacher: Teacher,
+        teacher: StoredTeacher,
         samples: Samples,
         views: int,
         fields: Mapping[str, FieldSpec],
@@ -189,7 +189,7 @@ class StoreWriter:
         Returns the bytes of the shard's objects.
 
         Raises `DataError` for another shape, type or a value that is not finite, and for the first
-        shard where the encoding loses what the logits say (`require_faithful`); `StoreInUse` if
+        shard where the encoding loses the differences between logits (`require_faithful`); `StoreInUse` if
         another writer committed this shard with other values, `StoreError` if the disk is full.
         """
         if shard not in self.shards or self._work.is_sealed(shard):

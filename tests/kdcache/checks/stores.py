@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.methods.config import ObjectiveConfig
-from kdcache_stores import FieldSpec, Plan, Samples, Store, StoreWriter, Teacher, open_store
+from kdcache_stores import FieldSpec, Plan, Samples, Store, StoredTeacher, StoreWriter, open_store
 
 CLASSES, ROWS, VIEWS = 10, 1000, 8
 
@@ -43,15 +43,16 @@ def write(
     *,
     encoding: str = "float16",
     clean: dict[str, float] | None = None,
-    augmentation: str = "pad-crop-flip",
+    augmentation: str | dict[str, Any] = "pad-crop-flip",
     shard_rows: int | None = None,
     name: str = "toy",
 ) -> Store:
     """A sealed store of given logits, opened."""
     views, n, classes = logits.shape
+    named = {"name": augmentation} if isinstance(augmentation, str) else augmentation
     samples = Samples([f"train/{i}" for i in range(n)], labels)
-    plan = Plan("toy", "train", classes, samples.fingerprint, {"name": augmentation}, seed=0)
-    teacher = Teacher(name, "ab" * 32, {}, "float32", classes, clean_top1=clean)
+    plan = Plan("toy", "train", classes, samples.fingerprint, named, seed=0)
+    teacher = StoredTeacher(name, "ab" * 32, {}, "float32", classes, clean_top1=clean)
     with StoreWriter(path, plan=plan, teacher=teacher, samples=samples, views=views,
                      fields={"logits": FieldSpec((classes,), encoding)}, config={},
                      shard_rows=shard_rows) as writer:  # fmt: skip
@@ -74,7 +75,7 @@ def store(path: Path, *, labels: np.ndarray | None = None, **options: Any) -> St
 
 def rules(case: Case) -> list[str]:
     """The names of the rules that speak."""
-    return [finding.rule for finding in judge(case)]
+    return [finding.rule for finding in run_rules(case)]
 
 
 def taught(*stores: Store, **options: Any) -> Case:

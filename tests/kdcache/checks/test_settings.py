@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.table import METHODS
 from kdcache.recipes import published as recipes
 
-from .stores import rules
+from .stores import rules, store, taught
 
 
 def found(**options: Any) -> list[str]:
@@ -77,20 +79,34 @@ def test_outside_the_ranges_warns_once(options: dict[str, Any], rule: str) -> No
     assert found(**options) == [rule]
 
 
+def test_a_temperature_near_zero_is_told_once(tmp_path: Path) -> None:
+    assert rules(taught(store(tmp_path / "s"), temperature=0.05)) == [
+        "temperature",
+        "certain-targets",
+    ]
+
+
+def test_a_batch_larger_than_the_samples() -> None:
+    labels = np.arange(80) % 10
+    assert rules(Case(labels=labels, batch_size=80)) == []
+    (finding,) = run_rules(Case(labels=labels, batch_size=81, epochs=30))
+    assert finding.rule == "batch-size"
+    assert "30 epochs are 30 steps" in finding.message
+    assert "--batch-size 10" in finding.remedy
+
+
 def test_two_mistakes_are_two_findings() -> None:
     assert found(temperature=20.0, alpha=0.9) == ["temperature", "alpha"]
 
 
 def test_without_labels_there_is_no_cross_entropy_to_weigh() -> None:
-    import numpy as np
-
     objective = ObjectiveConfig(alpha=0.0)
     assert rules(Case(objective=objective, labels=np.full(10, -1))) == []
     assert rules(Case(objective=objective, labels=np.arange(10))) == ["no-labels"]
 
 
 def test_a_finding_says_what_why_and_what_to_do() -> None:
-    (finding,) = judge(Case(objective=ObjectiveConfig(temperature=20.0)))
+    (finding,) = run_rules(Case(objective=ObjectiveConfig(temperature=20.0)))
     assert finding.to_dict().keys() == {"rule", "message", "remedy"}
     assert "T = 20 is outside 2 to 5" in finding.message
     assert "--temperature 4" in finding.remedy

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.checks.all_rules import judge
+from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Baseline, Fit
 from kdcache.checks.finding import Finding
@@ -66,7 +66,7 @@ def test_the_commonest_class_is_chance(tmp_path: Path) -> None:
 
 def test_classes_in_another_order_are_named(tmp_path: Path) -> None:
     order = np.random.default_rng(1).permutation(CLASSES)
-    (finding,) = judge(taught(store(tmp_path / "s", shown=order[LABELS])))
+    (finding,) = run_rules(taught(store(tmp_path / "s", shown=order[LABELS])))
     assert finding.rule == "class-order"
     moved = [f"{d} is its {t}" for d, t in enumerate(order) if d != t]
     assert ", ".join(moved[:5]) in finding.message
@@ -128,7 +128,7 @@ def test_a_teacher_that_is_sure(tmp_path: Path, scale: float, expected: list[str
 
 def test_a_temperature_that_helps_is_named(tmp_path: Path) -> None:
     sure = store(tmp_path / "s", scale=10.0, right=1.0, within=0.05)
-    found = judge(taught(sure, temperature=1.0, ce_weight=0.5, kd_weight=0.5))
+    found = run_rules(taught(sure, temperature=1.0, ce_weight=0.5, kd_weight=0.5))
     assert [finding.rule for finding in found] == ["certain-targets"]
     assert "--temperature" in found[0].remedy
     assert rules(taught(sure)) == []
@@ -162,7 +162,7 @@ def test_few_views(tmp_path: Path, within: float, epochs: int, expected: list[st
 
 
 def test_as_many_views_as_it_says_are_enough(tmp_path: Path) -> None:
-    (finding,) = judge(taught(store(tmp_path / "s", within=0.6)))
+    (finding,) = run_rules(taught(store(tmp_path / "s", within=0.6)))
     count = int(finding.remedy.partition("--views ")[2].partition(":")[0])
     assert rules(taught(store(tmp_path / "more", within=0.6, views=count + 1))) == []
     assert rules(taught(store(tmp_path / "less", within=0.6, views=count // 2))) == ["few-views"]
@@ -172,39 +172,46 @@ def test_a_single_view_is_told_from_all_there_are(tmp_path: Path) -> None:
     assert rules(taught(store(tmp_path / "s", views=1))) == ["few-views"]
     assert rules(taught(store(tmp_path / "t", views=1), epochs=1)) == []
     assert rules(taught(store(tmp_path / "u", views=1, augmentation="none"))) == []
-    all_of_them = store(tmp_path / "v", within=2.0, augmentation="exhaustive")
+    center = {"name": "center-crop", "size": 8, "resize": 9}
+    assert rules(taught(store(tmp_path / "w", views=1, augmentation=center))) == []
+    nine = {"name": "exhaustive", "padding": 1, "flip": False, "mode": "constant"}
+    all_of_them = store(tmp_path / "v", views=9, within=2.0, augmentation=nine)
     assert rules(taught(all_of_them)) == []
     assert rules(taught(all_of_them, views=range(4))) == ["few-views"]
 
 
-def ended(case: Case, left: float, before: float, epochs: int) -> Fit:
-    assert case.uniform is not None
-    return Fit(epochs, left * case.uniform["kd"], before * case.uniform["kd"], 0.7)
+def ended(case: Case, left: float, falling: float, epochs: int) -> Fit:
+    quarter = epochs // 4
+    shares = [left / (1 - falling)] * (epochs - quarter) + [left] * quarter
+    uniform = [case.uniform_at(epoch) for epoch in range(epochs)]
+    return Fit(tuple(s * u["kd"] for s, u in zip(shares, uniform, strict=True) if u), 0.7)
 
 
 @pytest.mark.parametrize("options", [{}, {"standardize": "unbiased"}, {"method": "dkd"}], ids=str)
 def test_what_the_end_of_a_training_shows(tmp_path: Path, options: dict[str, object]) -> None:
-    def end(case: Case, left: float, before: float, epochs: int = 240) -> list[Finding]:
-        return list(fit(case.finished(ended(case, left, before, epochs))))
+    def end(case: Case, left: float, falling: float, epochs: int = 240) -> list[Finding]:
+        return list(fit(case.finished(ended(case, left, falling, epochs))))
 
     case = taught(store(tmp_path / "s", within=0.4), **options)
-    (stuck,) = end(case, 0.6, 0.61)
+    (stuck,) = end(case, 0.6, 0.01)
     assert stuck.rule == "unfit"
     assert "larger student" in stuck.remedy
-    (falling,) = end(case, 0.6, 0.7)
-    assert "more epochs" in falling.remedy
-    assert end(case, 0.3, 0.31) == []
-    (done,) = end(case, 0.01, 0.011)
+    (rising,) = end(case, 1.2, -0.3)
+    assert rising.rule == "unfit"
+    assert end(case, 0.6, 0.05) == []  # still falling
+    assert end(case, 0.9, 0.0, epochs=9) == []  # too short to tell
+    assert end(case, 0.3, 0.01) == []
+    (done,) = end(case, 0.01, 0.0)
     assert done.rule == "learned-by-heart"
-    assert end(case, 0.01, 0.011, epochs=VIEWS) == []
-    assert end(taught(store(tmp_path / "t", within=0.1), **options), 0.01, 0.011) == []
+    assert end(case, 0.01, 0.0, epochs=VIEWS) == []
+    assert end(taught(store(tmp_path / "t", within=0.1), **options), 0.01, 0.0) == []
 
 
 def test_views_that_are_stored_need_no_dump(tmp_path: Path) -> None:
     whole = store(tmp_path / "s", within=0.2)  # 4% / V
-    (some,) = judge(taught(whole, views=range(2)))
+    (some,) = run_rules(taught(whole, views=range(2)))
     assert (some.rule, some.remedy[:27]) == ("few-views", "--views 4, which are stored")
-    (one,) = judge(taught(whole, views=range(1)))
+    (one,) = run_rules(taught(whole, views=range(1)))
     assert (one.rule, one.remedy) == ("few-views", "--views 4, which are stored, or more.")
 
 
@@ -299,7 +306,7 @@ def test_only_shards_of_the_students_samples_are_read(
 
     monkeypatch.setattr(whole.source, "load", spy)
     case = taught(whole, rows=np.arange(100, 300), views=range(3), epochs=2)
-    judge(case)
+    run_rules(case)
     shards = {tuple(key.split("/c/")[1].split("/")[:2]) for key in asked if "/c/" in key}
     assert shards == {(str(view), str(shard)) for view in (0, 1) for shard in (1, 2)}
 

@@ -43,8 +43,8 @@ def test_gradient_of_theta_is_the_finite_difference_times_the_strength(options: 
     )
     plain = torch.autograd.grad(ctkd(V, Z, theta, strength=1.0, **options), theta)[0]
     for strength in (-1.0, -0.25, 0.0):
-        found = torch.autograd.grad(ctkd(V, Z, theta, strength=strength, **options), theta)[0]
-        torch.testing.assert_close(found, strength * plain)
+        gradient = torch.autograd.grad(ctkd(V, Z, theta, strength=strength, **options), theta)[0]
+        torch.testing.assert_close(gradient, strength * plain)
 
 
 def test_objective_is_kd_at_the_learned_temperature() -> None:

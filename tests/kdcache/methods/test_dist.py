@@ -44,9 +44,9 @@ def test_dist_is_its_formula(
     seed: int, b: int, k: int, t: float, beta: float, gamma: float
 ) -> None:
     v, z = logits(seed, b, k), logits(seed + 1, b, k)
-    found = dist(v, z, temperature=t, beta=beta, gamma=gamma).item()
+    loss = dist(v, z, temperature=t, beta=beta, gamma=gamma).item()
     expected = formula(v.numpy(), z.numpy(), t, beta, gamma)
-    assert found == pytest.approx(expected, rel=1e-7, abs=1e-9)
+    assert loss == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 def test_it_is_the_correlation_that_numpy_has() -> None:

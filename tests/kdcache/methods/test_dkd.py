@@ -45,13 +45,13 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 )
 def test_dkd_is_its_formula(seed: int, b: int, k: int, t: float, alpha: float, beta: float) -> None:
     v, z, y = batch(seed, b, k)
-    found = dkd(*tensors(v, z, y), alpha=alpha, beta=beta, temperature=t).item()
-    assert found == pytest.approx(formulas.dkd(v, z, y, alpha, beta, t), rel=1e-7, abs=1e-9)
-    found = dkd(
+    loss = dkd(*tensors(v, z, y), alpha=alpha, beta=beta, temperature=t).item()
+    assert loss == pytest.approx(formulas.dkd(v, z, y, alpha, beta, t), rel=1e-7, abs=1e-9)
+    loss = dkd(
         *tensors(v, z, y), alpha=alpha, beta=beta, temperature=t, standardize="unbiased"
     ).item()
     expected = formulas.dkd(formulas.zscore(v), formulas.zscore(z), y, alpha, beta, t)
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert loss == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,22 +146,24 @@ def test_ablations_are_what_they_say() -> None:
     def teacher_is(target: np.ndarray) -> float:
         return float(16 * (target * np.log(target / q)).sum(-1).mean())
 
-    def found(name: str, order: torch.Tensor | None = None) -> float:
+    def ablated(name: str, order: torch.Tensor | None = None) -> float:
         student, teacher, labels = tensors(v, z, y)
         return kd(student, teacher, ablation=name, labels=labels, order=order).item()
 
-    assert found("full") == pytest.approx(formulas.kd(v, z))
-    assert found("target-only") == pytest.approx(formulas.tckd(v, z, y))
-    assert found("target-removed") == pytest.approx(formulas.nckd(v, z, y))
+    assert ablated("full") == pytest.approx(formulas.kd(v, z))
+    assert ablated("target-only") == pytest.approx(formulas.tckd(v, z, y))
+    assert ablated("target-removed") == pytest.approx(formulas.nckd(v, z, y))
     uniform = np.repeat((1 - p[rows, y])[:, None] / (K - 1), K, 1)
     uniform[rows, y] = p[rows, y]
-    assert found("non-target-uniform") == pytest.approx(teacher_is(uniform))
+    assert ablated("non-target-uniform") == pytest.approx(teacher_is(uniform))
     order = np.random.default_rng(0).permuted(np.tile(np.arange(K - 1), (B, 1)), axis=1)
     permuted = p.copy()
     for row in rows:
         wrong = [k for k in range(K) if k != y[row]]
         permuted[row, wrong] = p[row, wrong][order[row]]
-    assert found("non-target-permuted", torch.tensor(order)) == pytest.approx(teacher_is(permuted))
+    assert ablated("non-target-permuted", torch.tensor(order)) == pytest.approx(
+        teacher_is(permuted)
+    )
 
 
 def test_permutations_are_seeded_per_sample_and_epoch() -> None:

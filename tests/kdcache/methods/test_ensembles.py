@@ -40,25 +40,25 @@ def test_mean_of_logits() -> None:
     assert distillation(TEACHERS) == pytest.approx(formulas.kd(V, sum(ZS) / 3))
     # Standardized after the combination.
     scored = formulas.kd(formulas.zscore(V), formulas.zscore(mean), 2.0)
-    found = distillation(TEACHERS, weights=W, standardize="unbiased")
-    assert found == pytest.approx(scored)
+    value = distillation(TEACHERS, weights=W, standardize="unbiased")
+    assert value == pytest.approx(scored)
 
 
 def test_mean_of_zscores_is_not_standardized_again() -> None:
     mean = sum(w * formulas.zscore(z) for w, z in zip(W, ZS, strict=True))
     expected = formulas.kd(formulas.zscore(V), mean, 2.0)
-    found = distillation(TEACHERS, weights=W, combine="mean-zscores", standardize="unbiased")
-    assert found == pytest.approx(expected)
+    value = distillation(TEACHERS, weights=W, combine="mean-zscores", standardize="unbiased")
+    assert value == pytest.approx(expected)
     again = formulas.kd(formulas.zscore(V), formulas.zscore(mean), 2.0)
-    assert abs(found - again) > 1e-3
+    assert abs(value - again) > 1e-3
 
 
 def test_mean_of_probabilities_is_taken_at_the_temperature() -> None:
     for t in (1.0, 4.0):
         mean = sum(w * formulas.softmax(z / t) for w, z in zip(W, ZS, strict=True))
         expected = t**2 * (mean * (np.log(mean) - formulas.log_softmax(V / t))).sum(-1).mean()
-        found = distillation(TEACHERS, weights=W, combine="mean-probs", temperature=t)
-        assert found == pytest.approx(expected)
+        value = distillation(TEACHERS, weights=W, combine="mean-probs", temperature=t)
+        assert value == pytest.approx(expected)
     first = distillation(TEACHERS, weights=(1, 0, 0), combine="mean-probs")
     assert first == pytest.approx(formulas.kd(V, ZS[0]))
 
@@ -79,15 +79,15 @@ def test_mean_of_losses_has_the_gradient_of_the_mean_of_probabilities() -> None:
 def test_dkd_of_an_ensemble_is_dkd_of_its_mean() -> None:
     mean = sum(w * formulas.softmax(z / 4) for w, z in zip(W, ZS, strict=True))
     expected = formulas.dkd(V, 4 * np.log(mean), Y, 1.0, 8.0, 4.0)
-    found = distillation(
+    value = distillation(
         TEACHERS, method="dkd", weights=W, combine="mean-probs", options={"warmup": 0}
     )
-    assert found == pytest.approx(expected)
+    assert value == pytest.approx(expected)
     each = [dkd(STUDENT, z, LABELS).item() for z in TEACHERS]
-    found = distillation(
+    value = distillation(
         TEACHERS, method="dkd", weights=W, combine="mean-losses", options={"warmup": 0}
     )
-    assert found == pytest.approx(np.dot(W, each))
+    assert value == pytest.approx(np.dot(W, each))
 
 
 def test_random_teacher_by_share_and_step() -> None:
@@ -95,10 +95,10 @@ def test_random_teacher_by_share_and_step() -> None:
     chosen = Counter()
     for index in range(300):
         step = Step(epoch=index % 3, index=index)
-        found = distillation(TEACHERS, step, weights=(3, 0, 1), combine="random")
-        chosen[int(np.argmin(np.abs(np.array(each) - found)))] += 1
-        assert min(abs(found - loss) for loss in each) < 1e-12
-        assert found == distillation(TEACHERS, step, weights=(3, 0, 1), combine="random")
+        value = distillation(TEACHERS, step, weights=(3, 0, 1), combine="random")
+        chosen[int(np.argmin(np.abs(np.array(each) - value)))] += 1
+        assert min(abs(value - loss) for loss in each) < 1e-12
+        assert value == distillation(TEACHERS, step, weights=(3, 0, 1), combine="random")
     assert chosen[1] == 0
     assert 180 < chosen[0] < 265  # 225 on average, standard deviation 7.5
 
@@ -112,8 +112,8 @@ def test_entropy_weights() -> None:
     losses = sum(
         w * 16 * formulas.kl(z / 4, V / 4) for w, z in zip(expected, ZS, strict=True)
     ).mean()
-    found = distillation(TEACHERS, weights="entropy", combine="mean-losses")
-    assert found == pytest.approx(losses)
+    value = distillation(TEACHERS, weights="entropy", combine="mean-losses")
+    assert value == pytest.approx(losses)
     mean = sum(w[:, None] * z for w, z in zip(expected, ZS, strict=True))
     assert distillation(TEACHERS, weights="entropy") == pytest.approx(formulas.kd(V, mean))
 
@@ -125,8 +125,8 @@ def test_confidence_weights() -> None:
     np.testing.assert_allclose(weights, expected, rtol=1e-9)
     np.testing.assert_allclose(weights.sum(0), 1)
     total = sum(w * 16 * formulas.kl(z / 4, V / 4) for w, z in zip(expected, ZS, strict=True))
-    found = distillation(TEACHERS, weights="confidence", combine="mean-losses")
-    assert found == pytest.approx(total.mean())
+    value = distillation(TEACHERS, weights="confidence", combine="mean-losses")
+    assert value == pytest.approx(total.mean())
     # No label, no confidence: equal weights.
     unlabelled = confidence_weights(TEACHERS, torch.full((B,), -1))
     np.testing.assert_allclose(unlabelled, 1 / 3)
@@ -159,8 +159,8 @@ def test_certain_teachers_have_finite_weights() -> None:
     certain[:, 3] = 1000
     for weights in ("entropy", "confidence"):
         for combine in ("mean-logits", "mean-probs", "mean-losses"):
-            found = distillation([certain, certain], weights=weights, combine=combine)
-            assert np.isfinite(found)
+            value = distillation([certain, certain], weights=weights, combine=combine)
+            assert np.isfinite(value)
     mixed = entropy_weights([certain, TEACHERS[0].float()])
     assert mixed[:, 0].tolist() == [1.0, 0.0]
 
@@ -172,10 +172,10 @@ def test_noise_comes_before_the_combination() -> None:
         noisy = [noise(z, step, teacher, copy) for teacher, z in enumerate(TEACHERS)]
         mean = sum(formulas.zscore(z.numpy()) for z in noisy) / 3
         expected += formulas.kd(formulas.zscore(V), mean, 2.0) / 2
-    found = distillation(
+    value = distillation(
         TEACHERS, step, noise=noise, combine="mean-zscores", standardize="unbiased"
     )
-    assert found == pytest.approx(expected)
+    assert value == pytest.approx(expected)
 
 
 def test_expectation_over_noise_is_kl_to_the_mean_probability_and_a_constant() -> None:

@@ -54,16 +54,16 @@ def test_doctests(module: str, examples: int) -> None:
 def test_ce_and_kd_are_their_formulas(seed: int, b: int, k: int, t: float, scale: float) -> None:
     v, z, y = logits(seed, b, k, scale), logits(seed + 1, b, k, scale), labels(seed, b, k)
     assert ce(tensor(v), tensor(y)).item() == pytest.approx(formulas.ce(v, y).mean(), rel=1e-9)
-    found = kd(tensor(v), tensor(z), temperature=t).item()
-    assert found == pytest.approx(formulas.kd(v, z, t), rel=1e-7, abs=1e-11)
+    loss = kd(tensor(v), tensor(z), temperature=t).item()
+    assert loss == pytest.approx(formulas.kd(v, z, t), rel=1e-7, abs=1e-11)
     for convention in ("unbiased", "biased"):
         expected = formulas.kd(
             formulas.zscore(v, convention == "biased"),
             formulas.zscore(z, convention == "biased"),
             t,
         )
-        found = kd(tensor(v), tensor(z), temperature=t, standardize=convention).item()
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-10)
+        loss = kd(tensor(v), tensor(z), temperature=t, standardize=convention).item()
+        assert loss == pytest.approx(expected, rel=1e-6, abs=1e-10)
     backwards = kd(tensor(v), tensor(z), temperature=t, reverse=True).item()
     assert backwards == pytest.approx(formulas.kd(z, v, t), rel=1e-7, abs=1e-11)
 
@@ -80,15 +80,15 @@ def test_toy_case_as_published() -> None:
         ("unbiased", 2, 0.0220),
         ("biased", 2, 0.0301),
     ):
-        found = kd(wrong, teacher, temperature=t, standardize=convention).item() / t**2
-        assert found == pytest.approx(expected, abs=6e-5)
+        loss = kd(wrong, teacher, temperature=t, standardize=convention).item() / t**2
+        assert loss == pytest.approx(expected, abs=6e-5)
         assert kd(right, teacher, temperature=t, standardize=convention).item() < 1e-6
 
 
 def test_two_temperatures_multiply() -> None:
     v, z = logits(0), logits(1)
-    found = kd(tensor(v), tensor(z), teacher_temperature=2.0, student_temperature=3.0)
-    assert found.item() == pytest.approx(6 * formulas.kl(z / 2, v / 3).mean(), rel=1e-9)
+    loss = kd(tensor(v), tensor(z), teacher_temperature=2.0, student_temperature=3.0)
+    assert loss.item() == pytest.approx(6 * formulas.kl(z / 2, v / 3).mean(), rel=1e-9)
     same = kd(tensor(v), tensor(z), teacher_temperature=4.0)
     assert same.item() == kd(tensor(v), tensor(z), temperature=4.0).item()
 

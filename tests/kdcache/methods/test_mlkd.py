@@ -29,17 +29,17 @@ def pairs(seed: int = 0, b: int = 8, k: int = 10) -> tuple[np.ndarray, np.ndarra
 def test_both_variants_are_their_formulas(seed: int, b: int, k: int, t: float) -> None:
     v, z = pairs(seed, b, k)
     student, teacher = torch.tensor(v), torch.tensor(z)
-    found = mlkd(student, teacher, temperature=t).item()
-    assert found == pytest.approx(formulas.mlkd_as_coded(v, z, t), rel=1e-7)
-    found = mlkd(student, teacher, temperature=t, standardize="unbiased").item()
-    assert found == pytest.approx(formulas.mlkd_as_coded(v, z, t, zscored=True), rel=1e-6)
-    found = mlkd(student, teacher, temperature=t, variant="as-described").item()
-    assert found == pytest.approx(formulas.mlkd_as_described(v, z, t), rel=1e-7)
-    found = mlkd(
+    loss = mlkd(student, teacher, temperature=t).item()
+    assert loss == pytest.approx(formulas.mlkd_as_coded(v, z, t), rel=1e-7)
+    loss = mlkd(student, teacher, temperature=t, standardize="unbiased").item()
+    assert loss == pytest.approx(formulas.mlkd_as_coded(v, z, t, zscored=True), rel=1e-6)
+    loss = mlkd(student, teacher, temperature=t, variant="as-described").item()
+    assert loss == pytest.approx(formulas.mlkd_as_described(v, z, t), rel=1e-7)
+    loss = mlkd(
         student, teacher, temperature=t, standardize="unbiased", variant="as-described"
     ).item()
     scored = formulas.mlkd_as_described(formulas.zscore(v), formulas.zscore(z), t)
-    assert found == pytest.approx(scored, rel=1e-6)
+    assert loss == pytest.approx(scored, rel=1e-6)
 
 
 def test_the_masks_select_nothing_but_halve() -> None:
@@ -61,9 +61,9 @@ def test_as_coded_ignores_the_strong_view_at_temperatures_2_and_6() -> None:
     v, z = pairs()
     strong_only = torch.tensor(v)
     strong_only[:, 0] = torch.tensor(z)[:, 0]
-    found = mlkd(strong_only, torch.tensor(z)).item()
+    loss = mlkd(strong_only, torch.tensor(z)).item()
     expected = sum(formulas.kd(v[:, 1], z[:, 1], t) for t in (4.0, 3.0, 5.0))
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert loss == pytest.approx(expected, rel=1e-9)
 
 
 def test_gradients_by_finite_differences() -> None:

@@ -41,7 +41,7 @@ def test_the_plain_function_has_the_defaults_of_the_record(method: Method) -> No
         assert parameters[name].default == record[name]
 
 
-@pytest.mark.parametrize(("method", "option"), OPTIONS, ids=lambda one: one.name)
+@pytest.mark.parametrize(("method", "option"), OPTIONS, ids=lambda value: value.name)
 def test_own_options_have_flags(method: Method, option: Any) -> None:
     flag = method.flag(option)
     assert flag in ObjectiveConfig.flags()

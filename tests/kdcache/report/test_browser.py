@@ -37,8 +37,8 @@ FRAME = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><
 @pytest.fixture(scope="module")
 def browser() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     pytest.skip("no Chromium on this machine: `apt-get install chromium` runs this test")
 
 
@@ -60,28 +60,28 @@ def look(
          "--virtual-time-budget=20000", *flags, (folder / "frame.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
+    measured = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert measured, done.stderr[-2000:]
     console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return json.loads(html.unescape(found.group(1))), console
+    return json.loads(html.unescape(measured.group(1))), console
 
 
 @pytest.mark.parametrize(("width", "columns"), [(360, 1), (1280, 2)])
 def test_sizes(browser: str, page: Path, width: int, columns: int, tmp_path: Path) -> None:
-    found, console = look(browser, page, width, tmp_path)
+    measured, console = look(browser, page, width, tmp_path)
     assert console == ""
-    assert found["width"] == width
-    assert found["page"] <= width  # nothing makes the page itself scroll sideways
-    assert (found["columns"] >= 2) == (columns >= 2)
-    assert len(found["figures"]) == 16
-    for left, right, height in found["figures"]:
+    assert measured["width"] == width
+    assert measured["page"] <= width  # nothing makes the page itself scroll sideways
+    assert (measured["columns"] >= 2) == (columns >= 2)
+    assert len(measured["figures"]) == 16
+    for left, right, height in measured["figures"]:
         assert left >= 0
         assert right <= width
         assert right - left >= 0.6 * min(width, 400)
         assert 80 <= height <= 700
-    assert found["images"]
-    assert all(found["images"])
-    assert found["smallest"] >= 11
+    assert measured["images"]
+    assert all(measured["images"])
+    assert measured["smallest"] >= 11
 
 
 def test_dark_mode(browser: str, page: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,27 @@ def test_runs_that_differ_only_in_seed_are_one_group(tmp_path: Path) -> None:
     assert baseline_of(groups[3], groups) is None
 
 
+def test_seeds_whose_stores_lie_elsewhere_are_one_group(tmp_path: Path) -> None:
+    def run(name: str, seed: int, digest: str, more: dict[str, Any]) -> Path:
+        path = write_run(tmp_path / name, 0.5, method="kd", seed=seed)
+        config = tomllib.loads((path / "config.toml").read_text())
+        config["data"] |= {"view_seed": 0, "root": f"/data/{name}"}
+        config |= {
+            "stores": [{"digest": digest, "plan": "p"}],
+            "store_paths": [f"/{name}/s.zarr"],
+        } | more
+        (path / "config.toml").write_text(tomli_w.dumps(config))
+        return path
+
+    paths = [
+        run("a", 0, "one", {}),
+        run("b", 1, "one", {"kdcache": "9.0", "resumed": [{"after_epoch": 1, "kdcache": "9.1"}]}),
+        run("c", 0, "another", {}),
+    ]
+    groups = grouped([read_run(path) for path in paths])
+    assert [[r.path.name for r in group.runs] for group in groups] == [["a", "b"], ["c"]]
+
+
 def test_the_nearest_baseline_is_taken(tmp_path: Path) -> None:
     paths = [
         write_run(tmp_path / "a", 0.5, lr=0.1),
@@ -93,27 +115,53 @@ def test_a_config_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_paired_difference() -> None:
-    found = difference({0: 0.52, 1: 0.55, 2: 0.61}, {0: 0.50, 1: 0.52, 2: 0.57})
-    assert found is not None
-    assert found.paired
-    assert found.mean == pytest.approx(0.03)
-    assert found.error == pytest.approx(0.01 / math.sqrt(3))  # differences 0.02, 0.03, 0.04
+    gap = difference({0: 0.52, 1: 0.55, 2: 0.61}, {0: 0.50, 1: 0.52, 2: 0.57})
+    assert gap is not None
+    assert gap.paired
+    assert gap.mean == pytest.approx(0.03)
+    assert gap.error == pytest.approx(0.01 / math.sqrt(3))  # differences 0.02, 0.03, 0.04
 
 
 def test_unpaired_difference() -> None:
-    found = difference({0: 1.0, 1: 3.0}, {5: 0.0, 6: 2.0, 7: 4.0})
-    assert found is not None
-    assert not found.paired
-    assert found.mean == pytest.approx(0.0)
-    assert found.error == pytest.approx(math.sqrt(2 / 2 + 4 / 3))
+    gap = difference({0: 1.0, 1: 3.0}, {5: 0.0, 6: 2.0, 7: 4.0})
+    assert gap is not None
+    assert not gap.paired
+    assert gap.mean == pytest.approx(0.0)
+    assert gap.error == pytest.approx(math.sqrt(2 / 2 + 4 / 3))
     assert difference({}, {0: 1.0}) is None
 
 
 def test_one_seed_has_no_spread() -> None:
-    one = Spread.of([0.5])
-    assert one is not None
-    assert math.isnan(one.std)
+    single = Spread.of([0.5])
+    assert single is not None
+    assert math.isnan(single.std)
     assert Spread.of([]) is None
     alone = difference({0: 0.6}, {0: 0.5})
     assert alone is not None
     assert math.isnan(alone.error)
+
+
+def test_a_curve_shows_its_first_epoch_and_both_axes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    from kdcache.report import figures, training_section
+
+    run = write_run(tmp_path / "a", 0.9)
+    tops = [0.02, *[0.9 + epoch / 1000 for epoch in range(39)]]
+    lines = (json.dumps({"epoch": e + 1, "test_top1": top}) + "\n" for e, top in enumerate(tops))
+    (run / "metrics.jsonl").write_text("".join(lines))
+    limits = []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        axes = Canvas().add_subplot()
+        args[2](axes)
+        limits.append(axes.get_ylim())
+        return figures.figure(*args, **options)
+
+    monkeypatch.setattr(training_section, "figure", watched)
+    training_section.curve(grouped([read_run(run)]), "test_top1")
+    assert limits[0][0] < 2 < 93.9 < limits[0][1]
+    with pytest.raises(ValueError, match="needs a label on both axes"):
+        figures.figure("x", "x", lambda axes: axes.set(xlabel="a"), alt="", columns=(), rows=())

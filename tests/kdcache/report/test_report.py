@@ -23,7 +23,15 @@ from kdcache.report.sample_panels import COUNT, varied_samples
 from kdcache.report.standardization import heatmaps, toy_divergences
 from kdcache.report.survey import survey
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import FieldSpec, Plan, Samples, StoreWriter, Teacher, UsageError, open_store
+from kdcache_stores import (
+    FieldSpec,
+    Plan,
+    Samples,
+    StoredTeacher,
+    StoreWriter,
+    UsageError,
+    open_store,
+)
 from tests.conftest import Result, Trained
 
 
@@ -93,18 +101,18 @@ def test_the_table_holds_the_runs(written: Path, students: Path) -> None:
 
 def test_the_teacher_is_found_by_its_weights(trained: Trained, students: Path) -> None:
     runs = [read_run(path) for path in find_runs([students, trained.teacher])]
-    found = find_teacher(runs, [])  # the students' configs name the store
-    assert found is not None
-    assert found.path == trained.teacher
+    teacher = find_teacher(runs, [])  # the students' configs name the store
+    assert teacher is not None
+    assert teacher.path == trained.teacher
     assert find_teacher(runs[:-1], []) is None
 
 
 def test_toy_case_is_the_published_one() -> None:
-    found = toy_divergences()
-    assert found["student 1"]["raw"] == pytest.approx(0.1749, abs=5e-5)
-    assert found["student 2"]["raw"] == pytest.approx(0.3457, abs=5e-5)
-    assert found["student 1"]["standardized"] == pytest.approx(0.09951, abs=5e-6)
-    assert found["student 2"]["standardized"] == pytest.approx(0, abs=1e-6)
+    divergences = toy_divergences()
+    assert divergences["student 1"]["raw"] == pytest.approx(0.1749, abs=5e-5)
+    assert divergences["student 2"]["raw"] == pytest.approx(0.3457, abs=5e-5)
+    assert divergences["student 1"]["standardized"] == pytest.approx(0.09951, abs=5e-6)
+    assert divergences["student 2"]["standardized"] == pytest.approx(0, abs=1e-6)
 
 
 def test_heatmaps_average_the_samples_of_a_class() -> None:
@@ -128,12 +136,14 @@ def test_heatmaps_average_the_samples_of_a_class() -> None:
 
 def test_survey_is_what_numpy_says(trained: Trained) -> None:
     with open_store(trained.store) as store:
-        found = survey(store)
+        statistics = survey(store)
         every = np.stack([store.read(view) for view in range(4)]).astype(np.float64)
         labels = store.labels
     hits = every.argmax(axis=2) == labels
-    assert list(found.top1.values()) == pytest.approx(hits.mean(axis=1).tolist())
-    np.testing.assert_allclose(found.variation, np.sqrt(every.var(axis=0).mean(axis=1)), rtol=1e-4)
+    assert list(statistics.top1.values()) == pytest.approx(hits.mean(axis=1).tolist())
+    np.testing.assert_allclose(
+        statistics.variation, np.sqrt(every.var(axis=0).mean(axis=1)), rtol=1e-4
+    )
     chance = np.exp(every) / np.exp(every).sum(axis=2, keepdims=True)
     entropy = -(chance * np.log(chance)).sum(axis=2)
     for name, wanted in (
@@ -141,27 +151,27 @@ def test_survey_is_what_numpy_says(trained: Trained) -> None:
         ("std", every.std(axis=2)),
         ("entropy", entropy),
     ):
-        got = np.sort(found.statistics[name])
+        got = np.sort(statistics.statistics[name])
         np.testing.assert_allclose(got, np.sort(wanted.ravel()), rtol=1e-3, atol=1e-5)
     for k in range(10):
-        assert found.class_hits[k] == hits[:, labels == k].sum()
-        assert found.class_rows[k] == 4 * (labels == k).sum()
+        assert statistics.class_hits[k] == hits[:, labels == k].sum()
+        assert statistics.class_rows[k] == 4 * (labels == k).sum()
 
 
 def test_survey_of_a_large_store_is_a_sample(trained: Trained) -> None:
     with open_store(trained.store) as store:
-        found = survey(store, budget=1437 * 10 * 2, few_views=2)
-    assert found.views == [0, 3]
-    assert len(found.variation) == 1437
+        statistics = survey(store, budget=1437 * 10 * 2, few_views=2)
+    assert statistics.views == [0, 3]
+    assert len(statistics.variation) == 1437
 
 
 def test_samples_show_what_the_teacher_saw(trained: Trained) -> None:
     dataset = load_dataset("digits", "train")
     with open_store(trained.store) as store:
-        found = survey(store)
-        strips, table, _ = varied_samples(store, found, dataset)
+        statistics = survey(store)
+        strips, table, _ = varied_samples(store, statistics, dataset)
         assert len(strips) == COUNT
-        order = np.argsort(-found.variation, kind="stable")
+        order = np.argsort(-statistics.variation, kind="stable")
         plan = ViewPlan.from_store(store.plan, dataset)
         rows = list(csv.DictReader(io.StringIO(table)))
         assert list(dict.fromkeys(int(r["row"]) for r in rows)) == order[:COUNT].tolist()
@@ -173,7 +183,7 @@ def test_samples_show_what_the_teacher_saw(trained: Trained) -> None:
             for tile, line in zip(shown[1:], views, strict=True):
                 view = int(line["view"])
                 np.testing.assert_array_equal(tile, plan.images([row], view)[0, 0].numpy())
-                assert int(line["teacher_says"]) == store.read(view, [int(row)]).argmax()
+                assert int(line["prediction"]) == store.read(view, [int(row)]).argmax()
                 assert line["augmentation"]
 
 
@@ -230,7 +240,7 @@ def test_only_a_store(trained: Trained, tmp_path: Path) -> None:
 def test_a_store_without_labels_or_images(tmp_path: Path) -> None:
     samples = Samples([f"row {i}" for i in range(30)], np.full(30, -1))
     plan = Plan("elsewhere", "train", 5, samples.fingerprint, {"name": "mystery"}, seed=0)
-    teacher = Teacher("net", "0" * 64, {}, "float32", 5)
+    teacher = StoredTeacher("net", "0" * 64, {}, "float32", 5)
     with StoreWriter(tmp_path / "s.zarr", plan=plan, teacher=teacher, samples=samples, views=2,
                      fields={"logits": FieldSpec((5,))}) as writer:  # fmt: skip
         rng = np.random.default_rng(0)

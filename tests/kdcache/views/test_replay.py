@@ -20,7 +20,7 @@ from kdcache.data.folder import FolderDataset
 from kdcache.data.loading import load_dataset
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import FieldSpec, Store, StoreWriter, Teacher, open_store
+from kdcache_stores import FieldSpec, Store, StoredTeacher, StoreWriter, open_store
 from kdcache_stores.errors import MismatchError, StoreError
 
 VIEWS = 3
@@ -33,7 +33,7 @@ def dump(plan: ViewPlan, path: Path, probed: bool = True) -> Store:
     with StoreWriter(
         path,
         plan=store_plan,
-        teacher=Teacher("none", "00" * 32, {}, "float32", classes),
+        teacher=StoredTeacher("none", "00" * 32, {}, "float32", classes),
         samples=plan.samples,
         views=VIEWS,
         fields={"logits": FieldSpec(shape=(classes,), encoding="float32")},

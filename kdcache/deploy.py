@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import RunModel, build, write_atomically
 from kdcache_stores import DataError, UnknownName, UsageError
+from kdcache_stores.objects.urls import require_local
 
 #: Largest difference between a logit of the export and of the network, relative to the largest logit.
 TOLERANCE = 1e-4
@@ -63,7 +64,7 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
     """
     if form not in FORMATS:
         raise UnknownName("format", form, FORMATS)
-    out = Path(out)
+    out = Path(require_local(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     spec = model.config["model"]
     shape = (spec["channels"], spec.get("height", spec["size"]), spec["size"])

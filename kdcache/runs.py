@@ -34,6 +34,7 @@ from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
 from kdcache_stores.errors import DataError, MismatchError, StoreInUse, TrainingError, UsageError
 from kdcache_stores.objects.files import LocalFiles
+from kdcache_stores.objects.urls import require_local
 
 CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY, TENSORBOARD, LOCK = (
     "config.toml",
@@ -69,7 +70,7 @@ def writing(path: Path) -> Iterator[None]:
         UsageError: the path is a file.
         TrainingError: another training is writing it; names the process and the machine.
     """
-    _require_no_file(path)
+    _require_no_file(Path(require_local(path)))
     if (path / SUMMARY).exists():
         yield
         return
@@ -99,7 +100,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-        self.path = Path(path)
+        self.path = Path(require_local(path))
         self.config = config
         _require_no_file(self.path)
         self.path.mkdir(parents=True, exist_ok=True)

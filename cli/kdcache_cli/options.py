@@ -19,6 +19,26 @@ SEED = click.IntRange(0, 2**63 - 1)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class LocalPath(click.Path):
+    """A path on this machine; a URL is refused, which would become a folder named like its scheme."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        from kdcache_stores.errors import UsageError
+        from kdcache_stores.objects.urls import require_local
+
+        try:
+            return super().convert(require_local(value), param, ctx)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+LOCAL_PATH = LocalPath()
+
+
 def together(*options: Decorator) -> Decorator:
     """Several options as one decorator, in reading order."""
 
@@ -32,7 +52,7 @@ def together(*options: Decorator) -> Decorator:
 
 data_root = click.option(
     "--data-root",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Folder of the datasets [default: `data` in the user's cache folder].",
 )
 
@@ -189,7 +209,7 @@ allow_code = click.option(
 
 baseline = click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Finished run of the student by labels alone, which its teacher should surpass.",
 )
 
@@ -200,7 +220,7 @@ strict = click.option(
 run_out = click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Directory of the run; an interrupted run is continued.",
 )
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ class DumpRequest:
     views: int | None = None
     augment: str | None = None
     seed: int | None = None
-    plan_from: Path | None = None
+    plan_from: str | None = None
     fields: Sequence[str] = ("logits",)
     encoding: str | Mapping[str, str] | None = None
     batch_size: int = 256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -99,8 +98,4 @@ def require_views(plan: ViewPlan, views: int, stores: Iterable[str | os.PathLike
             f"--views {views + 1} or another even number"
         )
     for store in stores:
-        if re.match(r"[a-z][a-z0-9+.-]+:/", str(store)):
-            raise UsageError(
-                f"a dump writes to a folder, not to {store}: dump it here, then `push` it"
-            )
         require_place(LocalFiles(store))

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 
 from kdcache import runs
-from kdcache_stores import DataError
-from tests.conftest import Result
+from kdcache_cli.app import COMMANDS, app
+from kdcache_stores import DataError, UsageError
+from kdcache_stores.objects.files import LocalFiles
+from tests.conftest import Result, Trained
 
 Run = Callable[..., Result]
 
@@ -116,3 +119,47 @@ def test_a_store_where_a_file_is(tmp_path: Path, kdcache: Run) -> None:
     np.savez(tmp_path / "l.npz", logits=2 * np.eye(3, dtype=np.float32), keys=["a", "b", "c"])
     result = kdcache("import", tmp_path / "l.npz", "--out", tmp_path / "s.zarr")
     refused(result, 1, "s.zarr is a file", "folder")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/new", "https://host/new", "file:///new"])
+def test_a_url_is_no_place_to_write(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = {name: app.get_command(click.Context(app), name) for name in COMMANDS}
+    writing = {name for name, command in commands.items() if command and any(
+        "--out" in param.opts for param in command.params)}  # fmt: skip
+    assert writing >= {"demo", "train-teacher", "dump-teacher", "train-student", "export", "report",
+                       "import", "export-views", "bench"}  # fmt: skip
+    for command in sorted(writing):
+        refused(kdcache(command, "--out", url), 2, "expected a path on this machine", url[:10])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_url_that_a_path_swallowed_is_no_folder(tmp_path: Path) -> None:
+    for made in (
+        lambda: LocalFiles(Path("s3://bucket/new")),
+        lambda: runs.Run(Path("s3://b/r"), {}),
+    ):
+        with pytest.raises(UsageError, match="expected a path on this machine, found s3:/b"):
+            made()
+
+
+def test_a_store_behind_a_url_gives_its_plan(
+    kdcache: Run, tmp_path: Path, trained: Trained
+) -> None:
+    url = trained.store.as_uri()
+    result = kdcache(
+        "export-views", "--dataset", "digits", "--store", url, "--out", tmp_path / "v.parquet"
+    )
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("text", ["abc", "1e400", "nan", "-1e30"])
+def test_a_time_that_is_none(
+    kdcache: Run, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+    result = kdcache("dump-teacher", "--dataset", "digits", "--teacher", trained.teacher, "--views", 1,
+                     "--device", "cpu", "--out", tmp_path / "s")  # fmt: skip
+    refused(result, 2, "SOURCE_DATE_EPOCH must be seconds since 1970", text)

@@ -32,7 +32,7 @@ from kdcache_cli.output import emit, say
 )
 @click.option(
     "--run",
-    type=click.Path(path_type=Path),
+    type=options.LOCAL_PATH,
     help="A finished run: everything as it was trained, and whether it fits its targets.",
 )
 @options.cache_size

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kdcache_cli import options
 from kdcache_cli.app import common
 from kdcache_cli.commands.dumping import Bar
 from kdcache_cli.commands.training import Bars
@@ -15,7 +16,7 @@ from kdcache_cli.output import console, emit, percent, progress, say, table
 @click.command("demo")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LOCAL_PATH,
     default=Path("kdcache-demo"),
     show_default=True,
     help="Folder for the store and the runs; what is finished there is not done again.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,7 +60,7 @@ class Bar:
     "outs",
     multiple=True,
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.LOCAL_PATH,
     help="The store, one for each --teacher.",
 )
 @click.option("--views", type=click.IntRange(1), help="Views of every sample.")
@@ -72,7 +71,6 @@ class Bar:
 @click.option("--seed", type=options.SEED, help="Of the views [default: 0].")
 @click.option(
     "--plan-from",
-    type=click.Path(path_type=Path),
     help="A store whose views to use once more, after the replay proof.",
 )
 @click.option(
@@ -99,7 +97,7 @@ class Bar:
     "--class-map",
     "class_maps",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=options.LOCAL_PATH,
     help="File of pairs: the teacher's class, the dataset's class.",
 )
 @click.option(

@@ -17,9 +17,7 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 @click.argument("model")
 @options.dataset
 @click.option("--split", default="test", show_default=True)
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="Weights, when MODEL is a model's name."
-)
+@click.option("--weights", type=options.LOCAL_PATH, help="Weights, when MODEL is a model's name.")
 @click.option("--teacher", help="A run, or NAME@FILE: its accuracy and cost beside.")
 @click.option("--store", help="Logits of the teacher on this split: how far MODEL agrees.")
 @click.option("--augment", help="With --store: needed where its augmentation is your own.")
@@ -84,7 +82,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 @click.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=options.LOCAL_PATH)
 @click.option(
     "--format",
     "form",
@@ -94,7 +92,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LOCAL_PATH,
     help="The file [default: RUN/exported with its ending].",
 )
 @options.allow_code

@@ -15,7 +15,7 @@ from kdcache_cli.output import console, emit, say, size, table
 
 
 @click.command("seal")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=options.LOCAL_PATH)
 @click.option("--views", type=click.IntRange(1), help="Where a sealed store grew: its views now.")
 @common
 def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
@@ -35,8 +35,8 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store.")
+@click.argument("file", type=options.LOCAL_PATH)
+@click.option("--out", required=True, type=options.LOCAL_PATH, help="The store.")
 @click.option("--dataset", help="Whose keys FILE names: needed to train from the store.")
 @options.data_root
 @click.option("--split", default="train", show_default=True, help="With --dataset.")
@@ -92,11 +92,11 @@ def import_logits(
 @click.command("export-views")
 @options.dataset
 @click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
-@click.option("--store", type=click.Path(path_type=Path), help="Take plan and views of this store.")
+@click.option("--store", help="Take plan and views of this store.")
 @click.option("--augment", help="Without --store: as for dump-teacher.")
 @click.option("--seed", type=options.SEED, help="Without --store: of the views [default: 0].")
 @click.option("--views", type=click.IntRange(1), help="How many [default: the store's].")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A .parquet file.")
+@click.option("--out", required=True, type=options.LOCAL_PATH, help="A .parquet file.")
 @common
 def export_views(out: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     """Write what was drawn for every view: crops, flips, operations, partners.

@@ -16,7 +16,7 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 @click.option("--quick", is_flag=True, help="A small set in about a minute; noisy.")
 @click.option("--gpu", is_flag=True, help="resnet32x4 and resnet8x4 on CIFAR-100 shapes, on a GPU.")
 @click.option("--store", help="Measure the encodings on this store's logits [default: synthetic].")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the results there, as JSON.")
+@click.option("--out", type=options.LOCAL_PATH, help="Write the results there, as JSON.")
 @options.threads
 @common
 def bench(

@@ -12,11 +12,9 @@ from kdcache_cli.output import emit, say
 
 
 @click.command("report")
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=options.LOCAL_PATH)
 @click.option("--store", "stores", multiple=True, help="Store to describe; may be given again.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for page and figures."
-)
+@click.option("--out", required=True, type=options.LOCAL_PATH, help="Folder for page and figures.")
 @click.option("--teacher", help="The teacher, if its run is not among RUNS; see dump-teacher.")
 @click.option("--dataset", help="[default: that of the runs, or of the store]")
 @options.data_root

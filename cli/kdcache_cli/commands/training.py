@@ -140,9 +140,7 @@ def train_teacher(
 )
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @options.cache_size
-@click.option(
-    "--init-weights", type=click.Path(path_type=Path), help="File of weights to start from."
-)
+@click.option("--init-weights", type=options.LOCAL_PATH, help="File of weights to start from.")
 @options.allow_code
 @options.baseline
 @options.strict

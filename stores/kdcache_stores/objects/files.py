@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdcache_stores.errors import FormatError, StoreError, StoreInUse
+from kdcache_stores.objects.urls import require_local
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HOLDER = re.compile(rb"process \d{1,10} on [A-Za-z0-9._-]{1,255}\n")
@@ -120,7 +121,7 @@ class LocalFiles:
     keeps = True
 
     def __init__(self, root: str | os.PathLike[str], disk: Disk | None = None) -> None:
-        self.root = os.path.abspath(os.fspath(root))
+        self.root = os.path.abspath(os.fspath(require_local(root)))
         self.where = self.root
         self._real = os.path.realpath(self.root)
         self._disk = disk or Disk()

@@ -11,12 +11,26 @@ from kdcache_stores.errors import UsageError
 CLOUD = ("s3", "gs", "az")
 SCHEMES = ("file", "http", "https", *CLOUD, "hf")
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether this is a URL rather than a path."""
     return isinstance(path, str) and _SCHEME.match(path) is not None
+
+
+def require_local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path, where it is one of this machine.
+
+    Raises `UsageError` for a URL, also one that a `Path` made of it, such as `s3:/bucket/store`.
+    """
+    if _URL.match(os.fspath(path)):
+        raise UsageError(
+            f"expected a path on this machine, found {redact(os.fspath(path))}: write there first, then "
+            "copy it (a store by `kdcache push`)"
+        )
+    return path
 
 
 def redact(url: str) -> str:

@@ -178,5 +178,11 @@ def _check_arguments(header: Header, samples: Samples, views: int, shard_rows: i
 def _with_time(provenance: dict[str, Json]) -> dict[str, Json]:
     if "time" in provenance:
         return provenance
-    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-    return {**provenance, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))}
+    text = os.environ.get("SOURCE_DATE_EPOCH") or str(time.time())
+    try:
+        moment = time.gmtime(float(text))
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH must be seconds since 1970, found {text!r}: correct the variable, or unset it"
+        ) from None
+    return {**provenance, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}

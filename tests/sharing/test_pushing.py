@@ -15,6 +15,8 @@ from kdcache_stores import (
     CorruptStore,
     FormatError,
     MismatchError,
+    Plan,
+    Samples,
     StoreInUse,
     StoreNotFound,
     UnfinishedStore,
@@ -22,6 +24,7 @@ from kdcache_stores import (
     describe,
     open_store,
     verify,
+    write_arrays,
 )
 from kdcache_stores.format.manifest import ANNOUNCEMENT, SEAL
 from kdcache_stores.objects import bucket as bucket_module
@@ -505,3 +508,18 @@ def test_the_card_travels_with_the_store(store: Path, place: str, tmp_path: Path
 def test_card_refuses_what_is_no_licence(store: Path) -> None:
     with pytest.raises(UsageError, match="licence"):
         write_card(store, "mit\ninjected: yes")
+
+
+def test_the_card_names_the_fields(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = Samples([f"{i}" for i in range(20)], np.arange(20) % 4)
+    plan = Plan("toy", "train", 4, samples.fingerprint, {"name": "none"}, seed=0)
+    for names, title in ((["logits", "pooled"], "Logits and pooled"), (["pooled"], "Pooled")):
+        path = tmp_path / "-".join(names)
+        shapes = {"logits": (1, 20, 4), "pooled": (1, 20, 6)}
+        arrays = {name: rng.normal(size=shapes[name]).astype(np.float32) for name in names}
+        write_arrays(path, arrays, samples=samples, plan=plan).close()
+        write_card(path, license="mit")
+        text = (path / "README.md").read_text()
+        assert f"# {title} of unknown on toy" in text
+        assert ('"logits"' in text.partition("---\n\n")[0]) is ("logits" in names)

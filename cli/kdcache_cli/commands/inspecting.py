@@ -44,7 +44,7 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", size(info["nbytes"])),
     ]  # fmt: skip
     for name, item in fields.items():
-        lead = f"{name}: " if len(fields) > 1 else ""
+        lead = "" if list(fields) == [LOGITS] else f"{name}: "
         rows += [(lead + label, text) for label, text in _field_rows(name, item, count)]
     if info["head"]:
         rows.append(("last linear layer", "{} x {}".format(*info["head"])))

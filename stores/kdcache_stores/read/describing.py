@@ -11,6 +11,12 @@ from kdcache_stores.format.shards import ShardReader
 from kdcache_stores.read.reader import Store
 
 
+def fields_text(store: Store) -> str:
+    """The names of a store's fields, for a title: "Logits", "Logits and pooled"."""
+    text = " and ".join(store.fields)
+    return text[0].upper() + text[1:]
+
+
 def describe(store: Store) -> dict[str, Json]:
     """What a store holds, plain JSON: for people and other programs.
 

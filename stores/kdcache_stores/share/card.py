@@ -14,7 +14,7 @@ from kdcache_stores.format.manifest import CARD, CROISSANT
 from kdcache_stores.objects.files import LocalFiles
 from kdcache_stores.objects.hub import parse
 from kdcache_stores.objects.urls import local_path, redact
-from kdcache_stores.read.describing import describe
+from kdcache_stores.read.describing import describe, fields_text
 from kdcache_stores.read.reader import Store, open_store
 from kdcache_stores.share.croissant import croissant
 from kdcache_stores.types import LOGITS
@@ -62,11 +62,11 @@ def readme(store: Store, license: str, where: str) -> str:
     """The dataset card."""
     info = describe(store)
     plan, teacher = info["plan"], info["teacher"]
-    name = f"{teacher['architecture']} on {plan['dataset']}"
+    name = f"{fields_text(store)} of {teacher['architecture']} on {plan['dataset']}"
     front = {
         "license": license.lower(),
-        "pretty_name": f"Logits of {name}",
-        "tags": ["kdcache", "knowledge-distillation", "logits", "zarr"],
+        "pretty_name": name,
+        "tags": ["kdcache", "knowledge-distillation", *store.fields, "zarr"],
         "task_categories": ["image-classification"],
         "size_categories": [_size_category(info["samples"] * info["views"])],
         "viewer": False,
@@ -75,7 +75,7 @@ def readme(store: Store, license: str, where: str) -> str:
     lines = [f"{key}: {canonical_json(value)}" for key, value in front.items()]
     sections = [
         "---\n" + "\n".join(lines) + "\n---",
-        f"# Logits of {_text(name)}",
+        f"# {_text(name)}",
         f"The outputs of one teacher for {info['views']} augmented views of each of {info['samples']:,} "
         f"samples: a store of [kdcache](https://pypi.org/project/kdcache/), for knowledge distillation "
         f"without running the teacher. Plain Zarr v3 and Parquet.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from kdcache_stores.format.canonical_json import Json
-from kdcache_stores.read.describing import describe
+from kdcache_stores.read.describing import describe, fields_text
 from kdcache_stores.read.reader import Store
 
 _CONTEXT: Json = {
@@ -74,10 +74,12 @@ def croissant(store: Store, license: str, where: str) -> dict[str, Json]:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": re.sub(
-            r"[^A-Za-z0-9_-]+", "-", f"{teacher['architecture']}-{plan['dataset']}-logits"
+            r"[^A-Za-z0-9_-]+",
+            "-",
+            f"{teacher['architecture']}-{plan['dataset']}-{'-'.join(store.fields)}",
         ),
-        "description": f"Logits of {teacher['architecture']} for {info['views']} augmented views of "
-        f"{info['samples']} samples of {plan['dataset']} ({plan['split']}).",
+        "description": f"{fields_text(store)} of {teacher['architecture']} for {info['views']} augmented "
+        f"views of {info['samples']} samples of {plan['dataset']} ({plan['split']}).",
         "license": license,
         "url": where,
         "version": "1.0.0",

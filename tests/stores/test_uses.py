@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from kdcache_stores import (
     CorruptStore,
     DataError,
     FieldSpec,
+    MismatchError,
     Samples,
     Store,
+    StoreError,
     StoreInUse,
     UsageError,
     describe,
@@ -37,6 +41,7 @@ from .conftest import (
     tree,
     write_pending,
 )
+from .faults import QuickDisk
 
 
 def half(view: int) -> np.ndarray:
@@ -295,3 +300,62 @@ def test_a_store_that_another_writer_sealed_is_finished(tmp_path: Path) -> None:
     late.seal()
     assert late.sealed
     assert verify(open_store(tmp_path / "store")).ok
+
+
+class FullDisk(QuickDisk):
+    """Full from the n-th new object on; removing still works."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def create(self, path: str, data: bytes) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().create(path, data)
+
+
+def test_an_import_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    logits = make_logits(0)
+    bad = logits.copy()
+    bad[40, 3] = np.nan
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    for name, error in (("new", DataError), ("mine", DataError), ("other", StoreInUse)):
+        with pytest.raises(error):
+            write_arrays(tmp_path / name, bad, samples=make_samples(), shard_rows=20)
+    assert sorted(tmp_path.rglob("*")) == [
+        tmp_path / name for name in ("mine", "other", "other/thesis.tex")
+    ]
+    n = 0
+    while not (tmp_path / "new").exists():
+        try:
+            write_arrays(tmp_path / "new", logits, samples=make_samples(), disk=FullDisk(n))
+        except StoreError:
+            assert not (tmp_path / "new").exists()
+        n += 1
+    assert n > 8
+    whole = tree(tmp_path / "new")
+    with pytest.raises(MismatchError):
+        write_arrays(tmp_path / "new", 2 * logits, samples=make_samples())
+    assert tree(tmp_path / "new") == whole
+
+
+def test_two_dumps_at_once_leave_no_lock(tmp_path: Path) -> None:
+    whole = tree(dump(tmp_path / "whole"))
+
+    def try_to_dump(path: Path) -> None:
+        with suppress(StoreInUse):  # the other one is at the same shard
+            dump(path)
+
+    for number in range(4):
+        path = tmp_path / str(number)
+        dumps = [threading.Thread(target=try_to_dump, args=(path,)) for _ in range(3)]
+        for thread in dumps:
+            thread.start()
+        for thread in dumps:
+            thread.join()
+        assert not [key for key in tree(path) if key.endswith((".lock", ".tmp"))]
+        assert tree(dump(path)) == whole
+        assert not (path / "records").exists()

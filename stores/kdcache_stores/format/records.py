@@ -40,6 +40,11 @@ def record_key(shard: Shard) -> str:
     return f"{RECORDS}/{shard.view}-{shard.index}.json"
 
 
+def is_of_a_dump(key: str) -> bool:
+    """Whether a listed key is a shard's record, or the lock under which one is written."""
+    return _RECORD.fullmatch(key.removesuffix(".lock").removesuffix(".json") + ".json") is not None
+
+
 def read_record(data: bytes, shard: Shard, where: str) -> Record:
     """The record of `shard`; raises `CorruptStore` if it is damaged or another shard's."""
     try:

@@ -22,6 +22,7 @@ _HOLDER = re.compile(rb"process \d{1,10} on [A-Za-z0-9._-]{1,255}\n")
 _HELD: set[int] = set()
 """Handles of the locks that this process holds."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_LOCK = re.compile(r"records/[a-z0-9-]+\.lock")
 
 
 def check_key(key: str) -> str:
@@ -333,3 +334,8 @@ os.register_at_fork(after_in_child=_let_go)
 def is_temporary(key: str) -> bool:
     """Whether a listed key is a temporary name."""
     return _TEMPORARY.fullmatch(key.rsplit("/", 1)[-1]) is not None
+
+
+def is_leftover(key: str) -> bool:
+    """Whether a listed key is what a killed writer may leave and no store: a temporary name, a lock."""
+    return is_temporary(key) or _LOCK.fullmatch(key) is not None

@@ -84,7 +84,7 @@ class SealedObjects:
             return CorruptStore(f"{self.where}/{MANIFEST} is missing")
         return UnfinishedStore(
             f"{self.where} is not sealed ({SEAL} is missing): its dump is running or was "
-            "interrupted; run the same dump again to finish it"
+            "interrupted; run the same dump (or pull, or push) again to finish it"
         )
 
     def announced(self) -> str | None:

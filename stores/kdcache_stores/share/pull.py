@@ -18,21 +18,19 @@ from kdcache_stores.format.manifest import (
     SEAL,
     Entry,
     Part,
-    seal_text,
     sha256,
     write_manifest,
 )
-from kdcache_stores.format.records import announcement, write_probes
-from kdcache_stores.objects.files import LocalFiles, is_temporary
+from kdcache_stores.format.records import announcement, is_of_a_dump, write_probes
+from kdcache_stores.objects.files import Disk, LocalFiles, is_leftover
 from kdcache_stores.objects.remote import open_objects
 from kdcache_stores.objects.urls import local_path, redact
 from kdcache_stores.read.reader import Store
 from kdcache_stores.read.verifying import verify
-from kdcache_stores.share.push import Progress, Transfer
+from kdcache_stores.share.push import LOCK, Progress, Transfer
+from kdcache_stores.write.sealing import finish_seal
 
 CONNECTIONS = 8
-
-_LOCK = "records/pull.lock"
 
 
 def pull_store(
@@ -40,6 +38,7 @@ def pull_store(
     path: str | os.PathLike[str],
     views: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    disk: Disk | None = None,
 ) -> Transfer:
     """Fetch a store, or the views `views[0]` to `views[1]` - 1 of it, as a valid store.
 
@@ -49,6 +48,7 @@ def pull_store(
         views: which; None for all. The views keep their numbers, the manifest says of what they are a
             part, and the digests of the views are those of the whole.
         progress: called with (bytes done, bytes in all).
+        disk: the system calls to write with.
 
     Everything is checked against the manifest, again after the last object was written. Raises
     `StoreInUse` if the folder holds something else, `UsageError` for views that there are not,
@@ -65,8 +65,8 @@ def pull_store(
                 f"{store.where} holds the views {held.start}:{held.stop}, asked for "
                 f"{chosen.start}:{chosen.stop}"
             )
-        pull = _Pull(store, LocalFiles(folder), chosen, progress)
-        with pull.files.lock(_LOCK):
+        pull = _Pull(store, LocalFiles(folder, disk), chosen, progress)
+        with pull.files.lock(LOCK):
             sent, sent_bytes, skipped = pull.run()
     with Store(pull.files) as made:
         report = verify(made)
@@ -93,21 +93,20 @@ class _Pull:
         sealed = self._claim()
         if sealed is not None and sha256(manifest) == sealed.source.manifest_sha256:
             self.skipped = len(entries)
-            self.files.remove_folder(RECORDS)
-            return self.sent, self.sent_bytes, self.skipped
-        self._fetch_all(entry for entry in fetched if entry.key != ROOT)
-        # From here on as a growth goes: whoever reads what was here before still can.
-        self.files.put(ANNOUNCEMENT, announcement(sha256(manifest), self.views.stop), replace=True)
-        for key, (_, data) in made.items():
-            self.files.put(key, data, replace=True)
-        self.files.put(MANIFEST, manifest, replace=True)
-        self.files.put(SEAL, seal_text(sha256(manifest)), replace=True)
-        self.files.remove_folder(RECORDS)
-        if sealed is not None:
-            for key, entry in sealed.source.entries.items():
-                if entry.kind == "probes" and key not in entries:
-                    self.files.remove(key)
+        else:
+            self._fetch_all(entry for entry in fetched if entry.key != ROOT)
+            # From here on as a growth goes: whoever reads what was here before still can.
+            announced = announcement(sha256(manifest), self.views.stop)
+            self.files.put(ANNOUNCEMENT, announced, replace=True)
+            for key, (_, data) in made.items():
+                self.files.put(key, data, replace=True)
+            self.files.put(MANIFEST, manifest, replace=True)
+        # Also where an earlier pull stopped here: what it had yet to do is done.
+        for key in list(self.files.walk("probes")):
+            if key not in entries and not is_leftover(key):
+                self.files.remove(key)
         self._fetch_cards()
+        finish_seal(self.files, sha256(manifest))
         return self.sent, self.sent_bytes, self.skipped
 
     # ---- what it shall hold --------------------------------------------------------------------
@@ -145,14 +144,14 @@ class _Pull:
         """The sealed store that is here and of which this is a growth; None if there is none yet."""
         files, root = self.files, self.store.source.get(ROOT)
         if files.size(ROOT) is None:
-            extra = [key for key in files.walk() if not is_temporary(key) and key != _LOCK]
+            extra = [key for key in files.walk() if not is_leftover(key)]
             if extra:
                 raise StoreInUse(f"{files.where} holds {extra[0]}: pull into an empty folder")
             files.put(ROOT, root)
         elif files.get(ROOT) != root:
             raise StoreInUse(f"{files.where} holds another store: pull into an empty folder")
         if files.size(SEAL) is None:
-            if any(key != _LOCK for key in files.walk(RECORDS)):
+            if any(map(is_of_a_dump, files.walk(RECORDS))):
                 raise StoreInUse(
                     f"{files.where} holds an unfinished dump: pull into an empty folder"
                 )

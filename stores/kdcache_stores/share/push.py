@@ -39,13 +39,16 @@ from kdcache_stores.format.manifest import (
 from kdcache_stores.format.records import announced, announcement
 from kdcache_stores.objects import hub
 from kdcache_stores.objects.bucket import Bucket
-from kdcache_stores.objects.files import LocalFiles
+from kdcache_stores.objects.files import Disk, LocalFiles, is_leftover
 from kdcache_stores.objects.urls import join, local_path, redact, split_url
 from kdcache_stores.read.reader import Store, open_store
 from kdcache_stores.read.verifying import verify
 from kdcache_stores.share.catalog import announce_store
 
 CONNECTIONS = 8
+
+LOCK = "records/transfer.lock"
+"""Held by whoever copies a store into a folder."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -74,6 +77,7 @@ def push_store(
     url: str,
     progress: Progress | None = None,
     take_over: bool = False,
+    disk: Disk | None = None,
 ) -> Transfer:
     """Push a store to a folder or URL, and note it in the catalogue there.
 
@@ -82,6 +86,7 @@ def push_store(
         url: where it shall lie: a path, file://, s3://, gs://, az:// or hf://datasets/...
         progress: called with (bytes done, bytes in all).
         take_over: go on where another push to this place was interrupted that will not be repeated.
+        disk: the system calls to write with, where the target is on this disk.
 
     Raises `UnfinishedStore` and `CorruptStore` for a store that is not sealed or not whole,
     `StoreInUse` if other data is there or another push is at work, `RemoteError`.
@@ -97,20 +102,30 @@ def push_store(
             )
         done = _push_to_hub(store, url) if url.startswith("hf://") else None
         if done is None:
-            done = _Push(store, _place(url), progress, take_over).run()
+            done = _run(_Push(store, _place(url, disk), progress, take_over))
         announce_store(url, store)
     return done
 
 
-def _place(url: str) -> LocalFiles | Bucket:
+def _place(url: str, disk: Disk | None) -> LocalFiles | Bucket:
     folder = local_path(url)
     if folder is not None:
-        return LocalFiles(folder)
+        return LocalFiles(folder, disk)
     if split_url(url).scheme in ("http", "https"):
         raise UsageError(
             f"{redact(url)}: a web server only serves; push to the folder or bucket behind it"
         )
     return Bucket(url)
+
+
+def _run(push: _Push) -> Transfer:
+    """On a disk one push at a time, which also clears away what a killed one left."""
+    if isinstance(push.place, Bucket):
+        return push.run()
+    with push.place.lock(LOCK, wait=True):
+        done = push.run()
+        push.place.clean()
+        return done
 
 
 class _Push:
@@ -193,9 +208,9 @@ class _Push:
             first = (
                 self.place.first_keys(8)
                 if isinstance(self.place, Bucket)
-                else list(self.place.walk())[:8]
+                else list(self.place.walk())
             )
-            extra = [key for key in first if key not in (CARD, CROISSANT)]
+            extra = [key for key in first if not (key in (CARD, CROISSANT) or is_leftover(key))]
             if extra and self.place.size(ROOT) is None:  # else another push of it was faster
                 raise StoreInUse(
                     f"{self.place.where} holds {extra[0]} and is no store: push to an empty prefix"

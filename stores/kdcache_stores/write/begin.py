@@ -13,7 +13,7 @@ from kdcache_stores.format.header import FORMAT, Field, Header, read_header
 from kdcache_stores.format.layout import ArrayLayout, choose_shard_rows, read_layout
 from kdcache_stores.format.manifest import CARD, ROOT, SAMPLES
 from kdcache_stores.format.sample_table import read_samples, write_samples
-from kdcache_stores.objects.files import LocalFiles, is_temporary
+from kdcache_stores.objects.files import LocalFiles, is_leftover
 from kdcache_stores.types import LOGITS, FieldSpec, Plan, Samples, StoredTeacher
 
 
@@ -22,7 +22,7 @@ def require_place(files: LocalFiles) -> None:
     if os.path.isfile(files.root):
         raise StoreInUse(f"{files.where} is a file, and a store is a folder: choose another name")
     if files.size(ROOT) is None:
-        extra = [key for key in files.walk() if not is_temporary(key) and key != CARD]
+        extra = [key for key in files.walk() if not is_leftover(key) and key != CARD]
         if extra:
             raise StoreInUse(
                 f"{files.where} holds {extra[0]} and is no kdcache store: choose an empty folder"

@@ -6,6 +6,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from kdcache_stores.encodings.fidelity import ROWS, require_faithful
 from kdcache_stores.encodings.protocol import FittedEncoding
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 from kdcache_stores.format.canonical_json import Json
+from kdcache_stores.format.manifest import CARD, CROISSANT, ROOT
+from kdcache_stores.objects.files import LocalFiles
 from kdcache_stores.read.reader import Store
 from kdcache_stores.types import LOGITS, FieldSpec, Plan, Probe, Samples, Shard, StoredTeacher
 from kdcache_stores.write.writer import StoreWriter
@@ -77,7 +80,8 @@ def write_arrays(
         options: further arguments of `StoreWriter`.
 
     Raises what `StoreWriter` raises, `DataError` for arrays that do not fit the samples or each other,
-    and `UsageError` for several views, or no logits, without a plan.
+    and `UsageError` for several views, or no logits, without a plan. A store that was begun here and
+    cannot be finished is removed again.
     """
     fields = dict(arrays) if isinstance(arrays, Mapping) else {LOGITS: np.asarray(arrays)}
     if LOGITS in fields and fields[LOGITS].ndim == 2:
@@ -110,17 +114,45 @@ def write_arrays(
     }
     if LOGITS in fields:
         _require_faithful(specs[LOGITS].encoding, fields[LOGITS][0], samples)
-    with StoreWriter(
-        path, plan=plan, teacher=teacher, samples=samples, views=views, fields=specs, **options
-    ) as writer:
+    begun, folder = LocalFiles(path).size(ROOT) is not None, os.path.isdir(path)
+    try:
+        return _write(path, fields, probes, plan=plan, teacher=teacher, samples=samples, views=views,
+                      fields=specs, **options)  # fmt: skip
+    except BaseException:
+        if not begun:
+            _discard(LocalFiles(path, options.get("disk")), folder=not folder)
+        raise
+
+
+def _write(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, NDArray[Any]],
+    probes: Callable[[Shard], Sequence[Probe]] | None,
+    **options: Any,
+) -> Store:
+    """Fit, write and seal arrays (V, N, *shape)."""
+    with StoreWriter(path, **options) as writer:
         calibration = writer.calibration_rows
-        writer.fit({name: fields[name][:2, rows] for name, rows in calibration.items()})
+        writer.fit({name: arrays[name][:2, rows] for name, rows in calibration.items()})
         for shard in writer.pending():
             rows = slice(shard.start, shard.stop)
-            part = {name: values[shard.view, rows] for name, values in fields.items()}
+            part = {name: values[shard.view, rows] for name, values in arrays.items()}
             writer.write(shard, part, probes(shard) if probes else ())
         writer.seal()
     return Store(writer.files)
+
+
+def _discard(files: LocalFiles, folder: bool) -> None:
+    """Remove the store that was begun here, its root last, and its `folder` too, if told to."""
+    with suppress(OSError):  # a disk that refuses even this: the store stays, unfinished
+        if files.size(ROOT) is not None:  # or else nothing here is ours
+            keys = [key for key in files.walk() if key not in (CARD, CROISSANT, ROOT)]
+            for key in [*keys, ROOT]:
+                files.remove(key)
+        for parent, _, _ in os.walk(files.root, topdown=False):
+            if folder or parent != files.root:
+                with suppress(OSError):  # not empty: it is not ours alone
+                    os.rmdir(parent)
 
 
 def _require_faithful(encoding: str, logits: NDArray[Any], samples: Samples) -> None:

@@ -34,7 +34,8 @@ SCRIPTED = (
 
 CONVERT = (
     "it holds pickled code, not only weights. Where you trust it, convert it once: "
-    "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt')"
+    "content = torch.load(FILE, weights_only=False); torch.save(content.state_dict(), 'weights.pt'), or "
+    "content['model'] and the like in place of content.state_dict() where the file holds a dict"
 )
 
 

@@ -183,7 +183,7 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int,
             f"Its weights are {', '.join(sorted(halved))}: make them float32 (module.float()); "
             "--precision chooses what is computed in"
             if halved
-            else "Another size: --size (224, say)"
+            else "Resize the views to a size that it takes: --size N"
         )
         raise MismatchError(
             f"teacher {teacher.architecture} does not take images of {shape}, which its "

@@ -28,7 +28,7 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], qui
     for target in targets:
         if target.clean_top1:
             clean = ", ".join(f"{name} {percent(v)}" for name, v in target.clean_top1.items())
-            say(f"{target.teacher.architecture}: top-1 on clean images: {clean}", quiet)
+            say(f"{target.teacher.architecture}: top-1 on a sample of clean images: {clean}", quiet)
     if cost.stored:
         say(f"{cost.stored:,} rows are stored already and are not forwarded again", quiet)
     if not cost.rows:
@@ -87,7 +87,7 @@ def after(
     for entry in stores:
         rows = [written, skipped, *page(entry["info"])]
         console.print(table(f"store {entry['store']}", ("", ""), rows))
-    if "logits" in given["fields"]:
+    if "logits" in given["fields"] and prepared.plan.dataset.split == "train":
         say("next: " + student_command(given))
 
 

@@ -332,7 +332,7 @@ def with_objective(settings: dict[str, Any]) -> dict[str, Any]:
     settings["standardize"] = "biased" if biased else "unbiased" if unbiased else False
     settings["reverse"] = settings.pop("reverse_kl")
     weights = settings.pop("teacher_weights")
-    if weights and weights[0].isdigit():
+    if weights and weights[0] in "0123456789.+-":
         try:
             weights = tuple(float(word) for word in weights.split(","))
         except ValueError as error:

@@ -148,6 +148,8 @@ def prepare_dump(
                 compile=request.compile, allow_untrained=request.allow_untrained,
                 allow_code=request.allow_code,
             )  # fmt: skip
+            if teacher.weights_entry is not None:
+                tell([f"{teacher.architecture}: weights of the entry {teacher.weights_entry}"])
             tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
             count = request.mc_dropout
             teachers += (

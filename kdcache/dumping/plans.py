@@ -89,9 +89,15 @@ def require_views(plan: ViewPlan, views: int, stores: Iterable[str | os.PathLike
     """What can be refused of a dump before its teachers are loaded.
 
     Raises:
-        UsageError: an odd number of weak and strong views, or a store that is a URL.
+        UsageError: several views of an augmentation that gives the same image in each, an odd number of
+            weak and strong views, or a store that is a URL.
         StoreInUse: a folder that holds something else.
     """
+    if plan.augmentation.fixed and views > 1:
+        raise UsageError(
+            f"{plan.augmentation.name} gives the same image in every view, and {views} views would be "
+            "stored: --views 1"
+        )
     if isinstance(plan.augmentation, WeakStrong) and views % 2:
         raise UsageError(
             f"{views} views of {plan.augmentation.name} leave a weak one without its strong one: "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdcache.models.weights import split_entry
 from kdcache.runs import WEIGHTS, is_run
 from kdcache.teachers.teacher import Teacher
 
@@ -20,7 +21,7 @@ def weights_file(spec: str | Path, weights: str | Path | None = None) -> Path | 
     """The file that holds the weights of a model named as `load_teacher` takes it, if there is one."""
     name, _, after = str(spec).partition("@")
     own = Path(name) / WEIGHTS if is_run(name) else None
-    file = Path(weights or after) if weights or after else own
+    file = split_entry(weights or after)[0] if weights or after else own
     return file if file is not None and file.is_file() else None
 
 

@@ -27,11 +27,13 @@ class Pretrained:
         module: with the weights loaded.
         preprocessing: what they were evaluated with, its crop as the size; None if unknown.
         file_sha256: of the file that they came from; None if unknown.
+        entry: of that file, where it holds more than the weights.
     """
 
     module: nn.Module
     preprocessing: Preprocessing | None = None
     file_sha256: str | None = None
+    entry: str | None = None
 
 
 def torchvision_names() -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcache_stores.errors import DataError, MismatchError, UsageError
+from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 #: Where published checkpoints keep their state dict, in the order in which they are tried.
 NESTS = ("state_dict", "model", "net", "model_state_dict", "model_state")
@@ -33,7 +34,8 @@ SCRIPTED = (
 
 CONVERT = (
     "it holds pickled code, not only weights. Where you trust it, convert it once: "
-    "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt')"
+    "content = torch.load(FILE, weights_only=False); torch.save(content.state_dict(), 'weights.pt'), or "
+    "content['model'] and the like in place of content.state_dict() where the file holds a dict"
 )
 
 
@@ -45,19 +47,31 @@ class Weights:
         state: name -> tensor, on the CPU.
         path: the file that it came from.
         file_sha256: of the file's bytes, hexadecimal.
+        entry: of the file that was taken, "model_ema" say; None where the file is the state dict itself.
     """
 
     state: dict[str, Tensor]
     path: Path
     file_sha256: str
+    entry: str | None = None
 
-    @property
-    def classes(self) -> int:
-        """How many classes the last layer has."""
-        matrices = [t for n, t in self.state.items() if n.endswith("weight") and t.ndim >= 2]
-        if not matrices:
-            raise DataError(f"weights {self.path}: no layer with weights to count the classes of")
-        return matrices[-1].shape[0]
+    def classes(self, module: nn.Module, classes: int) -> int:
+        """How many classes these weights of a network are for, whatever the order of their names.
+
+        Args:
+            module: the network, built for ``classes``: where it alone differs from the weights in the
+                first axis of some layers, these are the layers of its classes.
+
+        Returns:
+            ``classes`` too where the weights differ otherwise: `apply` says how.
+        """
+        expected = module.state_dict()
+        state = _within(expected, self.state, str(self.path))
+        shapes = [(expected[n].shape, t.shape) for n, t in state.items() if n in expected]
+        differ = [(ours, theirs) for ours, theirs in shapes if ours != theirs]
+        counts = {theirs[:1] for _, theirs in differ}
+        alike = all(o[0] == classes and o[1:] == t[1:] for o, t in differ if len(o) and len(t))
+        return counts.pop()[0] if alike and len(counts) == 1 and all(counts) else classes
 
     def apply(self, module: nn.Module) -> None:
         """Load into a module; every name and every shape must agree.
@@ -73,13 +87,15 @@ def load_weights(path: str | Path) -> Weights:
     """Read `.safetensors`, or a torch file (`.pt`, `.pth`, `.th`, `.tar`) with weights_only=True.
 
     The state dict may be nested under "state_dict", "model", "net" or as the only one under another
-    name, and its names may begin with "module." or "_orig_mod.".
+    name, and its names may begin with "module." or "_orig_mod.". ``FILE#ENTRY`` takes what lies under
+    one name of the file: "w.pth#model_ema", or "w.ckpt#teacher" of names that begin with "teacher.".
 
     Raises:
-        DataError: no such file, not readable, pickled code, or no state dict in it.
+        DataError: no such file or entry, not readable, pickled code, no state dict in it, or one network
+            with several weights, as beside their moving average.
         UsageError: a suffix of neither kind.
     """
-    path = Path(path)
+    path, entry = split_entry(path)
     if not path.is_file():
         raise DataError(f"weights {path}: there is no such file")
     if path.suffix == ".safetensors":
@@ -87,16 +103,24 @@ def load_weights(path: str | Path) -> Weights:
     elif path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
     else:
-        known = ", ".join((".safetensors", *TORCH_SUFFIXES))
-        raise UsageError(f"weights {path}: expected a file ending in {known}")
+        raise UsageError(f"weights {path}: expected a file ending in {', '.join(SUFFIXES)}")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(_strip(_find_state(content, path)), path, digest)
+    taken, state = _find_state(content, path, entry)
+    return Weights(_strip(state), path, digest, taken)
+
+
+def split_entry(source: str | Path) -> tuple[Path, str | None]:
+    """ "w.pth#model_ema" -> the file w.pth and its entry model_ema; None where none is named."""
+    file, _, entry = str(source).rpartition("#")
+    if Path(file).suffix not in SUFFIXES or Path(source).exists():
+        return Path(source), None
+    return Path(file), entry
 
 
 def names_file(text: str) -> bool:
     """Whether a text means a file of weights rather than a library's name for some."""
-    return Path(text).suffix in (".safetensors", *TORCH_SUFFIXES) or Path(text).exists()
+    return split_entry(text)[0].suffix in SUFFIXES or Path(text).exists()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -134,23 +158,80 @@ def _is_state(content: Any) -> bool:
     )
 
 
-def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
-    if _is_state(content):
-        return dict(content)
+def _find_state(
+    content: Any, path: Path, entry: str | None
+) -> tuple[str | None, dict[str, Tensor]]:
+    """The state dict of a file, and the name of its entry."""
     if not isinstance(content, Mapping):
         raise DataError(f"weights {path}: expected a state dict, found {type(content).__name__}")
-    for nest in NESTS:
-        if _is_state(content.get(nest)):
-            return dict(content[nest])
-    others = [name for name, entry in content.items() if _is_state(entry)]
-    if len(others) == 1:
-        return dict(content[others[0]])
-    content_text = ", ".join(map(str, content)) or "nothing"
-    raise DataError(
-        f"weights {path}: expected a state dict (names and tensors), at the top or under "
-        f"{', '.join(NESTS)}; found: {content_text}"
-        + (f", of which {', '.join(others)} are state dicts" if others else "")
+    entries = dict(_state_dicts(content))
+    if entry is not None:
+        return entry, _entry(entries, path, entry)
+    if "" in entries:
+        return None, entries[""]
+    nested = [nest for nest in NESTS if nest in entries]
+    if not nested and len(entries) != 1:
+        raise DataError(
+            f"weights {path}: expected a state dict (names and tensors), at the top or under "
+            f"{', '.join(NESTS)}; found: {', '.join(map(str, content)) or 'nothing'}"
+            + (f", of which {_choice(path, list(entries))}" if entries else "")
+        )
+    taken = (nested or list(entries))[0]
+    rivals = [name for name in entries if _is_rival(entries[name], entries[taken])]
+    if rivals:
+        raise DataError(
+            f"weights {path}: one network with several weights (a moving average is as a rule the "
+            f"better): {_choice(path, [taken, *rivals])}"
+        )
+    return taken, entries[taken]
+
+
+def _state_dicts(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The state dict that a file is ("") or holds, one or two levels deep ("model", "ema.shadow")."""
+    if _is_state(content):
+        yield "", dict(content)
+        return
+    for name, entry in content.items():
+        if _is_state(entry):
+            yield str(name), dict(entry)
+        elif isinstance(entry, Mapping):
+            deeper = {n: e for n, e in entry.items() if isinstance(n, str) and _is_state(e)}
+            yield from ((f"{name}.{n}", dict(e)) for n, e in deeper.items())
+
+
+def _entry(entries: Mapping[str, dict[str, Tensor]], path: Path, entry: str) -> dict[str, Tensor]:
+    """What lies under a name: a state dict of its own, or the names of one that begin with it."""
+    if entry in entries:
+        return entries[entry]
+    start = f"{entry}."
+    states = [_strip(state) for state in entries.values()]
+    under = [
+        {n.removeprefix(start): t for n, t in s.items() if n.startswith(start)} for s in states
+    ]
+    if not (chosen := [state for state in under if state]):
+        heads = {n.partition(".")[0] for state in states for n in state if "." in n}
+        known = sorted({name for name in entries if name} | heads)
+        raise UnknownName(f"entry of weights {path}", entry, known)
+    return chosen[0]
+
+
+def _is_rival(state: dict[str, Tensor], taken: dict[str, Tensor]) -> bool:
+    """Whether a state dict holds other values of the same network, or of all its parameters."""
+    prefix = "module."  # what torch's averaged models put before all names but their counter
+    ours, theirs = (
+        {n.removeprefix(prefix): t for n, t in _strip(s).items()} for s in (taken, state)
     )
+    both = [(ours[n], theirs[n]) for n in ours if n in theirs]
+    return (
+        len(both) in (len(ours), len(theirs))
+        and all(a.shape == b.shape for a, b in both)
+        and not all(torch.equal(a, b) for a, b in both)
+    )
+
+
+def _choice(path: Path, entries: list[str]) -> str:
+    named = " or ".join(f"{path}#{entry}" for entry in entries)
+    return f"{', '.join(entries)} are state dicts. Say which: {named}"
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -204,9 +285,10 @@ def _within(
     prefixes = [name.removesuffix(names[0]) for name in state if name.endswith("." + names[0])]
     whole = [prefix for prefix in prefixes if all(prefix + name in state for name in names)]
     if len(whole) > 1:
+        named = [prefix.removesuffix(".") for prefix in whole]
         raise MismatchError(
-            f"weights {source} hold the network under each of {', '.join(whole)}: save the one that is "
-            "meant in a file of its own"
+            f"weights {source} hold the network under each of {', '.join(named)}. Say which: "
+            + " or ".join(f"{source}#{name}" for name in named)
         )
     if not whole:
         return state

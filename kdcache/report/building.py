@@ -86,7 +86,9 @@ def report(
                 "The logits of teacher and students",
                 left_out,
             )
-            sections += _runs(groups, teacher_spec, testset, teacher, device, workers, left_out)
+            sections += _runs(
+                groups, teacher_spec, testset, teacher, read, device, workers, left_out
+            )
         for store, path in zip(read, stores, strict=True):
             sections.append(_store(store, path, config, dataset, data_root, left_out))
     parts = [f"{len(records)} run{'s' * (len(records) != 1)}"] * bool(records)
@@ -101,6 +103,7 @@ def _runs(
     teacher: RunRecord | None,
     testset: Dataset | None,
     spec: str | None,
+    stores: Sequence[Store],
     device: str,
     workers: int,
     left_out: list[str],
@@ -110,7 +113,7 @@ def _runs(
     if testset is not None:
         predictions = by_group(groups, testset, device, workers, left_out)
         try:
-            teacher_logits = _teacher_logits(spec, teacher, testset, device, workers)
+            teacher_logits = _teacher_logits(spec, teacher, testset, stores, device, workers)
         except KDCacheError as error:
             left_out.append(f"Figures that compare with the teacher: {error}")
     row = Group(f"teacher {teacher.config['model']['name']}", (teacher,)) if teacher else None
@@ -123,7 +126,12 @@ def _runs(
 
 
 def _teacher_logits(
-    spec: str | None, run: RunRecord | None, testset: Dataset, device: str, workers: int
+    spec: str | None,
+    run: RunRecord | None,
+    testset: Dataset,
+    stores: Sequence[Store],
+    device: str,
+    workers: int,
 ) -> TestLogits:
     if spec is None and run is None:
         raise UsageError(
@@ -131,7 +139,10 @@ def _teacher_logits(
             "students and --store"
         )
     return teacher_logits(
-        spec_teacher(spec or str(run and run.path), testset, device), testset, device, workers
+        spec_teacher(spec or str(run and run.path), testset, device, stores),
+        testset,
+        device,
+        workers,
     )
 
 

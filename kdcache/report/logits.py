@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from kdcache.data.dataset import Dataset
+from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.evaluation.scores import calibration, clean_logits
 from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Group, RunRecord
-from kdcache.runs import WEIGHTS, load_run_model
+from kdcache.runs import WEIGHTS, is_run, load_run_model
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores import Store, open_store
-from kdcache_stores.errors import DataError, KDCacheError
+from kdcache_stores.errors import DataError, KDCacheError, MismatchError
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,20 @@ def _test_logits(
     return TestLogits(label, logits.cpu(), labels.cpu())
 
 
-def spec_teacher(spec: str, dataset: Dataset, device: str) -> Teacher:
-    """A teacher as the command line names it, for the images of a dataset."""
+def spec_teacher(spec: str, dataset: Dataset, device: str, stores: Sequence[Store] = ()) -> Teacher:
+    """A teacher as the command line names it, for the images of a dataset.
+
+    Where it filled one of the stores, with the preprocessing and class map that this one names.
+    """
+    for store in stores:
+        if store.classes != dataset.classes or is_run(spec.partition("@")[0]):
+            continue
+        try:
+            teacher = load_stored_teacher(store, spec, device, dataset.image_shape)
+        except MismatchError:
+            continue  # another network's store
+        if teacher.weights_sha256 == store.teacher.weights_sha256:
+            return teacher
     channels, size = dataset.image_shape[::2] if dataset.image_shape else (3, 224)
     return load_teacher(spec, classes=dataset.classes, channels=channels, size=size, device=device)
 

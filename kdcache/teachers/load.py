@@ -2,6 +2,7 @@
 
 SPEC                                  what it is
 resnet32x4@FILE                       a network of the zoo with weights from a file
+resnet32x4@FILE#model_ema             the same, from one entry of a file that holds several
 torchvision:resnet34@IMAGENET1K_V1    torchvision's with its own weights (or @DEFAULT, or @FILE)
 timm:resnet18@a1_in1k                 timm's with the weights of a tag (or @DEFAULT, or @FILE)
 my.module:make_teacher[@FILE]         a user's own function
@@ -128,6 +129,7 @@ def load_teacher(
         classes=classes,
         weights_sha256=digest,
         file_sha256=loaded.file_sha256,
+        weights_entry=loaded.entry,
         precision=precision,
         class_map=None if class_map is None else tuple(class_map),
         channels_last=channels_last,
@@ -143,9 +145,11 @@ def _built(
     if source is None:  # a user's function that loads its own weights, or allow_untrained
         return Pretrained(build_model(name, classes, channels, size))
     file = load_weights(source)
-    module = build_model(name, file.classes if mapped else classes, channels, size)
+    module = build_model(name, classes, channels, size)
+    if mapped and (own := file.classes(module, classes)) != classes:
+        module = build_model(name, own, channels, size)
     file.apply(module)
-    return Pretrained(module, file_sha256=file.file_sha256)
+    return Pretrained(module, file_sha256=file.file_sha256, entry=file.entry)
 
 
 def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pretrained]:
@@ -154,7 +158,7 @@ def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pr
     file = load_weights(source or path / WEIGHTS)
     if source is not None:
         file.apply(run.module)
-    trained = Pretrained(run.module, run.preprocessing, file_sha256=file.file_sha256)
+    trained = Pretrained(run.module, run.preprocessing, file.file_sha256, file.entry)
     return run.config["model"]["name"], trained
 
 
@@ -179,7 +183,7 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int,
             f"Its weights are {', '.join(sorted(halved))}: make them float32 (module.float()); "
             "--precision chooses what is computed in"
             if halved
-            else "Another size: --size (224, say)"
+            else "Resize the views to a size that it takes: --size N"
         )
         raise MismatchError(
             f"teacher {teacher.architecture} does not take images of {shape}, which its "

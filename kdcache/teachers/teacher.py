@@ -27,6 +27,7 @@ class Teacher:
         classes: how many logits it gives.
         weights_sha256: `tensor_digest` of the module's state (batch counters left out).
         file_sha256: of the file that the weights came from, if there was one.
+        weights_entry: of that file, "model_ema" say, where it holds more than the weights.
         precision: "float32", "bf16" or "fp16".
         class_map: which of the module's logits is class 0, 1, ... of the dataset; None: in order.
             Of logits alone: other fields stay as they are.
@@ -48,6 +49,7 @@ class Teacher:
     classes: int
     weights_sha256: str
     file_sha256: str | None = None
+    weights_entry: str | None = None
     precision: str = "float32"
     class_map: tuple[int, ...] | None = None
     dropout_seed: int | None = None

@@ -113,9 +113,19 @@ def test_what_is_refused_before_a_teacher_is_loaded(
 
 
 def test_an_augmentation_without_chance_needs_one_view(dump: Run, tmp_path: Path) -> None:
-    assert dump("--augment", "none", "--out", tmp_path / "s").code == 0
+    done = dump("--augment", "none", "--out", tmp_path / "s")
+    assert done.code == 0
+    assert "next: kdcache train-student" in done.err
+    assert "next: " not in dump("--augment", "none", "--split", "test", "--out", tmp_path / "t").err
     with open_store(tmp_path / "s") as store:
         assert store.n_views == 1
+    for augmentation in ("none", "center-crop:size=8,resize=8"):
+        refused = dump("--augment", augmentation, "--views", 4, "--out", tmp_path / "four")
+        assert refused.code == 2
+        assert "the same image in every view, and 4 views would be stored: --views 1" in refused.err
+    grown = dump("--plan-from", tmp_path / "s", "--views", 2, "--out", tmp_path / "grown")
+    assert grown.code == 2
+    assert not (tmp_path / "four").exists()
 
 
 def test_a_folder_with_nothing_but_train(tmp_path: Path, kdcache: Run) -> None:

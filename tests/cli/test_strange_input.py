@@ -90,12 +90,13 @@ def test_the_largest_seed(tmp_path: Path, kdcache: Run) -> None:
     assert kdcache(*train(arrays(tmp_path), tmp_path / "run", "--seed", 2**63 - 1)).code == 0
 
 
-def test_teacher_weights_that_are_no_numbers(tmp_path: Path, kdcache: Run) -> None:
+@pytest.mark.parametrize("weights", ["1,x", ".5,x", "-1,x"])
+def test_teacher_weights_that_are_no_numbers(weights: str, tmp_path: Path, kdcache: Run) -> None:
     result = kdcache(
         "train-student", "--dataset", "digits", "--student", "resnet8", "--method", "kd",
-        "--store", tmp_path, "--teacher-weights", "1,x", "--out", tmp_path / "run",
+        "--store", tmp_path, f"--teacher-weights={weights}", "--out", tmp_path / "run",
     )  # fmt: skip
-    refused(result, 2, "--teacher-weights '1,x'")
+    refused(result, 2, f"--teacher-weights {weights!r}")
 
 
 class FullDisk(io.BytesIO):

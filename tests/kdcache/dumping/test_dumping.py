@@ -21,6 +21,7 @@ from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import (
     DataError,
+    KDCacheError,
     MismatchError,
     StoreInUse,
     UnfinishedStore,
@@ -133,7 +134,7 @@ def test_interrupted_dump_goes_on_byte_for_byte(
 def test_small_shards_resume_too(plan: ViewPlan, teacher: Teacher, tmp_path: Path,
                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(kdcache.dumping.dump, "DESCRIBED", 3)
-    make = kdcache.dumping.opening.StoreWriter
+    make = kdcache.dumping.dump.StoreWriter
     monkeypatch.setattr(
         kdcache.dumping.dump, "StoreWriter", lambda p, **o: make(p, **o, shard_rows=70)
     )
@@ -145,6 +146,13 @@ def test_small_shards_resume_too(plan: ViewPlan, teacher: Teacher, tmp_path: Pat
         for view in range(2):
             np.testing.assert_array_equal(store.read(view), whole.read(view))
         assert whole.view_digests == store.view_digests[:2]
+
+
+def test_a_teacher_of_other_classes_than_the_plan_writes_nothing(
+    plan: ViewPlan, make_teacher: MakeTeacher, tmp_path: Path
+) -> None:
+    with pytest.raises(KDCacheError, match=r"logits must have shape \(10,\).*found \(12,\)"):
+        dump(plan, [(make_teacher(classes=12), tmp_path / "s")], 1)
 
 
 def test_parts_and_seal_equal_one_job(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:

@@ -96,6 +96,26 @@ def test_digest_does_not_depend_on_the_file_or_how_it_runs(
     assert same[0].file_sha256 != teacher.file_sha256
 
 
+def test_a_class_map_serves_both_kinds_of_file_alike(checkpoint: Path, tmp_path: Path) -> None:
+    state = load(checkpoint).module.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    fewer = [
+        load(file, classes=7, class_map=(9, 8, 7, 6, 5, 4, 3))
+        for file in (checkpoint, tmp_path / "w.safetensors")
+    ]
+    assert len({teacher.to_store().digest for teacher in fewer}) == 1
+    assert torch.equal(fewer[0].logits(views(2)), fewer[1].logits(views(2)))
+    assert fewer[0].logits(views(2)).shape == (2, 7)
+
+
+def test_an_entry_of_a_file_by_the_spec(checkpoint: Path) -> None:
+    assert load(checkpoint).weights_entry == "model"
+    chosen = load_teacher(
+        f"resnet8@{checkpoint}#model", classes=10, channels=1, size=8, preprocessing=GREY
+    )
+    assert torch.equal(chosen.logits(views(2)), load(checkpoint).logits(views(2)))
+
+
 def test_what_the_store_keeps(checkpoint: Path) -> None:
     stored = load(checkpoint).to_store(clean_top1={"test": 0.5})
     assert (stored.architecture, stored.classes, stored.precision) == ("resnet8", 10, "float32")

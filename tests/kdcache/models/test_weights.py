@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdcache.models.weights import load_weights, tensor_digest
 from kdcache.models.zoo import build_model
-from kdcache_stores.errors import DataError, MismatchError, UsageError
+from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 
 
 @pytest.fixture
@@ -60,8 +60,77 @@ def test_a_lightning_checkpoint(net: nn.Module, tmp_path: Path, prefix: str) -> 
 def test_two_networks_in_one_file_are_not_chosen_between(net: nn.Module, tmp_path: Path) -> None:
     both = {p + name: t for p in ("student.", "teacher.") for name, t in net.state_dict().items()}
     torch.save(both, tmp_path / "w.pth")
-    with pytest.raises(MismatchError, match=r"under each of student\., teacher\.: save the one"):
+    with pytest.raises(MismatchError, match=r"under each of student, teacher.*w\.pth#student or"):
         load_weights(tmp_path / "w.pth").apply(net)
+    with pytest.raises(UnknownName, match="'teachers'; did you mean 'teacher'"):
+        load_weights(f"{tmp_path / 'w.pth'}#teachers")
+    chosen = load_weights(f"{tmp_path / 'w.pth'}#teacher")
+    chosen.apply(net)
+    assert chosen.entry == "teacher"
+
+
+AVERAGES = {
+    "model_ema": lambda state: state,
+    "ema_state": lambda state: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{n}": t for n, t in state.items()},
+    },
+    "ema.shadow": lambda state: {n: t for n, t in state.items() if "num_batches" not in n},
+}
+
+
+@pytest.mark.parametrize("entry", AVERAGES)
+def test_weights_beside_their_moving_average_are_a_choice(
+    net: nn.Module, tmp_path: Path, entry: str
+) -> None:
+    path = tmp_path / "w.pth"
+    averaged = {n: t + 1 for n, t in net.state_dict().items()}
+    content: dict[str, object] = {"epoch": 3, "model": net.state_dict()}
+    outer, _, inner = entry.partition(".")
+    average = AVERAGES[entry](averaged)
+    content[outer] = {inner: average, "decay": 0.9} if inner else average
+    torch.save(content, path)
+    with pytest.raises(DataError) as refused:
+        load_weights(path)
+    assert f"{path}#model or {path}#{entry}" in str(refused.value)
+    for name, expected in (("model", net.state_dict()), (entry, averaged)):
+        other = build_model("resnet8", classes=10, channels=1, size=8)
+        chosen = load_weights(f"{path}#{name}")
+        chosen.apply(other)
+        assert chosen.entry == name
+        assert torch.equal(other.state_dict()["conv1.weight"], expected["conv1.weight"])
+
+
+def test_an_optimizer_a_loss_or_a_copy_beside_the_weights_is_no_choice(
+    net: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.rand(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    content = {"optimizer": optimizer.state_dict(), "center_loss": {"centers": torch.ones(3)}}
+    torch.save(content | {"model": net.state_dict(), "best": net.state_dict()}, tmp_path / "w.pth")
+    taken = load_weights(tmp_path / "w.pth")
+    assert taken.entry == "model"
+    assert tensor_digest(taken.state) == tensor_digest(net.state_dict())
+
+
+def test_a_file_whose_own_name_has_a_hash(net: nn.Module, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "run.pth#2.pth")
+    assert load_weights(tmp_path / "run.pth#2.pth").entry is None
+    with pytest.raises(DataError, match=r"run#2/w\.pth: there is no such file"):
+        load_weights(tmp_path / "run#2/w.pth")
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", "MobileNetV2", "ShuffleV1", "wrn_16_1"])
+def test_the_number_of_classes_whatever_the_order_of_names(tmp_path: Path, name: str) -> None:
+    state = build_model(name, classes=100).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    torch.save(dict(reversed(state.items())), tmp_path / "reversed.pth")
+    save_file(state, tmp_path / "w.safetensors")
+    for classes in (10, 64, 100):
+        module = build_model(name, classes=classes)
+        for file in ("w.pth", "reversed.pth", "w.safetensors"):
+            assert load_weights(tmp_path / file).classes(module, classes) == 100
 
 
 def test_the_only_state_dict_is_found_under_any_name(net: nn.Module, tmp_path: Path) -> None:
@@ -90,7 +159,7 @@ def test_a_saved_command_line_beside_the_weights_is_read(net: nn.Module, tmp_pat
 
 def test_pickled_code_is_refused_and_not_run(net: nn.Module, tmp_path: Path) -> None:
     torch.save(net, tmp_path / "module.pt")
-    with pytest.raises(DataError, match=r"pickled code.*convert it once: torch\.save"):
+    with pytest.raises(DataError, match=r"pickled code.*convert it once: content = torch\.load"):
         load_weights(tmp_path / "module.pt")
 
     class Harmful:

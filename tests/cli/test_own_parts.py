@@ -109,7 +109,7 @@ def test_what_is_refused_before_a_teacher_is_loaded(
     assert [result.code for result in (odd, foreign, bucket)] == [2, 1, 2]
     assert "a weak one without its strong one: --views 4" in odd.err
     assert "holds notes.txt and is no kdcache store" in foreign.err
-    assert "then `push` it" in bucket.err
+    assert "copy it (a store by `kdcache push`)" in bucket.err
 
 
 def test_an_augmentation_without_chance_needs_one_view(dump: Run, tmp_path: Path) -> None:

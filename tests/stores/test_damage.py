@@ -77,7 +77,7 @@ TABLE = [
     ("manifest.sha256", flip(0.1), CorruptStore, "manifest"),
     ("manifest.sha256", flip(1.0), CorruptStore, "manifest.sha256 is damaged"),
     ("manifest.sha256", cut(0), CorruptStore, "manifest.sha256 is damaged"),
-    ("manifest.sha256", remove, UnfinishedStore, "run the same dump again to finish it"),
+    ("manifest.sha256", remove, UnfinishedStore, "run the same dump"),
 ]
 
 

@@ -10,13 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcache.data.dataset import Dataset, ResidentDataset, index_keys
+from kdcache.data.dataset import Dataset, ResidentDataset, class_numbers, index_keys
 from kdcache.data.holdout import hold_out
 from kdcache.data.small_images import only_splits
 from kdcache_stores.errors import DataError
-
-#: More than this is no number of a class, but a -1 in an unsigned dtype, say.
-MOST_CLASSES = 10_000_000
 
 
 def arrays(file: str, split: str) -> Dataset:
@@ -62,14 +59,9 @@ def arrays(file: str, split: str) -> Dataset:
             f"found {labels.dtype} {labels.shape}: a class number from 0 for each image, as "
             "y.argmax(1) makes of one-hot rows and y.ravel() of a column"
         )
-    if len(labels) and labels.max() > MOST_CLASSES:
-        row = int(labels.argmax())
-        raise DataError(
-            f"y_{split} of {path} must be class numbers from 0, found {labels[row]} in row {row}; "
-            "unlabelled samples have -1 in a signed dtype"
-        )
+    labels = class_numbers(labels, f"y_{split} of {path}")
     class_names = [str(name) for name in content.get("class_names", [])] or None
-    train = content.get("y_train", labels)
+    train = class_numbers(content.get("y_train", labels), f"y_train of {path}")
     classes = (
         len(class_names)
         if class_names
@@ -83,7 +75,7 @@ def arrays(file: str, split: str) -> Dataset:
         keys=index_keys(split, range(len(images)), len(images))
         if keys is None
         else [str(key) for key in keys],
-        labels=labels.astype(np.int64),
+        labels=labels,
         classes=classes,
         class_names=class_names,
     )

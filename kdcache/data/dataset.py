@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from kdcache_stores import Samples
 from kdcache_stores.errors import DataError
 
 Rows = NDArray[np.int64]
+
+#: More than this is no number of a class, but a -1 in an unsigned dtype, say.
+MOST_CLASSES = 10_000_000
 
 
 class Dataset(ABC):
@@ -51,7 +55,7 @@ class Dataset(ABC):
     ) -> None:
         self.name, self.split = name, split
         self.keys = list(keys)
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels = class_numbers(labels, f"labels of {name} ({split})")
         self.classes = classes
         self.class_names = list(class_names) if class_names is not None else None
         self.image_shape, self.flip = image_shape, flip
@@ -239,6 +243,31 @@ class _Trial(torch.utils.data.Dataset[str | None]):
         except DataError as error:
             return str(error)
         return None
+
+
+def class_numbers(labels: Any, what: str) -> NDArray[np.int64]:
+    """Labels of any integer dtype as int64, -1 where unlabelled.
+
+    Raises:
+        DataError: they are no integers, or one is too large for the number of a class: a -1 that
+            an unsigned dtype has wrapped.
+    """
+    try:
+        numbers = np.asarray(labels)
+    except ValueError as error:  # lists of unequal length
+        raise DataError(f"{what} must be class numbers (integers): {error}") from error
+    if numbers.size and numbers.dtype.kind not in "biu":
+        raise DataError(
+            f"{what} must be class numbers (integers from 0, or -1 where unlabelled), found "
+            f"{numbers.dtype}"
+        )
+    if numbers.size and numbers.max() > MOST_CLASSES:
+        row = int(numbers.argmax())
+        raise DataError(
+            f"{what} must be class numbers from 0, found {numbers.flat[row]} in row {row}; "
+            "unlabelled samples have -1 in a signed dtype"
+        )
+    return numbers.astype(np.int64)
 
 
 def index_keys(split: str, indices: Sequence[int] | Rows, total: int) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcache.augment.custom import import_factory
-from kdcache.data.dataset import Dataset, Rows, index_keys
+from kdcache.data.dataset import Dataset, Rows, class_numbers, index_keys
 from kdcache.data.folder import rgb_tensor
 from kdcache.data.holdout import hold_out
 from kdcache_stores.errors import DataError, KDCacheError, UsageError
@@ -107,10 +107,7 @@ def user_dataset(path: str, split: str) -> Dataset:
             "(or "
             f"`classes`); {type(source).__name__} has {sorted(vars(source))}"
         )
-    try:
-        numbers = np.asarray(labels).astype(np.int64, casting="same_kind")
-    except (TypeError, ValueError) as error:
-        raise DataError(f"labels of {path} must be class numbers (integers): {error}") from error
+    numbers = class_numbers(labels, f"labels of {path}")
     named = not hasattr(classes, "__index__")
     return MapDataset(
         path,
@@ -126,10 +123,16 @@ def user_dataset(path: str, split: str) -> Dataset:
 
 
 def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
-    """An image dataset of the Hugging Face hub, or a local one: `hf:NAME` or `hf:NAME:CONFIG`.
+    """An image dataset of the Hugging Face hub, or a local one: `hf:NAME:CONFIG:LABEL:IMAGE`.
 
-    Samples are known by their index. The first image feature and the first class label are used;
-    the test split is "test", or else "validation"; without either, see `hold_out`.
+    All but NAME may be absent or empty. Samples are known by their index; a null label is -1. Of
+    several class labels (images) LABEL (IMAGE) names the column; else "label" ("image") is used,
+    and a remark says so. The test split is the first of "test", "validation" and "val" that has
+    labels; without one, see `hold_out`.
+
+    Raises:
+        UsageError: the package `datasets` is absent, or no such split.
+        DataError: the dataset or split is not there, or which column is meant is not clear.
     """
     try:
         import datasets
@@ -139,7 +142,7 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         ) from error
     if split not in _HF_SPLITS:
         raise UsageError(f"hf:{name} has the splits {tuple(_HF_SPLITS)}; asked for {split!r}")
-    repository, _, config = name.partition(":")
+    repository, config, label_column, image_column = (name.split(":") + [""] * 3)[:4]
     try:
         with _offline(unless=download):
             cache = str(root / "huggingface")
@@ -149,26 +152,40 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         raise DataError(
             f"hf:{name} was looked for in {root / 'huggingface'}: {error}{advice}"
         ) from error
-    alone = "train" in splits and not any(s in splits for s in _HF_SPLITS["test"])
+    remarks: list[str] = []
+    first = next(iter(splits.values()))
+    label = _column(name, first, datasets.ClassLabel, label_column, ("label", "labels"), remarks)
+    image = _column(name, first, datasets.Image, image_column, ("image", "img"), remarks)
+    tests = {s: _labels(splits[s], label) for s in _HF_SPLITS["test"] if s in splits}
+    unlabelled = [s for s, numbers in tests.items() if (numbers < 0).all()]
+    labelled = [s for s in tests if s not in unlabelled]
+    alone = "train" in splits and not labelled
     wanted = "train" if alone else split
-    chosen = next((s for s in _HF_SPLITS[wanted] if s in splits), None)
+    candidates = ("train",) if wanted == "train" else (*labelled, *unlabelled)
+    chosen = next((s for s in candidates if s in splits), None)
     if chosen is None:
         raise DataError(f"hf:{name} has the splits {sorted(splits)}, none of {_HF_SPLITS[wanted]}")
+    if unlabelled:
+        remarks.append(f"hf:{name} has no labels in {unlabelled}, which are not used for testing")
     table = splits[chosen]
-    image = _feature(name, table, datasets.Image)
-    label = _feature(name, table, datasets.ClassLabel)
     names = table.features[label].names
     dataset = MapDataset(
         f"hf:{name}",
         wanted,
         source=table.select_columns([image]),
         keys=index_keys(chosen, range(len(table)), len(table)),
-        labels=np.asarray(table[label][:], dtype=np.int64),
+        labels=_labels(table, label),
         classes=len(names),
         class_names=names,
         field=image,
     )
+    dataset.remarks = remarks
     return hold_out(dataset, split) if alone else dataset
+
+
+def _labels(table: Any, column: str) -> NDArray[np.int64]:
+    labels = [-1 if label is None else label for label in table[column][:]]
+    return class_numbers(labels, f"column {column!r}")
 
 
 @contextmanager
@@ -188,8 +205,25 @@ def _offline(unless: bool) -> Iterator[None]:
             switch.HF_HUB_OFFLINE = value
 
 
-def _feature(name: str, table: Any, kind: Any) -> str:
-    for column, feature in table.features.items():
-        if isinstance(feature, kind):
-            return str(column)
-    raise DataError(f"hf:{name} has no {kind.__name__} among its features {dict(table.features)}")
+def _column(
+    name: str, table: Any, kind: Any, asked: str, usual: tuple[str, ...], remarks: list[str]
+) -> str:
+    """The column of a kind of feature: the one asked for, the only one, or the usual one."""
+    columns = [str(c) for c, feature in table.features.items() if isinstance(feature, kind)]
+    if not columns:
+        raise DataError(
+            f"hf:{name} has no {kind.__name__} among its features {dict(table.features)}"
+        )
+    chosen = asked or next((c for c in (*usual, *columns) if c in columns), "")
+    if chosen not in columns or not (asked or len(columns) == 1 or chosen in usual):
+        wrong = f"none is {asked!r}" if asked else "which one is meant is not clear"
+        raise DataError(
+            f"hf:{name} has the {kind.__name__} columns {columns}, and {wrong}: name it, as in "
+            f"hf:NAME:CONFIG:LABEL:IMAGE (CONFIG, LABEL and IMAGE may be empty)"
+        )
+    if not asked and len(columns) > 1:
+        remarks.append(
+            f"hf:{name} has the {kind.__name__} columns {columns}; {chosen!r} is used "
+            "(hf:NAME:CONFIG:LABEL:IMAGE names another)"
+        )
+    return chosen

@@ -528,6 +528,18 @@ def test_wrong_datasets_of_the_users(module: types.ModuleType) -> None:
         load_dataset("somebodys:floats").decode(1)
 
 
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_labels_do_not_wrap(dtype: Any, module: types.ModuleType) -> None:
+    def factory(split: str) -> Mine:
+        made = Mine(split)
+        made.labels = np.array([0, 1, 0, 1, -1]).astype(dtype)
+        return made
+
+    module.wrapped = factory  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"found \d{10,20} in row 4; .*-1 in a signed dtype"):
+        load_dataset("somebodys:wrapped")
+
+
 def test_hugging_face(tmp_path: Path) -> None:
     hub = pytest.importorskip("datasets", reason="needs the extra kdcache[hf]")
     features = hub.Features({"picture": hub.Image(), "kind": hub.ClassLabel(names=["ant", "bee"])})
@@ -546,6 +558,94 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert load_dataset(name, "test", root=tmp_path).keys[0] == "validation/0"
     with pytest.raises(DataError, match="was looked for in"):
         load_dataset("hf:nobody/nothing-like-this", root=tmp_path)
+
+
+class FakeTable:
+    """What kdcache uses of a table of `datasets`."""
+
+    def __init__(self, features: dict[str, Any], content: dict[str, list[Any]]) -> None:
+        self.features, self.content = features, content
+
+    def __len__(self) -> int:
+        return len(next(iter(self.content.values())))
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, str):
+            return self.content[at]
+        return {name: values[at] for name, values in self.content.items()}
+
+    def select_columns(self, names: list[str]) -> FakeTable:
+        return FakeTable(self.features, {name: self.content[name] for name in names})
+
+
+class FakeImage:
+    pass
+
+
+class FakeLabel:
+    names = ("a", "b", "c")
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, **splits: dict[str, list[Any]]) -> None:
+    """`datasets` holding one dataset; columns of numbers or None are class labels."""
+
+    def table(labels: dict[str, list[Any]]) -> FakeTable:
+        images = [Image.new("L", (7, 6), i) for i in range(len(next(iter(labels.values()))))]
+        features = {"image": FakeImage()} | {name: FakeLabel() for name in labels}
+        return FakeTable(features, {"image": images} | labels)
+
+    made = types.ModuleType("datasets")
+    hub = types.ModuleType("huggingface_hub")
+    content: dict[str, Any] = {
+        "Image": FakeImage,
+        "ClassLabel": FakeLabel,
+        "config": types.SimpleNamespace(HF_HUB_OFFLINE=False),
+        "load_dataset": lambda *args, **options: {s: table(c) for s, c in splits.items()},
+    }
+    vars(made).update(content)
+    vars(hub).update(constants=types.SimpleNamespace(HF_HUB_OFFLINE=False))
+    monkeypatch.setitem(sys.modules, "datasets", made)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+
+def test_hugging_face_takes_the_column_called_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"source": [0, 0, 0, 0], "label": [0, 1, 2, 1]}
+    fake_hub(monkeypatch, train=columns, test=columns)
+    data = load_dataset("hf:mine")
+    check(data)
+    assert data.labels.tolist() == [0, 1, 2, 1]
+    assert "['source', 'label']; 'label' is used" in data.remarks[0]
+    other = load_dataset("hf:mine::source")
+    assert other.labels.tolist() == [0, 0, 0, 0]
+    assert not any("is used" in remark for remark in other.remarks)
+    with pytest.raises(DataError, match="none is 'sauce'"):
+        load_dataset("hf:mine::sauce")
+
+
+def test_hugging_face_does_not_guess_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub(monkeypatch, train={"fine": [0, 1, 2], "coarse": [0, 1, 1]})
+    with pytest.raises(DataError, match="not clear: name it, as in hf:NAME:CONFIG:LABEL:IMAGE"):
+        load_dataset("hf:mine")
+    assert load_dataset("hf:mine::coarse").classes == 3
+
+
+def test_hugging_face_null_labels_are_unlabelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub(monkeypatch, train={"label": [0, None, 2, 1]}, test={"label": [0, 1, 2]})
+    assert load_dataset("hf:mine").labels.tolist() == [0, -1, 2, 1]
+
+
+def test_hugging_face_tests_where_labels_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = {"label": [0, 1, 2, 0, 1, 2]}
+    hidden, shown = {"label": [-1, -1, None]}, {"label": [0, 1, 2]}
+    fake_hub(monkeypatch, train=train, test=hidden, validation=shown)
+    test = load_dataset("hf:mine", "test")
+    assert test.keys[0] == "validation/0"
+    assert test.labels.tolist() == [0, 1, 2]
+    assert "no labels in ['test']" in test.remarks[0]
+    fake_hub(monkeypatch, train=train, test=hidden)
+    held = load_dataset("hf:mine", "test")
+    assert sorted(held.labels) == [0, 1, 2]
+    assert "held out of train" in held.remarks[-1]
 
 
 def test_hugging_face_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
+
 import numpy as np
 
 from kdcache.data.dataset import Dataset, Rows
@@ -34,6 +37,15 @@ def find_rows(dataset: Dataset, samples: Samples, partial: bool = False) -> Rows
     if len(absent) and (not partial or len(absent) == len(rows)):
         skipped = [samples.keys[row] for row in absent if samples.keys[row] in dataset.skipped]
         why = f"; {len(skipped)} of them cannot be decoded here" if skipped else ""
+        forms = _other_forms(dataset)
+        renamed = [row for row in absent if samples.key_hashes[row] in forms]
+        if renamed:
+            why += (
+                f"; {len(renamed)} of them are here under names that look the same and are written "
+                "in another Unicode form (NFC, NFD), as "
+                f"{forms[samples.key_hashes[renamed[0]]]!a}: rename the files to the form "
+                "that the plan has (convmv --nfc or --nfd does)"
+            )
         raise MismatchError(
             f"{len(absent)} of the plan's {len(samples)} samples are missing in {place}, "
             f"the first: {[samples.keys[row] for row in absent[:3]]}{why}. Is it the same "
@@ -51,3 +63,13 @@ def find_rows(dataset: Dataset, samples: Samples, partial: bool = False) -> Rows
             "reordered?"
         )
     return rows
+
+
+def _other_forms(dataset: Dataset) -> dict[bytes, str]:
+    """SHA-256 of each key in both Unicode normal forms -> the key as the dataset has it."""
+    return {
+        hashlib.sha256(form.encode()).digest(): key
+        for key in dataset.keys
+        if not key.isascii()
+        for form in (unicodedata.normalize("NFC", key), unicodedata.normalize("NFD", key))
+    }

@@ -63,6 +63,11 @@ class Dataset(ABC):
         self.remarks: list[str] = []
         if not self.keys:
             raise DataError(f"{name} ({split}) holds no samples")
+        if unwritable := [key for key in self.keys if not _is_text(key)]:
+            raise DataError(
+                f"{name} ({split}): the key or file name {unwritable[0]!a} is not UTF-8 text: "
+                "rename it"
+            )
         if self.labels.shape != (len(self.keys),):
             raise DataError(
                 f"{name} ({split}) has {len(self.keys)} keys, but labels of shape "
@@ -268,6 +273,11 @@ def class_numbers(labels: Any, what: str) -> NDArray[np.int64]:
             "unlabelled samples have -1 in a signed dtype"
         )
     return numbers.astype(np.int64)
+
+
+def _is_text(key: str) -> bool:
+    """Whether it has UTF-8 bytes: a file name of other bytes has none."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in key) if not key.isascii() else True
 
 
 def index_keys(split: str, indices: Sequence[int] | Rows, total: int) -> list[str]:

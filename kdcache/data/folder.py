@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from kdcache.data.holdout import hold_out
 from kdcache_stores.errors import DataError
 
 SPLITS = {
-    "train": ("train",),
-    "test": ("test", "val", "valid", "validation"),
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
     "unlabeled": ("unlabeled",),
 }
 _EXIF_ORIENTATION = 0x0112
@@ -124,9 +125,10 @@ def own_folder(path: Path, split: str) -> Dataset:
 def image_folder(path: Path, split: str, name: str | None = None) -> FolderDataset:
     """A split of a folder with one sub-folder per class.
 
-    `path` holds train/ and val/ or test/, each with the classes; or the classes themselves, which
-    then are the train split. Classes are numbered by their sorted names, for every split by those
-    of train/. Hidden files and folders (.ipynb_checkpoints) are not looked at.
+    `path` holds train/ and val/ or test/ (see `SPLITS`; Training/ and Test/ count as well where
+    they hold folders), each with the classes; or the classes themselves, which then are the train
+    split. Classes are numbered by their sorted names, for every split by those of train/. Hidden
+    files and folders (.ipynb_checkpoints) are not looked at; what else is left out, remarks say.
 
     Raises:
         DataError: no such split, no images, a single class, a class of train/ without an image, a
@@ -135,8 +137,8 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
     name = name or f"folder:{path.resolve().name}"
     folder = _split_folder(path, split)
     present = _class_names(folder)
-    train = path / "train"
-    names = _class_names(train) if train.is_dir() and folder != train else present
+    train = next(iter(_named(path, "train")), folder)
+    names = _class_names(train) if folder != train else present
     unknown = [label for label in present if label not in names]
     if unknown:
         raise DataError(
@@ -148,7 +150,8 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
             f"{folder} must hold a sub-folder per class, at least two; found {names or 'none'}"
         )
     number = {label: index for index, label in enumerate(names)}
-    keys = [f"{label}/{file}" for label in present for file in _files(folder / label)]
+    scan = _Scan()
+    keys = [f"{label}/{file}" for label in present for file in scan.images(folder / label)]
     if not keys:
         raise DataError(
             f"{folder} holds {len(present)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"
@@ -161,15 +164,39 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
             "them"
         )
     labels = np.array([number[key.split("/", 1)[0]] for key in keys], dtype=np.int64)
-    return FolderDataset(name, split, folder=folder, keys=keys, labels=labels, class_names=names)
+    dataset = FolderDataset(name, split, folder=folder, keys=keys, labels=labels, class_names=names)
+    dataset.remarks = _unused_folders(path, name) + scan.remarks(f"{name} ({split})", len(keys))
+    return dataset
+
+
+def _named(path: Path, split: str) -> list[Path]:
+    """The folders of a split, the one to use first.
+
+    Another spelling than in `SPLITS` may be that of a class: it must hold folders, as splits do.
+    """
+    order = SPLITS.get(split, (split,))
+    with os.scandir(path) as entries:
+        names = [e.name for e in entries if e.is_dir() and e.name.lower() in order]
+    plain = ("train", "test", "val", "valid", "validation", "unlabeled")
+    splits = [name for name in names if name in plain or _class_names(path / name)]
+    return [path / n for n in sorted(splits, key=lambda n: (order.index(n.lower()), n.swapcase()))]
+
+
+def _unused_folders(path: Path, name: str) -> list[str]:
+    """Says which folders beside train/ belong to no split, or to one that another folder is."""
+    chosen = {split: folders[0].name for split in SPLITS if (folders := _named(path, split))}
+    unused = [folder for folder in _class_names(path) if folder not in chosen.values()]
+    if "train" not in chosen or not (unused or set(chosen.values()) - {"train", "test", "val"}):
+        return []
+    taken = ", ".join(f"{split} from {folder}/" for split, folder in chosen.items())
+    return [f"{name} takes {taken}" + (f"; not used: {unused[:5]}" if unused else "")]
 
 
 def _split_folder(path: Path, split: str) -> Path:
     if not path.is_dir():
         raise DataError(f"images were looked for in {path}: there is no such folder")
-    for candidate in SPLITS.get(split, (split,)):
-        if (path / candidate).is_dir():
-            return path / candidate
+    if folders := _named(path, split):
+        return folders[0]
     if split == "train" and not _has_test(path):
         return path
     raise DataError(
@@ -180,8 +207,10 @@ def _split_folder(path: Path, split: str) -> Path:
 
 def _has_test(path: Path) -> bool:
     # Beside no train/, "valid" is a class as likely as a split.
-    names = SPLITS["test"] if (path / "train").is_dir() else ("test", "val")
-    return any((path / name).is_dir() for name in names)
+    folders = _named(path, "test")
+    return bool(folders and _named(path, "train")) or any(
+        folder.name.lower() in ("test", "testing", "val") for folder in folders
+    )
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -189,13 +218,52 @@ def _class_names(folder: Path) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
-def _files(folder: Path) -> list[str]:
-    """Paths of the images under a folder, relative to it, sorted; hidden ones are left out."""
-    paths = []
-    for base, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inner = os.path.relpath(base, folder).replace(os.sep, "/")
-        prefix = "" if inner == "." else inner + "/"
-        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
-        paths += [prefix + file for file in images if not file.startswith(".")]
-    return sorted(paths)
+class _Scan:
+    """The images under folders, and what was not taken."""
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.repeated: list[str] = []
+
+    def images(self, folder: Path) -> list[str]:
+        """Paths of the images under a folder, relative to it, sorted; hidden ones are left out.
+
+        Links are followed, but no folder is entered twice, nor one that this one lies in.
+        """
+        paths = []
+        here = Path(os.path.realpath(folder))
+        entered = {str(place) for place in (here, *here.parents)}
+        for base, folders, files in os.walk(folder, followlinks=True):
+            shown = sorted(name for name in folders if not name.startswith("."))
+            folders.clear()
+            for name in sorted(shown, key=lambda n: os.path.islink(os.path.join(base, n))):
+                real = os.path.realpath(os.path.join(base, name))
+                if real in entered:
+                    self.repeated.append(os.path.relpath(os.path.join(base, name), folder.parent))
+                else:
+                    entered.add(real)
+                    folders.append(name)
+            inner = os.path.relpath(base, folder).replace(os.sep, "/")
+            prefix = "" if inner == "." else inner + "/"
+            for file in files:
+                if file.startswith("."):
+                    continue
+                if file.lower().endswith(IMG_EXTENSIONS):
+                    paths.append(prefix + file)
+                else:
+                    self.left_out[os.path.splitext(file)[1] or "no extension"] += 1
+        return sorted(paths)
+
+    def remarks(self, what: str, taken: int) -> list[str]:
+        """What was taken, repeated and left out; nothing where all was taken."""
+        kinds = ", ".join(
+            f"{count} with {suffix}" for suffix, count in sorted(self.left_out.items())
+        )
+        parts = [f"{what}: {taken} images are taken"]
+        if self.left_out:
+            parts.append(f"left out are files of other extensions than images have here: {kinds}")
+        if self.repeated:
+            parts.append(
+                f"left out are links to folders that are there already: {sorted(self.repeated)[:5]}"
+            )
+        return ["; ".join(parts)] if len(parts) > 1 else []

@@ -16,11 +16,13 @@ import torch
 import torchvision
 from PIL import Image
 
+from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, in_memory
-from kdcache.data.folder import decode_file
+from kdcache.data.folder import decode_file, image_folder
 from kdcache.data.foreign import MapDataset
 from kdcache.data.loading import DATASETS, default_root, load_dataset
-from kdcache_stores.errors import DataError, UnknownName, UsageError
+from kdcache_stores import Samples
+from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 from kdcache_stores.format.probing import item_digest
 
 RNG = np.random.default_rng(0)
@@ -374,6 +376,81 @@ def test_a_folder_without_a_test_split_holds_one_out(place: str, tmp_path: Path)
     if place:
         save(tmp_path / "mine" / "validation" / "ant" / "9.png")
         assert load_dataset(name, "test").keys == ["ant/9.png"], "its own split comes first"
+
+
+def test_splits_are_found_by_other_names(tmp_path: Path) -> None:
+    both = {f"{split}/{label}": ["1.png"] for split in ("Training", "Testing") for label in "ab"}
+    name = folder_of(tmp_path / "mri", both | {"extra/a": ["2.png"]})
+    train, test = load_dataset(name), load_dataset(name, "test")
+    assert train.class_names == test.class_names == ["a", "b"]
+    assert train.keys == ["a/1.png", "b/1.png"]
+    assert train.remarks == test.remarks
+    assert "train from Training/, test from Testing/; not used: ['extra']" in train.remarks[0]
+
+
+def test_a_test_folder_with_a_capital_is_used(tmp_path: Path) -> None:
+    places = ("train/a", "train/b", "Test/a", "Test/b", "val/a")
+    name = folder_of(tmp_path / "mine", {place: [f"{place[0]}.png"] for place in places})
+    test = load_dataset(name, "test")
+    assert test.keys == ["a/T.png", "b/T.png"]
+    assert "test from Test/; not used: ['val']" in test.remarks[0]
+
+
+def test_training_can_be_a_class(tmp_path: Path) -> None:
+    name = folder_of(tmp_path / "mine", {"training": ["1.png"], "racing": ["1.png"]})
+    assert load_dataset(name).class_names == ["racing", "training"]
+
+
+def test_a_scan_says_what_it_left_out(tmp_path: Path) -> None:
+    folder_of(tmp_path / "mine", {"ant": ["1.png"], "ant/in": ["2.png"], "bee": ["1.png"]})
+    for file in ("x.jfif", "x.JPE", "x.gif", "y.gif", "x.avif"):
+        (tmp_path / "mine" / "bee" / file).write_bytes(b"")
+    (tmp_path / "mine" / "ant" / "up").symlink_to("..", target_is_directory=True)
+    (tmp_path / "mine" / "ant" / "in" / "self").symlink_to("../../ant", target_is_directory=True)
+    (tmp_path / "mine" / "ant" / "again").symlink_to("in", target_is_directory=True)
+    data = image_folder(tmp_path / "mine", "train")
+    assert data.keys == ["ant/1.png", "ant/in/2.png", "bee/1.png"]
+    (remark,) = data.remarks
+    for part in ("3 images are taken", "1 with .JPE", "1 with .avif", "2 with .gif", "1 with .jfif",
+                 "['ant/again', 'ant/in/self', 'ant/up']"):  # fmt: skip
+        assert part in remark
+
+
+def test_a_linked_folder_elsewhere_is_followed(tmp_path: Path) -> None:
+    folder_of(tmp_path / "mine", {"ant": ["1.png"], "bee": ["1.png"]})
+    save(tmp_path / "other" / "3.png")
+    (tmp_path / "mine" / "ant" / "more").symlink_to(tmp_path / "other", target_is_directory=True)
+    data = image_folder(tmp_path / "mine", "train")
+    assert data.keys == ["ant/1.png", "ant/more/3.png", "bee/1.png"]
+    assert data.remarks == []
+
+
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    name = folder_of(tmp_path / "mine", {"ant": ["1.png"], "bee": ["1.png"]})
+    data = (tmp_path / "mine" / "ant" / "1.png").read_bytes()
+    with open(bytes(tmp_path / "mine" / "ant") + b"/caf\xe9.png", "wb") as file:
+        file.write(data)
+    with pytest.raises(DataError, match=r"'ant/caf\\udce9.png' is not UTF-8 text: rename it"):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_keys_of_another_unicode_form_are_told(hashed: bool, tmp_path: Path) -> None:
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    name = npz(
+        tmp_path / "mine.npz",
+        x_train=pixels(2, 4, 4),
+        y_train=np.arange(2),
+        keys_train=np.array([decomposed, "b"]),
+        x_test=pixels(2, 4, 4),
+        y_test=np.arange(2),
+    )
+    keys = [composed, "b"]
+    if hashed:
+        keys = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+    plan = Samples(keys, np.arange(2), hashed)
+    with pytest.raises(MismatchError, match=r"1 of them are here .*NFD.*'cafe\\u0301': rename"):
+        find_rows(load_dataset(name), plan)
 
 
 def test_valid_can_be_a_class(tmp_path: Path) -> None:

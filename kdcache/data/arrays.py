@@ -15,6 +15,9 @@ from kdcache.data.holdout import hold_out
 from kdcache.data.small_images import only_splits
 from kdcache_stores.errors import DataError
 
+#: What the test split's arrays may be called, the first that is there is used.
+TESTS = ("test", "val", "valid", "validation")
+
 
 def arrays(file: str, split: str) -> Dataset:
     """The arrays x_train, y_train, x_test, y_test of an npz file.
@@ -23,7 +26,8 @@ def arrays(file: str, split: str) -> Dataset:
     Optional: keys_train, keys_test (text),
     class_names, x_unlabeled. Without keys a sample is known by its
     index. The last axis holds the channels if it is 1 or 3 long; else the second one must. Without
-    x_test and y_test, see `hold_out`.
+    x_test and y_test, x_val and y_val (or valid, validation) are the test split; without either,
+    see `hold_out`. A remark names the arrays that are not used.
     """
     path = Path(file).expanduser()
     only_splits(f"arrays:{file}", split, ("train", "test", "unlabeled"))
@@ -36,8 +40,11 @@ def arrays(file: str, split: str) -> Dataset:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
             held = loaded.files
-            alone = split in ("train", "test") and not {"x_test", "y_test"} & set(held)
-            wanted, split = split, "train" if alone else split
+            tests = (s for s in TESTS if {f"x_{s}", f"y_{s}"} & set(held))
+            test = next(tests, None)
+            alone = split in ("train", "test") and test is None
+            wanted = split
+            split = "train" if alone else test if split == "test" and test else split
             content = {
                 name: loaded[name]
                 for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
@@ -70,7 +77,7 @@ def arrays(file: str, split: str) -> Dataset:
     keys = content.get(f"keys_{split}")
     dataset = ResidentDataset(
         f"arrays:{path.name}",
-        split,
+        "train" if alone else wanted,
         images=images,
         keys=index_keys(split, range(len(images)), len(images))
         if keys is None
@@ -79,7 +86,21 @@ def arrays(file: str, split: str) -> Dataset:
         classes=classes,
         class_names=class_names,
     )
+    dataset.remarks = _remarks(dataset.name, held, test)
     return hold_out(dataset, wanted) if alone else dataset
+
+
+def _remarks(name: str, held: list[str], test: str | None) -> list[str]:
+    """Says which arrays are the test split under another name, and which are not used."""
+    used = {f"{part}_{split}" for part in "xy" for split in ("train", test, "unlabeled")}
+    used |= {f"keys_{split}" for split in ("train", test, "unlabeled")} | {"class_names"}
+    unused = sorted(set(held) - used)
+    remarks = []
+    if test not in (None, "test"):
+        remarks.append(f"{name} has no x_test: x_{test} and y_{test} are its test split")
+    if unused:
+        remarks.append(f"{name} holds arrays that are not used: {unused[:8]}")
+    return remarks
 
 
 def channels_first(x: NDArray[Any], what: str) -> torch.Tensor:

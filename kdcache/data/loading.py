@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from kdcache.augment.custom import is_import_path
 from kdcache.data import small_images
 from kdcache.data.arrays import arrays
@@ -72,7 +74,28 @@ def load_dataset(
     folder = Path(root) if root is not None else default_root()
     dataset = _load(name, split, folder, download)
     dataset.samples  # noqa: B018 (raises for keys that are not unique)
+    dataset.remarks = dataset.remarks + _empty_classes(dataset)
     return without_bad_images(dataset, workers) if skip_bad else dataset
+
+
+def _empty_classes(dataset: Dataset) -> list[str]:
+    """Says which classes a labelled training split has no sample of."""
+    counts = np.bincount(dataset.labels[dataset.labels >= 0], minlength=dataset.classes)
+    empty = np.flatnonzero(counts == 0).tolist()
+    if dataset.split != "train" or not empty or not counts.any():
+        return []
+    names = dataset.class_names
+    listed = [names[label] if names else label for label in empty[:5]]
+    remark = (
+        f"{len(empty)} of the {dataset.classes} classes of {dataset.name} have no training sample: "
+        f"{listed}{' and more' if len(empty) > 5 else ''}"
+    )
+    if empty == [0] and not names:
+        remark += (
+            f". Do its labels count from 1? Then subtract 1 from them: a network is made for "
+            f"{dataset.classes} classes, numbered from 0"
+        )
+    return [remark]
 
 
 @dataclass(frozen=True)

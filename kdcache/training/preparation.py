@@ -95,7 +95,7 @@ def prepared(
         if options.get("tensorboard") and ranks.is_first:
             watch = opened.enter_context(TensorBoard(out / "tensorboard", watch))
         trainset, testset = training.source.load("train"), training.source.load("test")
-        _require_alike(trainset, testset)
+        require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             watch.note(remark)
         stores = [opened.enter_context(open_store(path)) for path in training.stores]
@@ -178,7 +178,7 @@ def _resident_views(
     return ranks.lowest(fit)
 
 
-def _require_alike(trainset: Dataset, testset: Dataset) -> None:
+def require_alike(trainset: Dataset, testset: Dataset) -> None:
     """Refuse a test split that the network of the training split could not be measured on."""
     shapes = trainset.image_shape, testset.image_shape
     if shapes[0] and shapes[1] and shapes[0][0] != shapes[1][0]:
@@ -187,6 +187,12 @@ def _require_alike(trainset: Dataset, testset: Dataset) -> None:
             f"{shapes[1][0]}: both splits need the same."
         )
     highest = int(testset.labels.max())
+    if highest < 0:
+        raise DataError(
+            f"none of the {len(testset)} test samples of {testset.name} has a label, and accuracy "
+            "is measured on them: give a test split with labels, or none, and a part of train is "
+            "held out for it."
+        )
     if highest >= trainset.classes:
         row = int(testset.labels.argmax())
         raise DataError(

@@ -21,6 +21,7 @@ from kdcache.data.dataset import Dataset, in_memory
 from kdcache.data.folder import decode_file, image_folder
 from kdcache.data.foreign import MapDataset
 from kdcache.data.loading import DATASETS, default_root, load_dataset
+from kdcache.training.preparation import require_alike
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 from kdcache_stores.format.probing import item_digest
@@ -467,6 +468,50 @@ def test_arrays_without_a_test_split_hold_one_out(tmp_path: Path) -> None:
     assert sorted(test.labels) == [0, 1, 2]
     assert (train.labels == -1).sum() == 5
     assert sorted(train.keys + test.keys) == [f"train/{i:02d}" for i in range(35)]
+
+
+def test_arrays_for_validation_are_the_test_split(tmp_path: Path) -> None:
+    x, y = pixels(6, 4, 4), np.array([0, 1, 2, 0, 1, 2])
+    train = {"x_train": x, "y_train": y}
+    name = npz(tmp_path / "mine.npz", **train, x_val=x[3:], y_val=y[3:], extra=y)
+    test = load_dataset(name, "test")
+    assert (test.split, test.keys) == ("test", ["val/0", "val/1", "val/2"])
+    assert len(load_dataset(name)) == 6, "nothing is held out"
+    assert "x_val and y_val are its test split" in test.remarks[0]
+    assert "not used: ['extra']" in test.remarks[1]
+    name = npz(tmp_path / "both.npz", **train, x_val=x, y_val=y, x_test=x[:3], y_test=y[:3])
+    test = load_dataset(name, "test")
+    assert test.keys == ["test/0", "test/1", "test/2"]
+    assert test.remarks == ["arrays:both.npz holds arrays that are not used: ['x_val', 'y_val']"]
+
+
+def test_classes_without_a_sample_are_told(tmp_path: Path) -> None:
+    x = pixels(6, 4, 4)
+    for labels, parts in (
+        ([1, 2, 3, 1, 2, 3], ("1 of the 4 classes", "[0]", "Do its labels count from 1?")),
+        ([0, 2, 4, 0, 2, 4], ("2 of the 5 classes", "[1, 3]")),
+        ([0, 1, 2, 0, 1, -1], ()),
+    ):
+        name = npz(
+            tmp_path / "mine.npz",
+            x_train=x,
+            y_train=np.array(labels),
+            x_test=x,
+            y_test=np.array(labels),
+        )
+        remarks = load_dataset(name).remarks
+        assert len(remarks) == bool(parts)
+        assert all(part in remarks[0] for part in parts)
+        assert load_dataset(name, "test").remarks == []
+
+
+def test_a_test_split_without_labels_is_refused_before_training(tmp_path: Path) -> None:
+    x, y = pixels(3, 4, 4), np.arange(3)
+    name = npz(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=np.full(3, -1))
+    with pytest.raises(
+        DataError, match="none of the 3 test samples of arrays:mine.npz has a label"
+    ):
+        require_alike(load_dataset(name), load_dataset(name, "test"))
 
 
 def test_hidden_files_and_folders_are_no_data(tmp_path: Path) -> None:

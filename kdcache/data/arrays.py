@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def arrays(file: str, split: str) -> Dataset:
             f"{path} is not a readable .npz file: it is another kind of file, or cut short"
         )
     try:
+        _check_sizes(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
             held = loaded.files
             tests = (s for s in TESTS if {f"x_{s}", f"y_{s}"} & set(held))
@@ -50,6 +52,8 @@ def arrays(file: str, split: str) -> Dataset:
                 for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
                 if name in held
             }
+    except DataError:
+        raise
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
     if split == "unlabeled" and f"x_{split}" in content:
@@ -88,6 +92,27 @@ def arrays(file: str, split: str) -> Dataset:
     )
     dataset.remarks = _remarks(dataset.name, held, test)
     return hold_out(dataset, wanted) if alone else dataset
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse arrays whose headers claim more bytes than the file holds, before making room."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in (e for e in archive.infolist() if e.filename.endswith(".npy")):
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                first = version == (1, 0)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if first
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(member)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > entry.file_size and not dtype.hasobject:
+                raise DataError(
+                    f"{path}: {entry.filename} claims {claimed} bytes of {dtype} {shape} and holds "
+                    f"{entry.file_size}: the file is damaged, write it anew"
+                )
 
 
 def _remarks(name: str, held: list[str], test: str | None) -> list[str]:

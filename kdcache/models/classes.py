@@ -63,7 +63,7 @@ def load_class_map(
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             # As pairs, so that a repeated key is seen.
             content = json.loads(text, object_pairs_hook=list)

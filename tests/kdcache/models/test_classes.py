@@ -83,3 +83,11 @@ def test_finds_a_permutation_in_noise(order: list[int], seed: int) -> None:
     noisy = rng.random(240) < 0.3
     predictions[noisy] = rng.integers(0, 6, noisy.sum())
     assert best_class_map(labels, predictions, 6) == tuple(order)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("m.json", '{"0": "1", "1": "0"}'), ("m.csv", "0,1\n1,0\n")]
+)
+def test_a_byte_order_mark_is_no_part_of_a_class_map(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert load_class_map(tmp_path / name, 2, None) == (1, 0)

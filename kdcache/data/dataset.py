@@ -104,6 +104,19 @@ class Dataset(ABC):
         height, width = self.decode(row).shape[1:]
         return height, width
 
+    def common_shape(self) -> tuple[int, int, int] | None:
+        """The shape (C, H, W) that all images have, or None; stops at the first other size.
+
+        None too where an image cannot be read: that is an error when its turn comes.
+        """
+        try:
+            size = self.size(0)
+            if any(self.size(row) != size for row in range(1, len(self))):
+                return None
+            return (len(self.decode(0)), *size)
+        except DataError:
+            return None
+
     def subset(self, rows: Sequence[int] | Rows) -> Dataset:
         """The dataset of some rows, in the given order, under the same keys."""
         chosen = np.asarray(rows, dtype=np.int64)

@@ -18,6 +18,8 @@ from kdcache.data.folder import rgb_tensor
 from kdcache.data.holdout import hold_out
 from kdcache_stores.errors import DataError, KDCacheError, UsageError
 
+#: Side in pixels up to which all images of a source without headers are decoded for their shape.
+SMALL = 96
 _HF_SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
 
 
@@ -77,6 +79,21 @@ class MapDataset(Dataset):
                 f"{tuple(getattr(image, 'shape', ()))}"
             )
         return image
+
+    def common_shape(self) -> tuple[int, int, int] | None:
+        """As of `Dataset`, for images of at most 96 pixels.
+
+        There are no headers to read, so all are decoded: of larger ones, which would take long, the
+        source's `image_shape` says it.
+        """
+        try:
+            shape = self.decode(0).shape
+            same = max(shape) <= SMALL and all(
+                self.decode(row).shape == shape for row in range(1, len(self))
+            )
+        except DataError:
+            return None
+        return (int(shape[0]), int(shape[1]), int(shape[2])) if same else None
 
     def _select(self, rows: Rows) -> None:
         self.rows = self.rows[rows]

@@ -75,7 +75,11 @@ def load_dataset(
     dataset = _load(name, split, folder, download)
     dataset.samples  # noqa: B018 (raises for keys that are not unique)
     dataset.remarks = dataset.remarks + _empty_classes(dataset)
-    return without_bad_images(dataset, workers) if skip_bad else dataset
+    if skip_bad:
+        dataset = without_bad_images(dataset, workers)
+    if dataset.image_shape is None:
+        dataset.image_shape = dataset.common_shape()
+    return dataset
 
 
 def _empty_classes(dataset: Dataset) -> list[str]:

@@ -18,12 +18,15 @@ import torch
 import torchvision
 from PIL import Image
 
+from kdcache.augment.specs import make_augmentation
 from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, in_memory
 from kdcache.data.folder import decode_file, image_folder
 from kdcache.data.foreign import MapDataset
 from kdcache.data.loading import DATASETS, default_root, load_dataset
 from kdcache.training.preparation import require_alike
+from kdcache.views.plan import ViewPlan
+from kdcache.views.sizes import view_shape
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 from kdcache_stores.format.probing import item_digest
@@ -357,7 +360,7 @@ def test_folder(tmp_path: Path) -> None:
     check(test)
     assert train.keys == ["ant/x.webp", "bee/10.png", "bee/2.jpg", "bee/deeper/1.JPEG"]
     assert train.labels.tolist() == [0, 1, 1, 1]
-    assert train.image_shape is None
+    assert train.image_shape == (3, 12, 12)
     assert test.labels.tolist() == [1, 1, 1], "a split that lacks a class keeps the others' numbers"
     assert test.class_names == ["ant", "bee"]
     assert train.name == "folder:mine", "where the folder lies is nobody's business"
@@ -466,6 +469,34 @@ def test_keys_of_another_unicode_form_are_told(hashed: bool, tmp_path: Path) -> 
     plan = Samples(keys, np.arange(2), hashed)
     with pytest.raises(MismatchError, match=r"1 of them are here .*NFD.*'cafe\\u0301': rename"):
         find_rows(load_dataset(name), plan)
+
+
+def test_images_of_one_size_have_a_shape(tmp_path: Path) -> None:
+    """Read from the headers, so that augmentations which need one size can be used."""
+    name = folder_of(tmp_path / "mine", {"train/ant": ["1.png", "2.png"], "train/bee": ["1.png"],
+                                         "test/ant": ["1.png"]})  # fmt: skip
+    dataset = load_dataset(name)
+    assert dataset.image_shape == (3, 12, 12)
+    plan = ViewPlan(dataset, make_augmentation("exhaustive", dataset), seed=0)
+    assert view_shape(plan) == (3, 12)
+    save(tmp_path / "mine" / "train" / "bee" / "2.png", side=13)
+    assert load_dataset(name).image_shape is None
+
+
+def test_own_images_of_one_size_have_a_shape(
+    module: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_dataset("somebodys:mine").image_shape == (3, 6, 7)
+
+    class Large(Mine):
+        def __getitem__(self, row: int) -> Any:
+            assert row == 0, "large images are not all decoded"
+            return Image.new("L", (97, 6))
+
+    module.large = Large  # type: ignore[attr-defined]
+    assert load_dataset("somebodys:large").image_shape is None
+    fake_hub(monkeypatch, train={"label": [0, 1, 2]}, test={"label": [0, 1, 2]})
+    assert load_dataset("hf:mine").image_shape == (3, 6, 7)
 
 
 def test_valid_can_be_a_class(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
 PREFIXES = {
     "arrays:FILE.npz": "x_train, y_train, x_test, y_test and optional keys of an .npz file.",
     "folder:PATH": "A folder of images by class, in train and val or test; or train alone.",
-    "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`).",
+    "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`); hf:NAME:CONFIG:LABEL:IMAGE.",
     "pkg.module:factory": "A dataset of your own, made by a function of the split.",
 }
 

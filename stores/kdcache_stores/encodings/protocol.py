@@ -91,6 +91,14 @@ class Encoding(Protocol):
 
 
 @runtime_checkable
+class CheckedEncoding(Encoding, Protocol):
+    """An encoding that the format says more of than decoding needs."""
+
+    def check(self, arrays: Mapping[str, Array], labels: NDArray[np.int64]) -> None:
+        """Raises `CorruptStore` unless arrays that `decode` takes are what the format says of them."""
+
+
+@runtime_checkable
 class FittedEncoding(Encoding, Protocol):
     """An encoding with shared arrays: fitted to calibration rows, or taken from view 0."""
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from kdcache_stores.errors import FormatError
 
-
 _SMALL = 16 * 2**20
 _EXPANDS = 32
 """A table takes at most `_SMALL` bytes in memory, or this many for each byte of its file. A manifest of

@@ -27,9 +27,10 @@ HEADER = "attributes.kdcache."
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": 1e400}', '{"a": -1e999}', '{"a": NaN}', '{"a": Infinity}', '{"a": %d}' % 2**64,
-     '{"a": %d}' % -(2**63 + 1), '{"a": "\\ud800"}', '{"\\udc80": 1}', "[]", "null",
-     "{" + '"a":{' * (DEEPEST + 1) + "}" * (DEEPEST + 2), '{"a": ' + "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1) + "}"],
+    ['{"a": 1e400}', '{"a": -1e999}', '{"a": NaN}', '{"a": Infinity}', f'{{"a": {2**64}}}',
+     f'{{"a": {-(2**63 + 1)}}}', '{"a": "\\ud800"}', '{"\\udc80": 1}', "[]", "null",
+     "{" + '"a":{' * (DEEPEST + 1) + "}" * (DEEPEST + 2), 
+     '{"a": ' + "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1) + "}"],
 )  # fmt: skip
 def test_json_that_is_not_checked_metadata(text: str) -> None:
     with pytest.raises(FormatError, match="here"):
@@ -179,3 +180,14 @@ def test_labels_never_wrap() -> None:
     with pytest.raises(DataError, match="below 2\\^63, found 18446744073709551615 in row 0"):
         Samples(["a"], np.array([2**64 - 1], np.uint64))
     assert Samples(["a"], np.array([7], np.uint64)).labels.tolist() == [7]
+
+
+@pytest.mark.parametrize("shape", [(20, 0), (0, 20, 5), (1, 20, 0)])
+def test_logits_without_a_value_are_no_import(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    from kdcache_stores import import_npz
+
+    keys = [str(i) for i in range(20)]
+    np.savez(tmp_path / "l.npz", logits=np.zeros(shape, np.float32), keys=keys)
+    with pytest.raises(DataError, match="holds no value"):
+        import_npz(tmp_path / "l.npz", tmp_path / "s")
+    assert not (tmp_path / "s").exists()

@@ -52,7 +52,8 @@ def pull_store(
         expect: the content digest that the store at `url` must have.
 
     Everything is checked against the manifest, again after the last object was written. Raises
-    `MismatchError` for another digest, `StoreInUse` if the folder holds something else, `UsageError` for views that there are not,
+    `MismatchError` for another digest,
+    `StoreInUse` if the folder holds something else, `UsageError` for views that there are not,
     `CorruptStore`, `RemoteError`.
     """
     folder = local_path(path)

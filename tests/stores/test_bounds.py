@@ -29,7 +29,7 @@ HEADER = "attributes.kdcache."
     "text",
     ['{"a": 1e400}', '{"a": -1e999}', '{"a": NaN}', '{"a": Infinity}', f'{{"a": {2**64}}}',
      f'{{"a": {-(2**63 + 1)}}}', '{"a": "\\ud800"}', '{"\\udc80": 1}', "[]", "null",
-     "{" + '"a":{' * (DEEPEST + 1) + "}" * (DEEPEST + 2), 
+     "{" + '"a":{' * (DEEPEST + 1) + "}" * (DEEPEST + 2),
      '{"a": ' + "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1) + "}"],
 )  # fmt: skip
 def test_json_that_is_not_checked_metadata(text: str) -> None:

@@ -164,7 +164,8 @@ def prepare_dump(
         ]))  # fmt: skip
         shared: dict[str, Any] = {
             "batch_size": request.batch_size, "workers": request.workers, "device": device,
-            "hash_keys": request.hash_keys, "shard_rows": request.shard_rows, "part": request.part, "encoding": request.encoding,
+            "hash_keys": request.hash_keys, "shard_rows": request.shard_rows,
+            "part": request.part, "encoding": request.encoding,
         }  # fmt: skip
         cost = ranks.on_first(
             lambda: estimate(plan, targets, views, ranks=ranks.world, epochs=request.epochs,

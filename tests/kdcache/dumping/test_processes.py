@@ -32,7 +32,8 @@ class Job:
 
     def words(self, out: Path) -> list[str]:
         return ["dump-teacher", "--dataset", "digits", "--teacher", str(self.teacher), "--out",
-                str(out), "--views", str(self.views), "--shard-rows", str(self.shard_rows), "--encoding", self.encoding, "--fields", self.fields,
+                str(out), "--views", str(self.views), "--shard-rows", str(self.shard_rows),
+                "--encoding", self.encoding, "--fields", self.fields,
                 "--device", "cpu", "--threads", "1", "--batch-size", "64", "--quiet"]  # fmt: skip
 
     @property

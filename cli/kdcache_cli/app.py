@@ -125,9 +125,11 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from kdcache_stores.errors import KDCacheError, UsageError
+        from kdcache_stores.errors import KDCacheError, UsageError, explain
 
         if debug or not isinstance(error, (KDCacheError, OSError)):
             raise
-        click.echo(f"error: {error}", err=True)
+        from kdcache_cli.output import printable
+
+        click.echo(printable(f"error: {explain(error)}"), err=True)
         return 2 if isinstance(error, UsageError) else 1

@@ -64,6 +64,13 @@ dataset = together(
     download,
 )
 
+expect = click.option(
+    "--expect",
+    multiple=True,
+    metavar="DIGEST",
+    help="Content digest that the store must have; for several stores give it for each, in their order.",
+)
+
 skip_bad = click.option(
     "--skip-bad",
     is_flag=True,

@@ -30,6 +30,7 @@ from kdcache.views.plan import ViewPlan
 from kdcache.views.sizes import view_shape
 from kdcache.views.window import views_that_fit
 from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores.read.join import expected
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -41,12 +42,14 @@ class TrainingOptions(TypedDict, total=False):
         baseline: a finished run of the same model by cross-entropy, which the teacher should surpass;
             None: looked for beside ``out``.
         strict: refuse to begin where `kdcache.checks.all_rules` has a warning.
+        expect: content digests that the stores must have, in their order; see `expected`.
     """
 
     tensorboard: bool
     allow_code: bool
     baseline: str | os.PathLike[str] | None
     strict: bool
+    expect: Sequence[str]
 
 
 def train(
@@ -98,7 +101,10 @@ def prepared(
         require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             watch.note(remark)
-        stores = [opened.enter_context(open_store(path)) for path in training.stores]
+        stores = [
+            opened.enter_context(open_store(path, expect=digest))
+            for path, digest in expected(training.stores, options.get("expect", ()))
+        ]
         _require_classes(stores, trainset)
         rows, held_out = choose(trainset, training.train_samples, training.val_split, training.seed)
         spec = training.augment or (None if stores else default_augmentation(trainset))

@@ -78,6 +78,7 @@ def push_store(
     progress: Progress | None = None,
     take_over: bool = False,
     disk: Disk | None = None,
+    expect: str | None = None,
 ) -> Transfer:
     """Push a store to a folder or URL, and note it in the catalogue there.
 
@@ -87,6 +88,7 @@ def push_store(
         progress: called with (bytes done, bytes in all).
         take_over: go on where another push to this place was interrupted that will not be repeated.
         disk: the system calls to write with, where the target is on this disk.
+        expect: the content digest that the store must have; `MismatchError` for another one.
 
     Raises `UnfinishedStore` and `CorruptStore` for a store that is not sealed or not whole,
     `StoreInUse` if other data is there or another push is at work, `RemoteError`.
@@ -94,7 +96,7 @@ def push_store(
     local = local_path(path)
     if local is None:
         raise UsageError(f"{redact(str(path))}: only a store on this disk is pushed; pull it first")
-    with open_store(local) as store:
+    with open_store(local, expect=expect) as store:
         report = verify(store)
         if not report.ok:
             raise CorruptStore(

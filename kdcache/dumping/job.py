@@ -55,7 +55,7 @@ class DumpRequest:
 
     dataset: DatasetSource
     teachers: Sequence[TeacherRequest]
-    split: str = "train"
+    split: str | None = None
     views: int | None = None
     augment: str | None = None
     seed: int | None = None

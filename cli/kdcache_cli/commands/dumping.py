@@ -46,7 +46,7 @@ class Bar:
 @click.command("dump-teacher")
 @options.dataset
 @options.skip_bad
-@click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
+@click.option("--split", help="train, test or unlabeled [default: train, or that of --plan-from].")
 @click.option(
     "--teacher",
     "teachers",

@@ -79,5 +79,5 @@ def _holds(ctx: click.Context, params: dict[str, click.Parameter], need: str) ->
     flag, _, value = flag.partition(" ")
     given = ctx.params.get(params[flag].name or "")
     if how:
-        return not given if how == "no" else len(given) > 1
+        return not given if how == "no" else len(given or ()) > 1
     return bool(given == value if value else given)

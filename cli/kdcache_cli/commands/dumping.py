@@ -128,6 +128,8 @@ class Bar:
 def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> None:
     """Run teachers once over the views of a dataset and store their logits, or other fields.
 
+    All samples of the split are stored; train-student chooses among them (--train-samples, --val-split).
+
     Run it again on an unfinished store and it completes what is missing; with more --views it adds
     them. Under torchrun the ranks share the work.
     """

@@ -13,7 +13,6 @@ from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Fit, read_baseline
 from kdcache.checks.finding import Finding
-from kdcache.checks.trials import Trials, try_out
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
@@ -22,6 +21,7 @@ from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
+from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
 from kdcache_stores.read.join import expected

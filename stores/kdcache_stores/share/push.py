@@ -145,6 +145,7 @@ class _Push:
         self.progress = progress or (lambda done, total: None)
         self.total = sum(entry.size for entry in self.entries.values())
         self.done = self.sent = self.sent_bytes = self.skipped = 0
+        self.claimed = False
 
     def run(self) -> Transfer:
         target = self._sealed_target()
@@ -217,7 +218,7 @@ class _Push:
                 raise StoreInUse(
                     f"{self.place.where} holds {extra[0]} and is no store: push to an empty prefix"
                 )
-        self._create(ROOT, self.source.get(ROOT))
+        self.claimed = self._create(ROOT, self.source.get(ROOT))
 
     def _refused(self, why: str) -> StoreInUse:
         return StoreInUse(
@@ -244,7 +245,7 @@ class _Push:
     def _send(self, entry: Entry, replace: bool) -> bool:
         """Whether the object had to be sent."""
         if self._is_equal(entry):
-            return False
+            return self.claimed and entry.key == ROOT  # it was sent to take the place
         data = self.source.get(entry.key)
         if sha256(data) != entry.sha256:
             raise CorruptStore(f"{self.store.where}/{entry.key} changed while it was pushed")

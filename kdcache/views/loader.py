@@ -46,6 +46,7 @@ def load(
     batches: Sequence[Pairs],
     device: torch.device,
     workers: int,
+    start_method: str | None = None,
 ) -> Iterator[ImageBatch]:
     """Render batches in `workers` processes (0: this one) and move them to a device.
 
@@ -54,6 +55,7 @@ def load(
         batches: rows and views of each.
         device: where they go.
         workers: number of processes.
+        start_method: how they start; None: as usual.
 
     Raises:
         DataError, MismatchError, UsageError: what `render` raised.
@@ -62,6 +64,7 @@ def load(
         _Batches(render, batches),
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context=start_method,
         pin_memory=device.type == "cuda",
     )
     for (rows, views), item in zip(batches, loader, strict=True):

@@ -17,7 +17,7 @@ from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
 from kdcache.augment.mix import Mix
 from kdcache.augment.specs import from_description
 from kdcache.data.align import find_rows
-from kdcache.data.dataset import Dataset, Rows
+from kdcache.data.dataset import Dataset, Rows, start_method
 from kdcache.philox import Draws, key_words, split_seed
 from kdcache.views.batches import ImageBatch, grouped
 from kdcache.views.loader import load
@@ -119,7 +119,14 @@ class ViewPlan:
             augmentation=self.augmentation.describe(),
             seed=self.seed,
             class_names=self.dataset.class_names,
-            notes={"skipped": dict(self.dataset.skipped)} if self.dataset.skipped else {},
+            notes={
+                name: value
+                for name, value in (
+                    ("skipped", dict(self.dataset.skipped)),
+                    ("decoder", self.dataset.decoder),
+                )
+                if value
+            },
         )
 
     @classmethod
@@ -188,7 +195,8 @@ class ViewPlan:
             yield from self._stream_resident(batches, device)
         else:
             pairs = [self._pairs(*batch) for batch in batches]
-            yield from load(self._render, pairs, device, workers)
+            method = start_method(self.dataset, workers)
+            yield from load(self._render, pairs, device, workers, method)
 
     def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
         """The views of some pairs: uint8 (B, C, H, W)."""

@@ -60,6 +60,7 @@ class Decoded(Source):
 
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
         """Height and width of each image."""
+        self.dataset.ahead(rows)
         return np.array([self.image(int(row)).shape[1:] for row in rows], dtype=np.int64)
 
     def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:

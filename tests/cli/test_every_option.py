@@ -174,6 +174,8 @@ VALUES = {
     "--combine": value("--combine mean-probs"),
     "--device": value("--device cpu:0"),
     "--ema": value("--ema 0.9"),
+    "--image-column": value("--dataset hf:a --image-column x", "--dataset hf:a"),
+    "--label-column": value("--dataset hf:a --label-column x", "--dataset hf:a"),
     "--lr-schedule": value("--lr-schedule cosine"),
     "--mean": value("--mean 0.4 --std 0.2", "--mean 0.5 --std 0.2"),
     "--method": value("--method dkd"),

@@ -18,6 +18,7 @@ from kdcache.augment.mix import Mix
 from kdcache.augment.specs import from_description
 from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, Rows, start_method
+from kdcache.data.encoded.encoded_images import EncodedDataset
 from kdcache.philox import Draws, key_words, split_seed
 from kdcache.views.batches import ImageBatch, grouped
 from kdcache.views.loader import load
@@ -56,6 +57,8 @@ class ViewPlan:
 
     Raises:
         MismatchError: the dataset lacks samples, or labels differ.
+        UsageError: a seed out of range, or images that are no files for an augmentation that has
+            `decode_side`.
     """
 
     def __init__(
@@ -69,6 +72,11 @@ class ViewPlan:
         split_seed(seed)
         if seed >= 1 << 63:
             raise UsageError(f"a plan's seed must be below 2^63, found {seed}")
+        if augmentation.decode_side is not None and not isinstance(dataset, EncodedDataset):
+            raise UsageError(
+                f"{augmentation.name} has decode_side={augmentation.decode_side}, but the images of "
+                f"{dataset.name} are no files that kdcache decodes: leave it out"
+            )
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
         self.samples = samples if samples is not None else dataset.samples
         self._where = find_rows(dataset, self.samples, partial) if samples is not None else None
@@ -210,7 +218,8 @@ class ViewPlan:
             unused.
         """
         rows, views = self._pairs(rows, views)
-        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows))
+        side = self.augmentation.decode_side
+        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows, side))
         return drawn.image | drawn.mix, self.augmentation.unused(drawn.image)
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
@@ -293,5 +302,5 @@ class ViewPlan:
 
     def _render(self, rows: Rows, views: NDArray[np.int64]) -> ImageBatch:
         """One batch from decoded images, on the CPU."""
-        source = Decoded(self.dataset)
+        source = Decoded(self.dataset, self.augmentation.decode_side)
         return self._batch(rows, views, self._draw(rows, views, source.sizes), source)

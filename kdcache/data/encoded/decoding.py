@@ -57,74 +57,92 @@ def decode_image(data: bytes, side: int | None = None) -> torch.Tensor:
             white.
     """
     try:
-        if data.startswith(b"\xff\xd8") and simplejpeg is not None:
-            pixels = _fast_jpeg(data, side)
-            if pixels is not None:
-                return pixels
+        pixels = _fast_jpeg(data, side)
+        if pixels is not None:
+            return pixels
         with Image.open(io.BytesIO(data)) as image:
             return rgb_tensor(image, scale_for(image.height, image.width, side))
     except _ERRORS as error:
         raise DataError(_reason(error, data)) from error
 
 
-def image_size(data: bytes, side: int | None = None) -> tuple[int, int]:
-    """Height and width of an upright image, from its header; of one decoded with `side`.
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width of an upright image, from its header.
 
     Args:
         data: the file, or the beginning of it that holds the header.
-        side: see `decode_image`.
 
     Raises:
         DataError: no header of an image.
     """
+    plain = _plain_jpeg_size(data)
+    if plain is not None and not _has_app1(data):
+        return plain
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            scale = scale_for(height, width, side)
             sideways = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
     except _ERRORS as error:
         raise DataError(_reason(error, data)) from error
-    height, width = -(-height // scale), -(-width // scale)
     return (width, height) if sideways else (height, width)
 
 
 def scale_for(height: int, width: int, side: int | None) -> int:
-    """The largest s of 8, 4, 2 and 1 for which the shorter side / s has at least `side` pixels."""
+    """The largest s of 8, 4, 2 and 1 for which the shorter side // s has at least `side` pixels."""
     if side is None:
         return 1
-    return next((s for s in SCALES if -(-min(height, width) // s) >= side), 1)
+    return next((s for s in SCALES if min(height, width) // s >= side), 1)
+
+
+def scaled_size(height: int, width: int, side: int | None) -> tuple[int, int]:
+    """Height and width of an image that was decoded with `side`."""
+    scale = scale_for(height, width, side)
+    return -(-height // scale), -(-width // scale)
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG file that simplejpeg may decode; None where Pillow must decide."""
+    if simplejpeg is None or not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    limit = Image.MAX_IMAGE_PIXELS
+    if colours not in ("YCbCr", "Gray", "RGB") or (limit is not None and height * width > limit):
+        return None
+    return int(height), int(width)
 
 
 def _fast_jpeg(data: bytes, side: int | None) -> torch.Tensor | None:
-    """The pixels of a plain JPEG file; None where Pillow must decide what they are."""
+    """The pixels of a plain upright JPEG file; None where Pillow must decide what they are."""
+    size = _plain_jpeg_size(data)
+    if size is None:
+        return None
+    if _has_app1(data):
+        with Image.open(io.BytesIO(data)) as image:
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                return None
+    shape = scaled_size(*size, side)
+    if shape != size and max(size) < 8:  # simplejpeg has scales between, of the same shape here
+        return None
+    least = {"min_height": shape[0], "min_width": shape[1]} if shape != size else {}
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray", "RGB") or height * width > (
-            Image.MAX_IMAGE_PIXELS or height * width
-        ):
-            return None
-        if _has_exif(data):
-            with Image.open(io.BytesIO(data)) as image:
-                if image.getexif().get(_ORIENTATION, 1) != 1:
-                    return None
-        scale = scale_for(height, width, side)
-        shape = (-(-height // scale), -(-width // scale))
-        least = {"min_height": shape[0], "min_width": shape[1]} if scale > 1 else {}
         pixels = simplejpeg.decode_jpeg(data, "RGB", **least)
     except ValueError:  # it complains of what Pillow may take or refuse
         return None
     return torch.from_numpy(pixels).permute(2, 0, 1) if pixels.shape[:2] == shape else None
 
 
-def _has_exif(data: bytes) -> bool:
-    """Whether a JPEG file has an APP1 segment, which may say that the image lies on its side."""
+def _has_app1(data: bytes) -> bool:
+    """Whether a JPEG file has an APP1 segment: EXIF or XMP, which may say that it lies on its side."""
     at = 2
     while data[at : at + 1] == b"\xff":
-        marker = data[at + 1]
-        if marker in (0xE1, 0xDA):
-            return marker == 0xE1
+        marker = data[at + 1 : at + 2]
+        if marker in (b"\xe1", b"\xda"):
+            return marker == b"\xe1"
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return True  # fill bytes or a marker without a length: Pillow reads them
+    return True  # fill bytes, a marker without a length, or the end: Pillow reads them
 
 
 def rgb_tensor(image: Image.Image, scale: int = 1) -> torch.Tensor:

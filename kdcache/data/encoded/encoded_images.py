@@ -33,15 +33,15 @@ class EncodedDataset(Dataset):
                 "leave such images out with --skip-bad (skip_bad=True)."
             ) from error
 
-    def size(self, row: int, side: int | None = None) -> tuple[int, int]:
+    def size(self, row: int) -> tuple[int, int]:
         """Height and width of an upright image, from its header."""
         try:
             head = self.read(row, HEAD)
             try:
-                return image_size(head, side)
+                return image_size(head)
             except DataError:
                 if len(head) < HEAD:
                     raise
-                return image_size(self.read(row), side)
+                return image_size(self.read(row))
         except DataError as error:
             raise DataError(f"image {self.keys[row]!r} of {self.name}: {error}") from error

@@ -240,7 +240,7 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
         _Trial(dataset),
         batch_size=None,
         num_workers=workers,
-        multiprocessing_context=start_method(dataset, workers),
+        multiprocessing_context=start_method(dataset) if workers else None,
     )
     bad = {row: reason for row, reason in enumerate(loader) if reason is not None}
     if not bad:
@@ -258,9 +258,9 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
     return part
 
 
-def start_method(dataset: Dataset, workers: int) -> str | None:
+def start_method(dataset: Dataset) -> str | None:
     """How worker processes that decode a dataset must start; None: as usual."""
-    return "spawn" if dataset.remote and workers else None
+    return "spawn" if dataset.remote else None
 
 
 class _Trial(torch.utils.data.Dataset[str | None]):

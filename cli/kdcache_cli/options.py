@@ -58,8 +58,44 @@ data_root = click.option(
 
 download = click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
 
+
+def _keep_column(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[f"kdcache.{param.name}"] = value
+
+
+def _with_columns(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The dataset's name with the columns asked for: these options were taken before it."""
+    image, label = (ctx.meta.get(f"kdcache.{name}_column") for name in ("image", "label"))
+    if value is None or not (image or label):
+        return value
+    from kdcache.data.loading import with_columns
+
+    return with_columns(value, image, label)
+
+
+def dataset_name(help: str, required: bool = False) -> Decorator:
+    """--dataset, and the columns that become a part of its name."""
+    return together(
+        click.option("--dataset", required=required, callback=_with_columns, help=help),
+        click.option(
+            "--image-column",
+            is_eager=True,
+            expose_value=False,
+            callback=_keep_column,
+            help="Of the images, in tables; their extension, in archives (tar:, parquet:, hf:).",
+        ),
+        click.option(
+            "--label-column",
+            is_eager=True,
+            expose_value=False,
+            callback=_keep_column,
+            help="Of the labels, in tables; a field of the .json members, in archives.",
+        ),
+    )
+
+
 dataset = together(
-    click.option("--dataset", required=True, help="Name; see `kdcache list datasets`."),
+    dataset_name("Name; see `kdcache list datasets`.", required=True),
     data_root,
     download,
 )

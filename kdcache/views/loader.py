@@ -56,7 +56,7 @@ class _Asked(torch.utils.data.Sampler[Any]):
 class _Loader:
     """A DataLoader whose processes stay alive from one stream of batches to the next."""
 
-    def __init__(self, render: Render, workers: int, pin: bool) -> None:
+    def __init__(self, render: Render, start_method: str | None, workers: int, pin: bool) -> None:
         self._asked = _Asked()
         self._loader = torch.utils.data.DataLoader(
             _Rendered(render),
@@ -64,6 +64,7 @@ class _Loader:
             sampler=self._asked,
             num_workers=workers,
             persistent_workers=workers > 0,
+            multiprocessing_context=start_method if workers else None,
             pin_memory=pin,
             generator=torch.Generator(),  # or each start would advance the caller's random state
         )
@@ -85,10 +86,11 @@ class Loaders:
 
     Args:
         render: from rows and views to a `ImageBatch`; pickled where workers do not fork.
+        start_method: how the processes start; None: as usual.
     """
 
-    def __init__(self, render: Render) -> None:
-        self._render = render
+    def __init__(self, render: Render, start_method: str | None = None) -> None:
+        self._render, self._start_method = render, start_method
         self._idle: dict[tuple[int, bool], _Loader] = {}
         self._lock = threading.Lock()
 
@@ -108,7 +110,7 @@ class Loaders:
         kind = (workers, device.type == "cuda")
         with self._lock:
             loader = self._idle.pop(kind, None)
-        loader = loader or _Loader(self._render, *kind)
+        loader = loader or _Loader(self._render, self._start_method, *kind)
         try:
             for batch in loader.stream(batches):
                 yield batch.to(device)

@@ -18,7 +18,8 @@ from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
 from kdcache.augment.mix import Mix
 from kdcache.augment.specs import from_description
 from kdcache.data.align import find_rows
-from kdcache.data.dataset import Dataset, Rows
+from kdcache.data.dataset import Dataset, Rows, start_method
+from kdcache.data.encoded.encoded_images import EncodedDataset
 from kdcache.philox import Draws, key_words, split_seed
 from kdcache.views.batches import ImageBatch, grouped
 from kdcache.views.loader import Loaders
@@ -57,6 +58,8 @@ class ViewPlan:
 
     Raises:
         MismatchError: the dataset lacks samples, or labels differ.
+        UsageError: a seed out of range, or images that are no files for an augmentation that has
+            `decode_side`.
     """
 
     def __init__(
@@ -70,6 +73,11 @@ class ViewPlan:
         split_seed(seed)
         if seed >= 1 << 63:
             raise UsageError(f"a plan's seed must be below 2^63, found {seed}")
+        if augmentation.decode_side is not None and not isinstance(dataset, EncodedDataset):
+            raise UsageError(
+                f"{augmentation.name} has decode_side={augmentation.decode_side}, but the images of "
+                f"{dataset.name} are no files that kdcache decodes: leave it out"
+            )
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
         self.samples = samples if samples is not None else dataset.samples
         self._where = find_rows(dataset, self.samples, partial) if samples is not None else None
@@ -124,7 +132,14 @@ class ViewPlan:
             augmentation=self.augmentation.describe(),
             seed=self.seed,
             class_names=self.dataset.class_names,
-            notes={"skipped": dict(self.dataset.skipped)} if self.dataset.skipped else {},
+            notes={
+                name: value
+                for name, value in (
+                    ("skipped", dict(self.dataset.skipped)),
+                    ("decoder", self.dataset.decoder),
+                )
+                if value
+            },
         )
 
     @classmethod
@@ -195,7 +210,7 @@ class ViewPlan:
             pairs = (self._pairs(*batch) for batch in batches)
             if self._loaders is None:
                 # They render a copy: without a cycle, the processes end with the plan.
-                self._loaders = Loaders(copy.copy(self)._render)
+                self._loaders = Loaders(copy.copy(self)._render, start_method(self.dataset))
             yield from self._loaders.stream(pairs, device, workers)
 
     def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
@@ -210,7 +225,8 @@ class ViewPlan:
             unused.
         """
         rows, views = self._pairs(rows, views)
-        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows))
+        side = self.augmentation.decode_side
+        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows, side))
         return drawn.image | drawn.mix, self.augmentation.unused(drawn.image)
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
@@ -293,5 +309,5 @@ class ViewPlan:
 
     def _render(self, rows: Rows, views: NDArray[np.int64]) -> ImageBatch:
         """One batch from decoded images, on the CPU."""
-        source = Decoded(self.dataset)
+        source = Decoded(self.dataset, self.augmentation.decode_side)
         return self._batch(rows, views, self._draw(rows, views, source.sizes), source)

@@ -182,6 +182,8 @@ VALUES = {
     "evaluate --augment": value("--store s.zarr --augment own.views:crop", "--store s.zarr"),
     "--device": value("--device cpu:0"),
     "--ema": value("--ema 0.9"),
+    "--image-column": value("--dataset hf:a --image-column x", "--dataset hf:a"),
+    "--label-column": value("--dataset hf:a --label-column x", "--dataset hf:a"),
     "--lr-schedule": value("--lr-schedule cosine"),
     "--mean": value("--mean 0.4 --std 0.2", "--mean 0.5 --std 0.2"),
     "--method": value("--method dkd"),

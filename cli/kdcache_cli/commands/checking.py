@@ -19,7 +19,7 @@ from kdcache_cli.output import emit, say
 @options.expect
 @click.option("--student", "model", help="Its model, as for train-student.")
 @options.recipe
-@click.option("--dataset", help="The student's; needed for a part of it, and for --teacher.")
+@options.dataset_name("The student's; needed for a part of it, and for --teacher.")
 @options.data_root
 @options.download
 @options.samples

@@ -107,7 +107,7 @@ def encoding_text(encoding: dict[str, Any]) -> str:
 @click.option(
     "--rows", type=click.IntRange(1), default=256, show_default=True, help="With --teacher."
 )
-@click.option("--dataset", help="With --teacher: where the images are.")
+@options.dataset_name("With --teacher: where the images are.")
 @options.data_root
 @click.option("--augment", help="With --teacher: needed where the augmentation is your own.")
 @options.device_alone

@@ -80,6 +80,16 @@ def read_metadata(data: bytes) -> dict[bytes, bytes]:
     return dict(_open(data).schema_arrow.metadata or {})
 
 
+def open_table(file: Any) -> Any:
+    """A `pyarrow.parquet.ParquetFile` over an open binary file, for tables that are not read whole.
+
+    Read it with `use_threads=False`. Raises `pyarrow.ArrowException`.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(file, pre_buffer=False)
+
+
 def _bounded(data: bytes, file: Any, columns: list[str], where: str) -> Any:
     """The columns of a file, once it is known how much memory they take: few bytes may claim much."""
     import pyarrow as pa

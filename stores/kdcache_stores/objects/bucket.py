@@ -102,6 +102,31 @@ class Bucket:
                 options["if_match"] = tag
         return self._call(lambda: obstore.get(self._store, key, options=options))
 
+    def range(self, key: str, start: int, length: int, tag: str | None = None) -> bytes:
+        """Bytes of an object from `start` on, `length` of them or as many as there are.
+
+        Raises `FileNotFoundError`, `RemoteError`, and `FileExistsError` if another version of it
+        than that of the `tag` is there now.
+        """
+        import obstore
+
+        options: Any = {"range": (start, start + length)}
+        if tag is not None:
+            options["if_match"] = tag
+
+        def read() -> bytes:
+            return bytes(obstore.get(self._store, check_key(key), options=options).bytes())
+
+        result: bytes = self._request("read", key, read)
+        return result
+
+    def version(self, key: str) -> tuple[int, str | None]:
+        """Size in bytes and tag of this version; raises `FileNotFoundError`, `RemoteError`."""
+        import obstore
+
+        meta = self._request("read", key, lambda: obstore.head(self._store, check_key(key)))
+        return meta["size"], meta["e_tag"]
+
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""
         import obstore

@@ -758,23 +758,34 @@ class FakeTable:
             return self.content[at]
         return {name: values[at] for name, values in self.content.items()}
 
+    def cast_column(self, name: str, feature: FakeImage) -> FakeTable:
+        assert not feature.decode
+        return self
+
     def select_columns(self, names: list[str]) -> FakeTable:
         return FakeTable(self.features, {name: self.content[name] for name in names})
 
 
 class FakeImage:
-    pass
+    def __init__(self, decode: bool = True) -> None:
+        self.decode = decode
 
 
 class FakeLabel:
     names = ("a", "b", "c")
 
 
+def png(image: Image.Image) -> dict[str, Any]:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
 def fake_hub(monkeypatch: pytest.MonkeyPatch, **splits: dict[str, list[Any]]) -> None:
     """`datasets` holding one dataset; columns of numbers or None are class labels."""
 
     def table(labels: dict[str, list[Any]]) -> FakeTable:
-        images = [Image.new("L", (7, 6), i) for i in range(len(next(iter(labels.values()))))]
+        images = [png(Image.new("L", (7, 6), i)) for i in range(len(next(iter(labels.values()))))]
         features = {"image": FakeImage()} | {name: FakeLabel() for name in labels}
         return FakeTable(features, {"image": images} | labels)
 

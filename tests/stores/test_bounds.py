@@ -11,11 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kdcache_stores import DataError, FormatError, KDCacheError, Samples, describe, open_store
+from kdcache_stores import (
+    DataError,
+    FormatError,
+    KDCacheError,
+    Samples,
+    UsageError,
+    describe,
+    open_store,
+)
 from kdcache_stores.format.canonical_json import DEEPEST, parse_json
 from kdcache_stores.format.manifest import MANIFEST, SEAL, Entry, read_manifest, seal_text, sha256
 from kdcache_stores.format.records import read_probes
-from kdcache_stores.format.sample_table import read_samples
+from kdcache_stores.format.sample_table import read_samples, write_samples
 from kdcache_stores.format.tables import read_table, write_table
 
 from .conftest import dump
@@ -191,3 +199,19 @@ def test_logits_without_a_value_are_no_import(tmp_path: Path, shape: tuple[int, 
     with pytest.raises(DataError, match="holds no value"):
         import_npz(tmp_path / "l.npz", tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("key", ["{}", "{:08d}.jpg", "train/a class/" * 20 + "{}.jpg"])
+def test_what_is_written_is_read(key: str) -> None:
+    """Many regular keys and equal labels compress by a factor of 100; they are no attack."""
+    count = 100_000
+    samples = Samples([key.format(i) for i in range(count)], np.zeros(count, np.int64))
+    data = write_samples(samples)
+    assert read_samples(data, count, 1, "x")["key"][count - 1].as_py() == samples.keys[-1]
+
+
+def test_keys_that_no_reader_would_take_are_not_written() -> None:
+    samples = Samples([f"{i}" + "x" * 2000 for i in range(10)], np.zeros(10, np.int64))
+    with pytest.raises(UsageError, match=r"2001 bytes on average.*--hash-keys"):
+        write_samples(samples)
+    write_samples(samples.hash_keys())

@@ -15,10 +15,13 @@ import numpy as np
 
 from kdcache_stores.errors import FormatError
 
-_SMALL = 16 * 2**20
-_EXPANDS = 32
-"""A table takes at most `_SMALL` bytes in memory, or this many for each byte of its file. A manifest of
-distinct objects takes 10, keys that count up 14 to 20."""
+_SMALL = 2**16
+_ROWS = 4
+"""A table may hold `_SMALL` rows, or `_ROWS` for each byte of its file: rows whose keys count up take a byte
+and more, those of a manifest, with a digest each, 40 and more."""
+_TEXT = 2**24
+MEAN_TEXT = 1024
+"""The texts of a table may take `_TEXT` bytes, or `MEAN_TEXT` a row: a long one, often repeated, is small."""
 
 
 def write_table(table: Any) -> bytes:
@@ -95,21 +98,21 @@ def _bounded(data: bytes, file: Any, columns: list[str], where: str) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    most, schema = max(_SMALL, _EXPANDS * len(data)), file.schema_arrow
+    rows, schema, taken = file.metadata.num_rows, file.schema_arrow, 0
+    if rows > max(_SMALL, _ROWS * len(data)):
+        raise FormatError(f"{where} of {len(data)} bytes claims {rows} rows")
+    # As a dictionary a text takes memory once, however often it is repeated.
     texts = [name for name in columns if schema.field(name).type in (pa.string(), pa.binary())]
-    needed = 8 * len(columns) * file.metadata.num_rows
-    if needed <= most:
-        # As a dictionary a text takes memory once, however often it is repeated.
-        table = _open(data, texts).read(columns=columns, use_threads=False)
-        for name in texts:
-            for chunk in table.column(name).chunks:
-                if isinstance(chunk, pa.DictionaryArray):
-                    lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
-                    needed += pc.sum(lengths).as_py() or 0
-    if needed > most:
+    table = _open(data, texts).read(columns=columns, use_threads=False)
+    for name in texts:
+        for chunk in table.column(name).chunks:
+            if isinstance(chunk, pa.DictionaryArray):
+                lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+                taken += pc.sum(lengths).as_py() or 0
+    if taken > max(_TEXT, MEAN_TEXT * rows):
         raise FormatError(
-            f"{where} of {len(data)} bytes claims {file.metadata.num_rows} rows of {needed} bytes or "
-            f"more, at most {most} are expected"
+            f"{where} of {len(data)} bytes claims {rows} rows with {taken} bytes of text, more than "
+            f"{MEAN_TEXT} a row"
         )
     return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 

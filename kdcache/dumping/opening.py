@@ -33,7 +33,8 @@ def target_encodings(
 ) -> dict[str, str]:
     """The encoding of every field that some target has."""
     fields = dict.fromkeys(name for target in targets for name in target.teacher.fields)
-    return choose_encodings([target.path for target in targets], list(fields), views, asked)
+    paths, classes = [target.path for target in targets], targets[0].teacher.classes
+    return choose_encodings(paths, list(fields), views, classes, asked)
 
 
 def provenance(device: torch.device, command: str) -> dict[str, Any]:

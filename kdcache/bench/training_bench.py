@@ -66,7 +66,7 @@ def bench_train(
             names = list(loops)[epoch % len(loops) :] + list(loops)[: epoch % len(loops)]
             for name in names:
                 begun = time.process_time()
-                record = loops[name].train_epoch(epoch)
+                record = loops[name].train_epoch(epoch)[0]
                 records[name].append(record | {"cpu_seconds": time.process_time() - begun})
         times = {name: _times(kept[1:]) for name, kept in records.items()}
         result: dict[str, Any] = times | {
@@ -112,9 +112,9 @@ def _macs(loop: Loop) -> tuple[int, int]:
     channels, size = view_shape(loop.views.plan)
     view = torch.zeros((1, channels, size, size), dtype=torch.uint8, device=loop.device)
     counts = []
-    loop.model.eval()
+    model = loop.courses[0].learner.model.eval()
     for run in (
-        lambda: loop.model(loop.preprocessing(view)),
+        lambda: model(loop.preprocessing(view)),
         lambda: [teacher.module(teacher.preprocessing(view)) for teacher in loop.teachers],
     ):
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -5,8 +5,9 @@ default, and how the published numbers came about) unless a training says otherw
 computed as the process has it set, in full float32 where nothing was set. Losses are never convolutions.
 
 **The allocator.** glibc gives memory at the top of its heap back to the system, and maps large blocks one
-by one, so that a training step faults the same pages in again and again. Small networks on a CPU lose
-15 to 25% of their time to that.
+by one, so that a training step faults the same pages in again and again: of resnet8 3,200 and of resnet20
+9,000 a step of 64 CIFAR images, where none are needed. What that costs depends on the machine, on a busy
+two-core Xeon about 4% of resnet20's processor time; the peak of the memory does not change.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ def load(
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its own: views draw nothing from torch's, and networks do
     )
     for (rows, views), item in zip(batches, loader, strict=True):
         if isinstance(item, _Failure):

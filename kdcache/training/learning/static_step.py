@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -41,6 +42,17 @@ def needs_eager(learner: Learner) -> str | None:
     return None
 
 
+def _copied(method: Callable[..., Any]) -> Function:
+    """The method with code of its own, by which a compiler tells apart what it has compiled.
+
+    What it compiles for one piece of code is limited to eight variants, and each learner is one.
+    """
+    function: Any = method.__func__  # type: ignore[attr-defined]
+    code, names = function.__code__.replace(), function.__globals__
+    copied = FunctionType(code, names, function.__name__, closure=function.__closure__)
+    return MethodType(copied, method.__self__)  # type: ignore[attr-defined]
+
+
 class StaticStep:
     """Losses of a learner for full batches.
 
@@ -70,7 +82,7 @@ class StaticStep:
             self.clock.set(epoch)
         inputs = batch.images, batch.labels, batch.teachers, batch.keys, batch.views, batch.mix
         if self.compiled is None:
-            compiled = self.compile(self._function)
+            compiled = self.compile(_copied(self._function))
             if reason := self._tried(compiled, inputs):
                 self.learner.static, self.learner.not_static = None, reason
                 self.say(f"--graph: the step runs eagerly, since {reason}")

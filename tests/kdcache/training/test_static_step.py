@@ -21,7 +21,7 @@ from kdcache.training.learning.learner import Losses
 from kdcache.training.learning.static_step import Function, StaticStep
 from kdcache.training.observer import Unwatched
 from kdcache.training.optim import Optimization
-from kdcache.training.preparation import prepared
+from kdcache.training.preparation import prepared, prepared_together
 from kdcache.views.plan import ViewPlan
 from tests.conftest import Trained
 
@@ -184,7 +184,9 @@ def test_what_cannot_be_compiled_is_trained_as_if_nothing_had_been_tried(
         assert one == {name: other[name] for name in one}
 
 
-@pytest.mark.parametrize("name", ["ce", "kd+std+noise", "dkd", "ctkd"])
+@pytest.mark.parametrize("name", [
+    "kd+std+noise", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ce", "dkd", "ctkd"))
+])  # fmt: skip
 def test_it_is_traced_once(trained: Trained, tmp_path: Path, name: str) -> None:
     """Epochs, learning rates and noise come and go; what was compiled stays, in few parts."""
     import torch._dynamo
@@ -204,6 +206,28 @@ def test_it_is_traced_once(trained: Trained, tmp_path: Path, name: str) -> None:
     assert not torch._dynamo.utils.counters["graph_break"]
     for one, other in zip(eager[0], traced[0], strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_many_students_are_compiled_each(trained: Trained, tmp_path: Path) -> None:
+    """A compiler that has seen eight variants of one function compiles no more of it."""
+    import torch._dynamo
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def compile(function: Function) -> Function:
+        compiled: Function = torch.compile(function, backend=counter, dynamic=False)
+        return compiled
+
+    model = "tests.kdcache.training.networks:plain"
+    how = [training(trained, model=model, seed=seed, data_seed=0) for seed in range(10)]
+    with prepared_together(how, [tmp_path / str(t.seed) for t in how]) as loop:
+        for course in loop.courses:
+            course.learner.static = StaticStep(course.learner, pytest.fail, compile)
+        loop.train_epoch(0)
+    assert counter.frame_count == 10
 
 
 @pytest.mark.slow

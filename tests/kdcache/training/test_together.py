@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdcache import Training, train
 from kdcache.methods.config import ObjectiveConfig
@@ -74,6 +77,27 @@ def test_each_is_what_it_would_be_alone(trained: Trained, tmp_path: Path) -> Non
         )
         assert one == other
         assert read_config(run.path)["data"]["seed"] == 5
+
+
+def test_so_it_is_with_files(tmp_path: Path) -> None:
+    """What loads files draws nothing that layers would draw."""
+    rng = np.random.default_rng(0)
+    for split, number in product(("train", "val"), range(16)):
+        file = tmp_path / "photos" / split / str(number % 2) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8)).save(file)
+    base = Training(
+        dataset=f"folder:{tmp_path / 'photos'}",
+        model=DROPOUT,
+        augment="resized-crop-flip:size=8",
+        optimization=Optimization(epochs=2, batch_size=8),
+        data_seed=0,
+    )
+    how = [replace(base, seed=seed) for seed in (1, 2)]
+    together = train_together(how, folders(tmp_path / "together", 2))
+    for training, run in zip(how, together, strict=True):
+        alone = train(training, tmp_path / "alone" / run.path.name)
+        assert weights(run.path) == weights(alone.path)
 
 
 def test_the_views_are_made_once(

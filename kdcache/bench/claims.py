@@ -11,7 +11,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from kdcache.augment.specs import make_augmentation
 from kdcache.bench.dump_bench import bench_dump, random_dumps
 from kdcache.bench.store_bench import bench_encodings, bench_memory, bench_reading
 from kdcache.bench.students_bench import bench_students, random_photos
-from kdcache.bench.training_bench import bench_train
+from kdcache.bench.training_bench import bench_graph, bench_train
 from kdcache.bench.view_bench import bench_resident
 from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
@@ -100,7 +100,8 @@ def bench(
             CIFAR-100's shapes).
         device: where the networks run.
         store: a store to take the logits for the encodings from, instead of synthetic ones.
-        only: names of `SECTIONS`, which alone are measured; none: all.
+        only: names of `SECTIONS`, which alone are measured; none: all, but "graph" on a GPU alone,
+            since compiling takes a CPU a minute.
         watch: called with the name of each section before it is measured.
 
     Returns:
@@ -118,7 +119,8 @@ def bench(
     encodings: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     seconds = {}
-    for name in [name for name in SECTIONS if not only or name in only]:
+    usual = [name for name in SECTIONS if name != "graph" or device != "cpu"]
+    for name in [name for name in SECTIONS if name in (only or usual)]:
         watch(name)
         begun = time.perf_counter()
         if name == "encodings":
@@ -158,35 +160,59 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _with_teacher(scale: Scale, device: str, folder: Path) -> tuple[Training, str, str]:
+    """A student with a store, its teacher, and the same store as `compact`."""
+    name = _random_images(folder / "images.npz", scale.train_images)
+    base = Training(
+        dataset=name,
+        model=scale.teacher,
+        optimization=Optimization(epochs=1, batch_size=64),
+        train_samples=64,
+        device=device,
+    )
+    teacher = str(train(base, folder / "teacher").path)
+    store, compact = folder / "teacher.zarr", folder / "compact.zarr"
+    dataset = load_dataset(name)
+    plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+    loaded = load_teacher(teacher, classes=dataset.classes, device=device)
+    dump(plan, [Target(loaded, store)], 2, device=device)
+    dump(plan, [Target(loaded, compact)], 2, encoding="compact", device=device)
+    student = Training(
+        dataset=name,
+        model=scale.student,
+        objective=ObjectiveConfig(method="kd"),
+        optimization=Optimization(epochs=scale.train_rounds + 1, batch_size=64),
+        stores=(str(store),),
+        device=device,
+    )
+    return student, teacher, str(compact)
+
+
+def graph_claims(scale: Scale, device: str) -> list[Claim]:
+    """A student's steps captured, against those of the eager loop; in bf16 and channels-last on a GPU."""
+    with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as temporary:
+        student, _, _ = _with_teacher(scale, device, Path(temporary))
+        student = replace(student, objective=ObjectiveConfig(method="kd", standardize="unbiased"))
+        if device != "cpu":
+            student = replace(student, precision="bf16", channels_last=True)
+        measured = bench_graph(student, scale.train_rounds)
+    both = zip(measured["graph"]["seconds"], measured["eager"]["seconds"], strict=True)
+    return [
+        Claim.of(
+            "step: --graph / eager",
+            f"seconds of the steps of an epoch ({scale.student}, kd, standardized, batches of 64 that lie "
+            "ready); below 1: capturing pays",
+            [graph / eager for graph, eager in both],
+            measured,
+        )
+    ]
+
+
 def training_claims(scale: Scale, device: str) -> list[Claim]:
     """A student's epoch from the cache, against labels alone and against its teacher in the loop."""
     with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as temporary:
-        folder = Path(temporary)
-        name = _random_images(folder / "images.npz", scale.train_images)
-        base = Training(
-            dataset=name,
-            model=scale.teacher,
-            optimization=Optimization(epochs=1, batch_size=64),
-            train_samples=64,
-            device=device,
-        )
-        teacher = str(train(base, folder / "teacher").path)
-        store = folder / "teacher.zarr"
-        dataset = load_dataset(name)
-        plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
-        loaded = load_teacher(teacher, classes=dataset.classes, device=device)
-        dump(plan, [Target(loaded, store)], 2, device=device)
-        compact = folder / "compact.zarr"
-        dump(plan, [Target(loaded, compact)], 2, encoding="compact", device=device)
-        student = Training(
-            dataset=name,
-            model=scale.student,
-            objective=ObjectiveConfig(method="kd"),
-            optimization=Optimization(epochs=scale.train_rounds + 1, batch_size=64),
-            stores=(str(store),),
-            device=device,
-        )
-        others = {"compact": str(compact)}
+        student, teacher, compact = _with_teacher(scale, device, Path(temporary))
+        others = {"compact": compact}
         measured = bench_train(student, teacher, scale.train_rounds, others)
     pair = f"{scale.student} taught by {scale.teacher}, {scale.train_images} images of CIFAR-100's shape"
     seconds = {way: measured[way]["seconds"] for way in ("ce", "cached", "online")}
@@ -354,6 +380,7 @@ def view_claims(scale: Scale, device: str) -> list[Claim]:
 
 CLAIMS: dict[str, Callable[[Scale, str], list[Claim]]] = {
     "epochs": training_claims,
+    "graph": graph_claims,
     "students": student_claims,
     "dump": dump_claims,
     "photos": photo_claims,

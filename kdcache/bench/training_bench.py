@@ -108,6 +108,33 @@ def bench_train(
     return result
 
 
+def bench_graph(training: Training, rounds: int = 5) -> dict[str, Any]:
+    """The student's steps of an epoch as the loop takes them, and captured, in turns.
+
+    Both take the batches of the same epoch, which lie ready; one round before those counted compiles.
+
+    Returns:
+        "eager" and "graph": `seconds` (of each round), `cpu_seconds`, median, p25, p75; `steps` of an
+        epoch; `not_used`, why nothing was captured, or None.
+    """
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        loops = {
+            name: opened.enter_context(prepared(replace(training, graph=graph), folder / name))
+            for name, graph in (("eager", False), ("graph", True))
+        }
+        ready = list(loops["eager"].views.epoch(0))
+        records: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
+        for epoch in range(rounds + 1):
+            for name in [*loops] if epoch % 2 else [*loops][::-1]:
+                begun = time.process_time()
+                record = _steps(loops[name], ready, epoch)
+                records[name].append(record | {"cpu_seconds": time.process_time() - begun})
+        times = {name: _times(kept[1:]) for name, kept in records.items()}
+        reason = loops["graph"].courses[0].learner.not_static
+        return {"steps": len(ready), "not_used": reason, **times}
+
+
 def _epoch(loop: Loop, epoch: int) -> dict[str, float]:
     return loop.train_epoch(epoch)[0]
 

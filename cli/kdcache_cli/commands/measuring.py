@@ -19,7 +19,8 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 @click.option(
     "--only",
     multiple=True,
-    help="Sections: epochs, students, dump, photos, reading, views, encodings, memory [default: all].",
+    help="Sections: epochs, graph, students, dump, photos, reading, views, encodings, memory [default: "
+    "all, but graph on a GPU alone].",
 )
 @click.option("--out", type=options.LOCAL_PATH, help="Write the results there, as JSON.")
 @options.threads

@@ -176,8 +176,9 @@ def prepared_together(
                 "draws from those alone, which is not the distribution of online training. More of "
                 "them: --resident-views."
             )
+        told: set[str] = set()
         checked = [
-            _checked(training, views, out, watch, options) if ranks.is_first else None
+            _checked(training, views, out, watch, told, options) if ranks.is_first else None
             for training, out, watch in zip(trainings, folders, watched, strict=True)
         ]
         teachers = _online_teachers(shared, fields, stores, views.plan, device,
@@ -278,18 +279,19 @@ def _checked(
     views: CachedViews,
     out: Path,
     watch: TrainingObserver,
+    told: set[str],
     options: TrainingOptions,
 ) -> Preflight:
-    """The checks before the first step, whose findings are said, or refused."""
+    """The checks before the first step, whose findings are told, each once, or refused."""
     reads = "logits" in training.objective.record.teacher_fields
     stores = views.holding("logits") if reads else []
     preflight = Preflight(training, views, stores, out, options.get("baseline"))
-    for text in preflight.notes:
-        watch.note(text)
     if options.get("strict"):
         preflight.require_no_findings()
-    for finding in preflight.findings:
-        watch.note(f"warning: {finding}")
+    for text in (*preflight.notes, *(f"warning: {finding}" for finding in preflight.findings)):
+        if text not in told:
+            watch.note(text)
+            told.add(text)
     return preflight
 
 

@@ -201,7 +201,7 @@ def prepared_together(
         ]
         for course in courses:
             if course.training.graph:
-                _make_static(course)
+                _make_static(course, told)
         loop = Loop(courses, views, preprocessing, teachers, testset, held_out, ranks, pace)
         if ranks.is_first:
             for out in folders:
@@ -210,12 +210,14 @@ def prepared_together(
         yield loop
 
 
-def _make_static(course: Course) -> None:
-    """Have the learner take static steps, or say why it cannot."""
+def _make_static(course: Course, told: set[str]) -> None:
+    """Have the learner take static steps, or say why it cannot, each reason once."""
     learner = course.learner
     if reason := needs_eager(learner):
         learner.not_static = reason
-        course.watch.note(f"--graph: the step runs eagerly, since {reason}")
+        if reason not in told:
+            course.watch.note(f"--graph: the step runs eagerly, since {reason}")
+            told.add(reason)
     else:
         learner.static = StaticStep(learner, course.watch.note)
 

@@ -16,7 +16,7 @@ from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
-from kdcache.preprocessing import normalisation
+from kdcache.preprocessing import normalisation, origin
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
@@ -35,6 +35,7 @@ from kdcache.views.plan import ViewPlan
 from kdcache.views.sizes import view_shape
 from kdcache.views.window import views_that_fit
 from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores.read.join import expected
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -48,6 +49,7 @@ class TrainingOptions(TypedDict, total=False):
         strict: refuse to begin where `kdcache.checks.all_rules` has a warning.
         checkpoint_every: as `Pace.parse` takes it; by default each epoch, at most once a minute.
         hold_memory: have this process keep freed memory, see `hold_freed_memory`.
+        expect: content digests that the stores must have, in their order; see `expected`.
     """
 
     tensorboard: bool
@@ -56,6 +58,7 @@ class TrainingOptions(TypedDict, total=False):
     strict: bool
     checkpoint_every: str
     hold_memory: bool
+    expect: Sequence[str]
 
 
 def train(
@@ -158,7 +161,10 @@ def prepared_together(
         require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             note(remark)
-        stores = [opened.enter_context(open_store(path)) for path in shared.stores]
+        stores = [
+            opened.enter_context(open_store(path, expect=digest))
+            for path, digest in expected(shared.stores, options.get("expect", ()))
+        ]
         _require_classes(stores, trainset)
         rows, held_out = choose(
             trainset, shared.train_samples, shared.val_split, shared.stream_seed
@@ -182,7 +188,7 @@ def prepared_together(
             for training, out, watch in zip(trainings, folders, watched, strict=True)
         ]
         teachers = _online_teachers(shared, fields, stores, views.plan, device,
-                                    options.get("allow_code", False))  # fmt: skip
+                                    options.get("allow_code", False), watched[0])  # fmt: skip
         opened.enter_context(tuned(replace(shared, device=device)))
         preprocessing = normalisation(trainset)
         count = len(teachers) or len(views.teachers)
@@ -358,11 +364,13 @@ def _online_teachers(
     plan: ViewPlan,
     device: str,
     allow_code: bool,
+    watch: TrainingObserver,
 ) -> list[Teacher]:
     """The teachers to run in the loop; each must be the one of the store beside it.
 
     Args:
         fields: what the loss reads of each.
+        watch: told of the preprocessing of each that has no store to take it from.
     """
     given = tuple(dict.fromkeys(("logits", *fields)))
     channels, size = view_shape(plan)
@@ -377,22 +385,33 @@ def _online_teachers(
             f"{len(specs)} --online teachers and --store of {len(stores)}: give a store for each "
             "teacher, in the same order, or none."
         )
-    teachers = [
-        load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
-        for spec, store in zip(specs, stores, strict=False)
-    ] or [
-        load_teacher(
-            spec,
-            classes=plan.dataset.classes,
-            channels=channels,
-            size=size,
-            fallback=normalisation(plan.dataset),
-            device=device,
-            allow_code=allow_code,
-            fields=given,
-        )
-        for spec in specs
-    ]
+    if stores:
+        teachers = [
+            load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
+            for spec, store in zip(specs, stores, strict=False)
+        ]
+    else:
+        fallback = normalisation(plan.dataset)
+        teachers = [
+            load_teacher(
+                spec,
+                classes=plan.dataset.classes,
+                channels=channels,
+                size=size,
+                fallback=fallback,
+                device=device,
+                allow_code=allow_code,
+                fields=given,
+            )
+            for spec in specs
+        ]
+        for teacher in teachers:
+            own = teacher.preprocessing is not fallback
+            whence = "its own" if own else origin(plan.dataset).partition(" (")[0]
+            instead = "" if own else "; a --store of it, dumped with another, says otherwise"
+            watch.note(
+                f"{teacher.architecture}: preprocessing {whence}: {teacher.preprocessing}{instead}"
+            )
     for teacher, store in zip(teachers, stores, strict=False):
         if teacher.to_store().digest != store.teacher.digest:
             raise MismatchError(

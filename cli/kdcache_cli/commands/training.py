@@ -28,7 +28,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Say it above the bars."""
-        self.bars.console.print(text, markup=False)
+        say(text)
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
@@ -154,6 +154,7 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @click.option(
     "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
 )
+@options.expect
 @options.dataset
 @options.skip_bad
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")

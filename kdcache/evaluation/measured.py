@@ -222,9 +222,7 @@ def _side(spec: str, dataset: Dataset) -> tuple[int, int]:
 
 def _quality(network: _Network, dataset: Dataset, device: str, workers: int) -> dict[str, Any]:
     spec = network.spec
-    logits, labels = clean_logits(
-        network.teacher.logits, dataset, None, network.side, device, workers
-    )
+    logits, labels = clean_logits(network.teacher.logits, dataset, network.side, device, workers)
     quality: dict[str, Any] = dict(scores(logits, labels))
     if (Path(spec) / SUMMARY).is_file():
         summary = read_summary(spec)

@@ -76,7 +76,8 @@ PREPARED = stand_in(**{"__enter__.return_value.run": end, "__enter__.return_valu
 CASES = {
     "demo": Case(ends=("kdcache.demo:steps",)),
     "train-teacher": Case(
-        ("--dataset", "digits", "--model", "resnet8", "--out", "run"), ("kdcache.training.preparation:train",)
+        ("--dataset", "digits", "--model", "resnet8", "--out", "run"),
+        ("kdcache.training.preparation:train_together",),
     ),
     "dump-teacher": Case(
         ("--dataset", "digits", "--teacher", "t", "--out", "s.zarr"),
@@ -87,8 +88,8 @@ CASES = {
     "train-student": Case(
         ("--dataset", "digits", "--student", "resnet8", "--method", "kd", "--store", "s.zarr",
          "--out", "run"),
-        ("kdcache.training.preparation:train",),
-        plain={RECIPE_STORE: stand_in()},
+        ("kdcache.training.preparation:train_together",),
+        plain={RECIPE_STORE: stand_in(), "kdcache_cli.student_runs:_tables": [{"method": "dkd"}]},
     ),
     "check": Case(
         ("s.zarr", "--method", "kd"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.distributed import Ranks
 from kdcache.evaluation.scores import calibration, clean_logits, scores
-from kdcache.methods.objective import Objective
 from kdcache.methods.step import Step
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
@@ -27,6 +26,7 @@ from kdcache.precision import autocast
 from kdcache.preprocessing import normalisation
 from kdcache.runs import Run
 from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import assembled, nets_of, student_shapes
 from kdcache.training.explosion import LossWatch
 from kdcache.training.gathering import gather_batch
 from kdcache.training.observer import TrainingObserver
@@ -51,6 +51,7 @@ class Loop:
         watch: TrainingObserver,
         ranks: Ranks,
         preflight: Preflight | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
         self.training, self.views, self.watch, self.ranks = training, views, watch, ranks
         self.preflight = preflight
@@ -63,17 +64,19 @@ class Loop:
             self.model = build_model(
                 training.model, views.dataset.classes, self.preprocessing.channels, self.size
             )
-            self.objective = Objective(training.objective)
-        labels = views.plan.samples.labels[views.rows]
-        self.objective.check(labels, len(teachers) or len(views.teachers))
-        if training.init_weights:
-            load_weights(training.init_weights).apply(self.model)
+            if training.init_weights:
+                load_weights(training.init_weights).apply(self.model)
+            image = (self.preprocessing.channels, self.height, self.size)
+            student = student_shapes(self.model, training.objective, image)
+            nets = nets_of(views, student, fields, teachers)
+            self.model, self.objective = assembled(self.model, training.objective, nets)
+        self.objective.check(views.labels, len(teachers) or len(views.teachers))
         self.model.to(self.device)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
         self._require_last_batch()
-        taps = tapped(self.model, training.objective.record.student_fields)
+        taps = tapped(self.model, self.objective.student_fields)
         self.forward = ranks.wrap(taps, self.device)
         if training.compile:
             self.forward = cast(nn.Module, torch.compile(self.forward))
@@ -82,7 +85,11 @@ class Loop:
             rule = get_ema_multi_avg_fn(training.ema)
             self.average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
         optimization = training.optimization
-        learned = [*self.model.parameters(), *self.objective.parameters()]
+        learned = [
+            parameter
+            for parameter in (*self.model.parameters(), *self.objective.parameters())
+            if parameter.requires_grad
+        ]
         self.optimizer = optimization.make_optimizer(learned)
         self.scheduler = optimization.make_scheduler(self.optimizer, len(views))
         # From torch's own 65536 the gradients of a standardized loss overflow in the first steps.
@@ -102,6 +109,7 @@ class Loop:
             self.objective.config,
             self.teachers,
             self.ranks.world,
+            getattr(self.model, "spec", None),
         )
         # Rank 0 makes the run; the others then find the same one there, before anything is written.
         if not self.ranks.is_first:
@@ -229,9 +237,11 @@ class Loop:
         )
         targets = batch.teachers, batch.labels, step, batch.mix
         if index == 0:
+            self.objective.eval()  # what it remembers and fits is of the student
             with torch.no_grad():
                 nothing = {name: torch.zeros_like(values) for name, values in student.items()}
                 uniform, _ = self.objective(nothing, *targets)
+            self.objective.train()
             self.losses.begin(uniform, len(self.views))
         loss, parts = self.objective(student, *targets)
         self.optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 
 import torch
 
+from kdcache.augment.augmentation import Augmentation
 from kdcache.augment.specs import default_augmentation, make_augmentation
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
@@ -20,6 +21,7 @@ from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import held_by, on_features, read_fields, shapes_of_model
 from kdcache.training.loop import Loop
 from kdcache.training.observer import TrainingObserver, Unwatched
 from kdcache.training.preflight import Preflight
@@ -27,9 +29,17 @@ from kdcache.training.settings import Training
 from kdcache.training.tensorboard import TensorBoard
 from kdcache.views.cached import CachedViews
 from kdcache.views.plan import ViewPlan
-from kdcache.views.sizes import view_shape
+from kdcache.views.sizes import view_shape, view_size
 from kdcache.views.window import views_that_fit
-from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores import (
+    DataError,
+    MismatchError,
+    Samples,
+    Store,
+    UsageError,
+    join_fields,
+    open_store,
+)
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -106,7 +116,14 @@ def prepared(
         plan = (
             ViewPlan(trainset, augmentation, training.seed) if augmentation and not stores else None
         )
-        fields = training.objective.record.teacher_fields
+        objective, fields = training.objective, training.objective.teacher_fields
+        student = None
+        if on_features(objective):
+            seen = plan or _plan_of(stores[0], trainset, augmentation)
+            image = (*view_shape(seen)[:1], *view_size(seen))
+            student = shapes_of_model(training.model, trainset.classes, image, objective)
+            if stores:
+                fields = read_fields(objective, student, held_by(stores))
         read = () if training.online else fields
         views = CachedViews(
             trainset,
@@ -123,7 +140,7 @@ def prepared(
             device=device,
             workers=training.workers,
             subset=training.subset,
-            pairs=training.objective.record.pairs,
+            pairs=objective.record.pairs,
             part=(ranks.rank, ranks.world),
         )
         opened.enter_context(views)
@@ -149,12 +166,22 @@ def prepared(
                 watch.note(f"warning: {finding}")
         teachers = _online_teachers(training, fields, stores, views.plan, device,
                                     options.get("allow_code", False))  # fmt: skip
+        if student is not None and teachers and not stores:
+            fields = read_fields(objective, student, teachers[0].shapes)
+            teachers = [
+                replace(t, fields=tuple(dict.fromkeys(("logits", *fields)))) for t in teachers
+            ]
         training = replace(training, device=device)
-        loop = Loop(training, testset, held_out, views, teachers, watch, ranks, preflight)
+        loop = Loop(training, testset, held_out, views, teachers, watch, ranks, preflight, fields)
         if ranks.is_first:
             opened.enter_context(writing(out))
         loop.begin(out)
         yield loop
+
+
+def _plan_of(store: Store, dataset: Dataset, augmentation: Augmentation | None) -> ViewPlan:
+    samples = Samples(store.keys, store.labels, store.keys_hashed)
+    return ViewPlan.from_store(store.plan, dataset, samples, augmentation, partial=True)
 
 
 def _resident_views(

@@ -74,7 +74,7 @@ class Training:
         return DatasetSource(self.dataset, root, self.download, self.skip_bad, self.workers)
 
     def __post_init__(self) -> None:
-        if self.objective.record.needs_teacher and not self.stores and not self.online:
+        if self.objective.needs_teacher and not self.stores and not self.online:
             raise UsageError(
                 f"--method {self.objective.method} needs at least one --store "
                 "(or --online TEACHER, to run the teacher in the loop)."

@@ -38,6 +38,13 @@ def _augmentations() -> dict[str, str]:
     return {name: first_line(kind) for name, kind in AUGMENTATIONS.items()}
 
 
+def _fields() -> dict[str, str]:
+    from kdcache.models.fields import FIELDS
+
+    own = {"NAME": "A field that your own module gives: its forward returns {NAME: tensor}."}
+    return FIELDS | own
+
+
 def _encodings() -> dict[str, str]:
     from kdcache_stores import ENCODINGS
 
@@ -54,6 +61,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _models,
     "datasets": _datasets,
     "methods": _methods,
+    "fields": _fields,
     "augmentations": _augmentations,
     "encodings": _encodings,
     "recipes": _recipes,

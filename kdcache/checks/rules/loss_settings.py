@@ -94,7 +94,7 @@ def loss_settings(objective: ObjectiveConfig, labelled: bool) -> Iterator[Findin
         return
     temperatures = sides or ({mine.temperature} if mine.temperature is not None else set())
     yield from _temperature({t for t in temperatures if t is not None}, mine)
-    if not usual and labelled:
+    if not usual and labelled and objective.record.teacher_fields == ("logits",):
         yield from _weights(mine)
 
 

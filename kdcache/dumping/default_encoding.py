@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdcache.models.fields import stored_name, tap_of
+from kdcache.fields.spelling import stored_name, tap_of
 from kdcache_stores import UsageError, begun_encodings
 
 #: From so many views on, codes of a sample's views share enough to be worth a basis and a base.

@@ -175,7 +175,7 @@ _ROWS = (
     ),
     Method(
         name="ps-kd",
-        title="labels softened by the student's own predictions of the last epoch",
+        title="labels mixed with the student's own predictions of the last epoch",
         source="Kim et al., ICCV 2021",
         loss="kdcache.methods.logits.ps_kd:PSKD",
         teacher_fields=(),

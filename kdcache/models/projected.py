@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdcache.models.maps import averaged
+from kdcache.fields.maps import averaged
 from kdcache.models.network import Network, Stage, conv1x1, conv3x3
 from kdcache.models.taps import head_of, source_of
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from kdcache.fields.maps import attention_at, attention_heights, averaged
+from kdcache.fields.spelling import FIELDS, spelled, stored_name, tap_of
 from kdcache.models.dropout import FixedDropout
-from kdcache.models.fields import FIELDS, spelled, stored_name, tap_of
-from kdcache.models.maps import attention_at, attention_heights, averaged
 from kdcache.models.network import Network, Stage
 from kdcache_stores.errors import DataError, UsageError
 
@@ -39,7 +39,7 @@ class Maps(NamedTuple):
     logits: Tensor
 
 
-class Source(nn.Module):
+class MapSource(nn.Module):
     """A network with a linear layer at its end that gives its `Maps`.
 
     Args:
@@ -65,7 +65,7 @@ class Source(nn.Module):
         raise NotImplementedError
 
 
-class ZooSource(Source):
+class ZooSource(MapSource):
     """A network of the zoo."""
 
     def forward(self, images: Tensor) -> Maps:
@@ -76,7 +76,7 @@ class ZooSource(Source):
         return Maps(stages, last, pooled, self.network.head(pooled))
 
 
-class TimmSource(Source):
+class TimmSource(MapSource):
     """A network of timm, whose stages are its intermediates."""
 
     def forward(self, images: Tensor) -> Maps:
@@ -92,7 +92,7 @@ class TimmSource(Source):
         return Maps([Stage(m, m) for m in maps], last, pooled, self.head(pooled))
 
 
-class TorchvisionSource(Source):
+class TorchvisionSource(MapSource):
     """A network of torchvision, traced; a stage is the last map of its size."""
 
     def __init__(self, network: nn.Module, staged: bool) -> None:
@@ -154,7 +154,7 @@ def _stage_nodes(network: nn.Module, everything: nn.Module) -> list[str]:
 class Taps(nn.Module):
     """A network that gives its logits and the fields that are asked for."""
 
-    def __init__(self, source: Source, fields: Sequence[str]) -> None:
+    def __init__(self, source: MapSource, fields: Sequence[str]) -> None:
         super().__init__()
         self.source = source
         self.fields = tuple(dict.fromkeys(("logits", *fields)))
@@ -239,7 +239,7 @@ def tapped(network: nn.Module, fields: Sequence[str]) -> nn.Module:
     )
 
 
-def source_of(network: nn.Module, staged: bool = True) -> Source:
+def source_of(network: nn.Module, staged: bool = True) -> MapSource:
     """What gives the maps of a network of the zoo, of torchvision or of timm.
 
     Args:

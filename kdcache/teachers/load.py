@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdcache.models.fields import is_last, spelled, stored_name
+from kdcache.fields.spelling import is_last, spelled, stored_name
 from kdcache.models.library import (
     Pretrained,
     pretrained_timm,
@@ -76,7 +76,7 @@ def load_teacher(
         compile: through torch.compile.
         allow_untrained: fresh weights where there is nothing to load.
         allow_code: import the function that a run names, if its network is a user's own.
-        fields: what it shall give, as people spell it or as it is stored (`kdcache.models.fields`).
+        fields: what it shall give, as people spell it or as it is stored (`kdcache.fields.spelling`).
 
     Raises:
         UnknownName: no such model, weights or precision.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from kdcache.models.fields import needs_head
+from kdcache.fields.spelling import needs_head
 from kdcache.models.taps import head_of, read_outputs, tapped
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import Preprocessing
@@ -81,7 +81,7 @@ class Teacher:
     def head(self) -> tuple[Tensor, Tensor] | None:
         """Weight (K, D) and bias (K,) that make the logits of `pooled`, float32.
 
-        None where no field needs it (`kdcache.models.fields.needs_head`), or a user's module names no
+        None where no field needs it (`kdcache.fields.spelling.needs_head`), or a user's module names no
         layer as `head`.
         """
         linear = head_of(self.module) if any(map(needs_head, self.fields)) else None

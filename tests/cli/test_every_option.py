@@ -171,6 +171,7 @@ VALUES = {
     "--augment": value("--augment own.views:crop"),
     "--cache-size": value("--cache-size 2GB"),
     "--ablation": value("--ablation target-only"),
+    "--add": value("--add dkd"),
     "--combine": value("--combine mean-probs"),
     "--device": value("--device cpu:0"),
     "--ema": value("--ema 0.9"),

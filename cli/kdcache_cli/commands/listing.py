@@ -39,7 +39,7 @@ def _augmentations() -> dict[str, str]:
 
 
 def _fields() -> dict[str, str]:
-    from kdcache.models.fields import FIELDS
+    from kdcache.fields.spelling import FIELDS
 
     own = {"NAME": "A field that your own module gives: its forward returns {NAME: tensor}."}
     return FIELDS | own

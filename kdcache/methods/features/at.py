@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcache.fields.maps import attention, averaged
+from kdcache.fields.spelling import tap_of
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.features.target_fields import field_of
 from kdcache.methods.logits.ce import Mix
 from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.nets import Shapes
 from kdcache.methods.step import Step
-from kdcache.models.fields import tap_of
-from kdcache.models.maps import attention, averaged
 from kdcache_stores.errors import DataError, UsageError
 
 
@@ -22,7 +22,7 @@ def at(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """Attention transfer, per sample: the mean squared difference of two attention maps, summed over stages.
 
     The larger feature map of a pair is averaged to the smaller one before it is squared, which is why the
-    teacher's attention is given at the size that fits (`kdcache.models.maps.attention_at`).
+    teacher's attention is given at the size that fits (`kdcache.fields.maps.attention_at`).
 
     Args:
         student: per stage the feature map (B, C, H, W).

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcache.fields.maps import averaged
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.features.target_fields import choose_last, last_at
 from kdcache.methods.logits.ce import Mix
 from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.nets import Nets, Shapes
 from kdcache.methods.step import Step
-from kdcache.models.maps import averaged
 from kdcache.models.taps import head_of
 from kdcache_stores.errors import DataError, UsageError
 

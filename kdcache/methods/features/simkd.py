@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcache.fields.spelling import is_last
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.features.target_fields import choose_last, last_at
 from kdcache.methods.logits.ce import Mix
 from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.nets import Nets, Shapes
 from kdcache.methods.step import Step
-from kdcache.models.fields import is_last
 from kdcache.models.projected import Projected
 from kdcache_stores.errors import DataError, UsageError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdcache.fields.maps import averaged
+from kdcache.fields.spelling import is_last, spelled
 from kdcache.methods.loss import TargetFields
 from kdcache.methods.nets import Shapes
-from kdcache.models.fields import is_last, spelled
-from kdcache.models.maps import averaged
 from kdcache_stores.errors import UsageError
 
 

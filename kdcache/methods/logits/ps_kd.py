@@ -1,4 +1,4 @@
-"""PS-KD: the student's own predictions of the last epoch soften its labels, more and more."""
+"""PS-KD: the student's own predictions of the last epoch are mixed into its labels, more and more."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ CASES = {
     "train-student": Case(
         ("--dataset", "digits", "--student", "resnet8", "--method", "kd", "--store", "s.zarr",
          "--out", "run"),
-        ("kdcache.training.preparation:train",),
+        ("kdcache.training.preparation:train", "kdcache.training.generations:born_again"),
         plain={RECIPE_STORE: stand_in()},
     ),
     "check": Case(

@@ -141,6 +141,12 @@ def train_teacher(
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @options.cache_size
 @click.option("--init-weights", type=options.LOCAL_PATH, help="File of weights to start from.")
+@click.option(
+    "--generations",
+    type=click.IntRange(1),
+    help="So many students, each taught by the one before (born-again networks); --out holds a run and a "
+    "store of each.",
+)
 @options.allow_code
 @options.baseline
 @options.strict
@@ -154,12 +160,13 @@ def train_student(
     quiet: bool,
     recipe: str | None,
     tensorboard: bool,
+    generations: int | None,
     allow_code: bool,
     baseline: Path | None,
     strict: bool,
     **settings: Any,
 ) -> None:
-    """Train a student from labels and cached logits, without its teacher."""
+    """Train a student from labels and cached outputs of its teacher, without the teacher."""
     from kdcache.augment.custom import is_import_path
 
     if recipe:
@@ -173,8 +180,23 @@ def train_student(
         )
     training = _training(options.with_objective(settings))
     title = f"student {training.model} by {training.objective.method}"
-    _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code,
-           baseline=baseline, strict=strict)  # fmt: skip
+    how = {
+        "tensorboard": tensorboard,
+        "allow_code": allow_code,
+        "baseline": baseline,
+        "strict": strict,
+    }
+    if generations is None:
+        _train(training, out, title, as_json, quiet, **how)
+        return
+    from kdcache.training.generations import born_again
+
+    with progress(quiet, "") as bars:
+        result = born_again(training, out, generations, Bars(bars, title), **how)
+    emit([generation.to_dict() for generation in result], as_json)
+    if not quiet:
+        rows = [(g.run.name, percent(g.top1), percent(g.ensemble_top1)) for g in result]
+        console.print(table(title, ("", "test top-1", "with those before, averaged"), rows))
 
 
 def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:

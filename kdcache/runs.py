@@ -119,7 +119,7 @@ class Run:
             write_atomically(self.path / CONFIG, lambda s: s.write(tomli_w.dumps(config).encode()))
 
     def _require_same(self, old: Mapping[str, Any]) -> None:
-        was, now = _flat(old | _objective_of_now(old)), _flat(self.config)
+        was, now = _flat(dict(old) | _objective_of_now(old)), _flat(self.config)
         differ = [
             key
             for key in sorted(was.keys() | now.keys())

@@ -82,12 +82,13 @@ class Objective(nn.Module):
         own, *others = given.parts()
         self.loss = loss_class(self.method)(own) if self.method.loss else None
         self.added = nn.ModuleDict({part.method: loss_class(part.record)(part) for part in others})
-        self.weights_added = {part.method: part.kd_weight for part in others}
+        self.weights_added = {part.method: part.kd_weight or 0.0 for part in others}
         student = self.config.student_fields if nets is None else tuple(nets.student)
         self.student_fields = tuple(dict.fromkeys(("logits", *student)))
         self.teacher_fields = self.config.teacher_fields if nets is None else tuple(nets.teacher)
-        for loss in self.losses() if nets is not None else ():
-            loss.build(nets)
+        if nets is not None:
+            for loss in self.losses():
+                loss.build(nets)
         self.needs_teacher = self.config.needs_teacher
         self.needs_pair = self.method.pairs
         records = self.config.records

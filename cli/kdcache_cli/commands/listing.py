@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from kdcache.methods.record import Method
 from kdcache.methods.table import METHODS
 from kdcache_cli.app import common
 from kdcache_cli.output import emit
@@ -29,7 +30,11 @@ def _datasets() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    return {name: f"{method.title} ({method.source})" for name, method in METHODS.items()}
+    def line(method: Method) -> str:
+        reads = ", ".join(method.teacher_fields) or "no teacher"
+        return f"{method.title} ({method.source}) [{reads}]"
+
+    return {name: line(method) for name, method in METHODS.items()}
 
 
 def _augmentations() -> dict[str, str]:

@@ -44,9 +44,9 @@ def cat_kd(student: Tensor, teacher: Tensor, *, size: int = 2, normalise: str = 
         )
     maps = [averaged(m, size) for m in (student, teacher)]
     if normalise == "l2":
-        maps = [F.normalize(m, dim=(2, 3)) for m in maps]
+        maps = [F.normalize(m.flatten(2), dim=2) for m in maps]
     own, aim = maps
-    return (own - aim).square().mean((1, 2, 3))
+    return (own - aim).square().flatten(1).mean(1)
 
 
 def activation_maps(last: Tensor, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import argparse
 import ast
 import json
 import re
+from math import fsum  # rounds alike in every Python: sum() does since 3.12 only
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def bound_table(results: dict[str, Any]) -> list[str]:
              "moments, argmax", "components"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in results.items():
-        moments = sum(row["bytes_a_row"][array] for array in ("mean", "std", "top"))
+        moments = fsum(row["bytes_a_row"][array] for array in ("mean", "std", "top"))
         lines.append(
             f"| {name} ({row['samples']:,} samples, {row['classes']:,} classes) "
             f"| {row['reached']['kl_z_mean']:.2e} | {row['codes_base_basis']:.2f} "

@@ -101,6 +101,7 @@ def dump(
     part: tuple[int, int] = (0, 1),
     ranks: Ranks | None = None,
     hash_keys: bool = False,
+    shard_rows: int | None = None,
     repair: bool = False,
     command: str = "",
     watch: DumpObserver | None = None,
@@ -123,6 +124,7 @@ def dump(
             sealed if n is 1; otherwise `kdcache_stores.write.reopen` seals them when all are done.
         ranks: the processes that share this part; rank 0 seals.
         hash_keys: publish the SHA-256 of each key instead of the key.
+        shard_rows: rows per shard at most, see `StoreWriter`.
         repair: check finished stores first and write damaged shards anew.
         command: the command line to record in the stores' provenance.
 
@@ -143,7 +145,7 @@ def dump(
             for target in wanted:
                 settings = store_settings(plan, target, views, encodings=encodings, device=where,
                                           batch_size=batch_size, hash_keys=hash_keys,
-                                          command=command)  # fmt: skip
+                                          shard_rows=shard_rows, command=command)  # fmt: skip
                 writer = StoreWriter(target.path, repair=repair, **settings)
                 jobs.append(_Job(target.teacher, opened.enter_context(writer)))
 

@@ -77,6 +77,7 @@ def estimate(
     part: tuple[int, int] = (0, 1),
     ranks: int = 1,
     hash_keys: bool = False,
+    shard_rows: int | None = None,
     epochs: int = 240,
     students: int = 1,
 ) -> Estimate:
@@ -92,7 +93,7 @@ def estimate(
     encodings = target_encodings(targets, views, encoding)
     todo = [
         _missing(plan, target, views, part, encodings=encodings, batch_size=batch_size,
-                 device=device, hash_keys=hash_keys)
+                 device=device, hash_keys=hash_keys, shard_rows=shard_rows)
         for target in targets
     ]  # fmt: skip
     rows = max(missing.rows for missing in todo)

@@ -44,7 +44,7 @@ class DumpRequest:
         split, views, augment, seed: of the plan, see `choose_plan`.
         plan_from: a store whose views to use once more, after the replay proof.
         fields: what the teachers shall give.
-        encoding, batch_size, workers, part, hash_keys, repair: see `dump`.
+        encoding, batch_size, workers, part, hash_keys, shard_rows, repair: see `dump`.
         precision, channels_last, compile, allow_code: see `load_teacher`.
         mc_dropout: so many posterior samples of each teacher, one store each.
         allow_untrained: dump a teacher that guesses, or gives no logits.
@@ -70,6 +70,7 @@ class DumpRequest:
     allow_code: bool = False
     allow_untrained: bool = False
     hash_keys: bool = False
+    shard_rows: int | None = None
     repair: bool = False
     part: tuple[int, int] = (0, 1)
     epochs: int = 240
@@ -164,7 +165,8 @@ def prepare_dump(
         ]))  # fmt: skip
         shared: dict[str, Any] = {
             "batch_size": request.batch_size, "workers": request.workers, "device": device,
-            "hash_keys": request.hash_keys, "part": request.part, "encoding": request.encoding,
+            "hash_keys": request.hash_keys, "shard_rows": request.shard_rows,
+            "part": request.part, "encoding": request.encoding,
         }  # fmt: skip
         cost = ranks.on_first(
             lambda: estimate(plan, targets, views, ranks=ranks.world, epochs=request.epochs,

@@ -56,6 +56,7 @@ def store_settings(
     batch_size: int,
     device: torch.device | str,
     hash_keys: bool = False,
+    shard_rows: int | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """What a dump asks of a target's store: arguments of `StoreWriter`, and of `find_outstanding`.
@@ -87,6 +88,7 @@ def store_settings(
         },
         "provenance": provenance(torch.device(device), command),
         "hash_keys": hash_keys,
+        "shard_rows": shard_rows,
         "head": None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),
     }
 

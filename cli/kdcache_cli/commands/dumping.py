@@ -108,6 +108,12 @@ class Bar:
     "--allow-untrained", is_flag=True, help="Dump a teacher that guesses, or gives no logits."
 )
 @click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(1),
+    help="Rows of a view that one shard holds at most: the grain of parts, ranks and interrupts "
+    "[default: 65,536, and at most 64 MiB; a store's own].",
+)
 @click.option("--repair", is_flag=True, help="Check a finished store; write damaged shards anew.")
 @click.option(
     "--part", callback=lambda c, p, v: options.part(v), help="i/n, i from 0: a job's share."

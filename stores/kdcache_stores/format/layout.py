@@ -16,6 +16,8 @@ from kdcache_stores.types import Shard
 
 SHARD_BYTES = 64 * 2**20
 """No array's shard is larger, before compression."""
+SHARD_ROWS = 65_536
+"""No shard holds more rows unless it is asked to: parts, ranks and interrupts need grain."""
 CHUNK_BYTES = 2**20
 """No chunk is larger, before compression, unless a single row is."""
 SHARED_BYTES = 256 * 2**20
@@ -38,7 +40,7 @@ def choose_shard_rows(
         samples: N.
         specs: all arrays of the store.
         values: values per row of the widest field, decoded.
-        at_most: a further limit.
+        at_most: rows per shard, instead of `SHARD_ROWS`.
 
     Returns rows, a multiple of the number of chunks of each array, which is a power of two.
     """
@@ -46,7 +48,7 @@ def choose_shard_rows(
     if widest > SHARD_BYTES:
         raise UsageError(f"a row of {widest} bytes does not fit a shard of {SHARD_BYTES} bytes")
     dense = max(DENSE_BYTES // (4 * values), 1)
-    limit = min(SHARD_BYTES // widest, dense, at_most or samples)
+    limit = min(SHARD_BYTES // widest, dense, at_most or SHARD_ROWS, samples)
     shards = math.ceil(samples / limit)
     while True:
         rows = math.ceil(samples / shards)

@@ -107,11 +107,15 @@ def test_watch_hears_rows_sizes_and_accuracy(
 
 
 class Interrupt(Watch):
-    """Ctrl-C while a later view is under way."""
+    """Ctrl-C while a later shard is under way."""
+
+    def __init__(self, after: int = 700) -> None:
+        super().__init__()
+        self.after = after
 
     def batch(self, rows: int, top1: float | None) -> None:
         super().batch(rows, top1)
-        if self.rows > 700:
+        if self.rows > self.after:
             raise KeyboardInterrupt
 
 
@@ -134,13 +138,9 @@ def test_interrupted_dump_goes_on_byte_for_byte(
 def test_small_shards_resume_too(plan: ViewPlan, teacher: Teacher, tmp_path: Path,
                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(kdcache.dumping.dump, "DESCRIBED", 3)
-    make = kdcache.dumping.dump.StoreWriter
-    monkeypatch.setattr(
-        kdcache.dumping.dump, "StoreWriter", lambda p, **o: make(p, **o, shard_rows=70)
-    )
-    dump(plan, [(teacher, tmp_path / "whole")], 2, batch_size=32)
+    dump(plan, [(teacher, tmp_path / "whole")], 2, batch_size=32, shard_rows=70)
     with pytest.raises(KeyboardInterrupt):
-        dump(plan, [(teacher, tmp_path / "s")], 3, batch_size=32, watch=Interrupt())
+        dump(plan, [(teacher, tmp_path / "s")], 3, batch_size=32, watch=Interrupt(), shard_rows=70)
     dump(plan, [(teacher, tmp_path / "s")], 3, batch_size=32)
     with open_store(tmp_path / "whole") as whole, open_store(tmp_path / "s") as store:
         for view in range(2):
@@ -300,6 +300,41 @@ def test_exhaustive_views_are_bounded(digits: Dataset, teacher: Teacher, tmp_pat
     assert plan.views == 9
     with pytest.raises(UsageError, match="9 views"):
         dump(plan, [(teacher, tmp_path / "s")], 10)
+
+
+def test_a_store_keeps_its_rows_a_shard(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:
+    """As it grows, and as it goes on; another number is refused, not taken for a new store."""
+    dump(plan, [(teacher, tmp_path / "s")], 1, shard_rows=64)
+    dump(plan, [(teacher, tmp_path / "s")], 2)
+    with open_store(tmp_path / "s") as store:
+        assert store.shard_rows == 60  # equal shards: 64 would leave one of 44
+        assert len(store.shards(1)) == 5
+    for asked, rows in ((32, 30), (128, 100)):
+        with pytest.raises(MismatchError, match=f"shards of 60 rows, this dump has {rows}"):
+            dump(plan, [(teacher, tmp_path / "s")], 3, shard_rows=asked)
+
+
+def test_an_interrupt_within_a_view_loses_one_shard_at_most(
+    plan: ViewPlan, teacher: Teacher, tmp_path: Path
+) -> None:
+    watch = Interrupt(after=200)
+    with pytest.raises(KeyboardInterrupt):
+        dump(plan, [(teacher, tmp_path / "s")], 1, batch_size=16, shard_rows=32, watch=watch)
+    again = dump(plan, [(teacher, tmp_path / "s")], 1, batch_size=16)
+    assert 200 - 32 <= again.skipped < 300
+    assert again.rows + again.skipped == 300
+
+
+def test_parts_share_a_single_view(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:
+    dump(plan, [(teacher, tmp_path / "whole")], 1, batch_size=16, shard_rows=64)
+    rows = [
+        dump(plan, [(teacher, tmp_path / "s")], 1, batch_size=16, shard_rows=64, part=(i, 2)).rows
+        for i in range(2)
+    ]
+    assert rows == [3 * 60, 2 * 60]
+    with reopen(tmp_path / "s") as writer:
+        writer.seal()
+    assert tree(tmp_path / "s") == tree(tmp_path / "whole")
 
 
 def test_growth_keeps_the_old_views(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:

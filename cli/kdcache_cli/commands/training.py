@@ -180,7 +180,7 @@ def train_student(
         )
     training = _training(options.with_objective(settings))
     title = f"student {training.model} by {training.objective.method}"
-    how = {
+    how: dict[str, Any] = {
         "tensorboard": tensorboard,
         "allow_code": allow_code,
         "baseline": baseline,

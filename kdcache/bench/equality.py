@@ -32,8 +32,11 @@ from kdcache.training.settings import Training
 from kdcache.views.cached import Batch, CachedViews
 from kdcache.views.sizes import view_size
 
-#: Every method with its published defaults, on logits as they are and, where it has that form, standardized.
-OBJECTIVES = {name: ObjectiveConfig(method=name) for name in METHODS} | {
+#: Every method that can be cached with its published defaults, on logits as they are and, where it has that
+#: form, standardized.
+OBJECTIVES = {
+    name: ObjectiveConfig(method=name) for name, method in METHODS.items() if not method.online
+} | {
     f"{name}+std": ObjectiveConfig(method=name, standardize="unbiased")
     for name, method in METHODS.items()
     if method.standardized

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-
-import torch
-from torch import nn
 
 from kdcache.checks.finding import Finding
 from kdcache.fields.spelling import spelled
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.nets import Shapes
-from kdcache.models.taps import expanded, tapped
-from kdcache.models.zoo import MODELS
-from kdcache.training.assembly import held_by, on_features, read_fields, shapes_of_model
+from kdcache.training.assembly import (
+    fields_of_architecture,
+    held_by,
+    on_features,
+    read_fields,
+    shapes_of_model,
+    weight_of,
+)
 from kdcache_stores import Store, UsageError
-
-
-@torch.no_grad()
-def fields_of_network(network: nn.Module, image: Sequence[int]) -> Shapes:
-    """The shape per row of every field that a network could give to a method."""
-    images = torch.zeros(1, *image, device=next(network.parameters()).device)
-    names = expanded(network.eval(), ("pooled", "last", "attention"), images)
-    shapes = {n: tuple(v.shape[1:]) for n, v in tapped(network, names)(images).items()}
-    channels, height, _ = shapes["last"]
-    divisors = [r for r in range(1, height) if height % r == 0]
-    return shapes | {f"last_{r}": (channels, r, r) for r in divisors}
-
-
-def fields_of_architecture(name: str, classes: int, image: Sequence[int]) -> Shapes | None:
-    """Those of a network of the zoo by its name; shapes alone are computed. None for any other."""
-    if name not in MODELS:
-        return None
-    with torch.device("meta"):
-        return fields_of_network(MODELS[name](classes, image[0]), image)
 
 
 def missing_fields(
@@ -78,14 +60,9 @@ def missing_fields(
         missing = [name for name in read_fields(config, shapes, known) if name not in held]
     fields = ",".join(map(spelled, missing))
     have = ", ".join(map(spelled, held))
-    message = f"{config.method} reads {fields} of the teacher, and its stores hold {have}."
-    if known is not None and all(name in known for name in missing):
-        floats = sum(math.prod(known[name]) for name in missing)
-        rows = len(first) * len(first.view_range)
-        message += (
-            f" As float16 that is {2 * floats:,} bytes a view, {2 * floats * rows / 1e6:,.0f} MB for the "
-            f"{rows:,} views stored here."
-        )
+    rows = len(first) * len(first.view_range)
+    weight = "" if known is None else weight_of(missing, known, rows)
+    message = f"{config.method} reads {fields} of the teacher, and its stores hold {have}.{weight}"
     yield Finding(
         "missing-field",
         message,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class Nets:
         head: weight (K, D) and bias (K,), float32, of the first teacher's last layer, if it is there.
         keys: int64 (N,), 64 bits of each sample's key, as `Step.keys`.
         labels: int64 (N,), -1 where unlabelled.
+        norms: weight and bias (C,) of the batch norm before the ReLU of each stage of a teacher in the
+            loop, by the field of that stage, as far as it has one.
     """
 
     student: Shapes
@@ -28,3 +30,4 @@ class Nets:
     head: tuple[Tensor, Tensor] | None = None
     keys: Tensor | None = None
     labels: Tensor | None = None
+    norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -65,6 +65,7 @@ class Method:
             where that is another one.
         needs_head: the teacher's last layer is part of it.
         one_teacher: it is made for a single teacher.
+        online: it needs more of its teacher than a store holds, so that it runs in the loop.
         needs_labels: a sample without a label is refused.
         pairs: every sample comes as a weak and a strong view.
         whole_batch: the term compares samples with each other: it is one number for a batch, which
@@ -91,6 +92,7 @@ class Method:
     student: str | None = None
     needs_head: bool = False
     one_teacher: bool = False
+    online: bool = False
     pairs: bool = False
     whole_batch: bool = False
     plain_kl: bool = False

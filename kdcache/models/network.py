@@ -39,6 +39,10 @@ class Network(nn.Module):
         """The vector (B, D) that the head sees, from the last map (B, D, H, W)."""
         return F.adaptive_avg_pool2d(last, 1).flatten(1)
 
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The batch norm before the last ReLU of each stage but the stem; none where there is none."""
+        return []
+
     @property
     def head(self) -> nn.Linear:
         """The last layer, (B, D) -> (B, classes)."""

@@ -82,6 +82,13 @@ def stage(
     return nn.Sequential(*blocks)
 
 
+def last_norm(stage: nn.Sequential) -> nn.BatchNorm2d:
+    """The last batch norm of a stage's last block; the shortcut is added after it."""
+    block = stage[-1]
+    assert isinstance(block, (BasicBlock, Bottleneck))
+    return block.bn3 if isinstance(block, Bottleneck) else block.bn2
+
+
 class CifarResNet(Network):
     """The 6n+2 ResNet: a 3x3 stem, three stages of n blocks at full, half and quarter size."""
 
@@ -100,6 +107,10 @@ class CifarResNet(Network):
     def stages(self, x: Tensor) -> list[Stage]:
         """Four maps: the stem's and three stages'."""
         return run(self.bn1(self.conv1(x)), [self.layer1, self.layer2, self.layer3])
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The last of each stage's last block."""
+        return [last_norm(stage) for stage in (self.layer1, self.layer2, self.layer3)]
 
     @property
     def head(self) -> nn.Linear:
@@ -128,6 +139,10 @@ class WideStemResNet(Network):
         """Five maps: the stem's and four stages'."""
         stages = [self.layer1, self.layer2, self.layer3, self.layer4]
         return run(self.bn1(self.conv1(x)), stages)
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The last of each stage's last block."""
+        return [last_norm(stage) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
 
     @property
     def head(self) -> nn.Linear:

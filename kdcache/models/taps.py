@@ -19,6 +19,9 @@ from kdcache.models.dropout import FixedDropout
 from kdcache.models.network import Network, Stage
 from kdcache_stores.errors import DataError, UsageError
 
+STAGES = {"stages": "", "stages:pre": "_pre"}
+"""What stands for all stages but the stem, and how the names of their fields end."""
+
 TRACED_SIDE = 64
 """Pixels of the image by which torchvision's stages are told apart: every size of map is another one."""
 
@@ -263,7 +266,8 @@ def source_of(network: nn.Module, staged: bool = True) -> MapSource:
 
 @torch.no_grad()
 def expanded(network: nn.Module, fields: Sequence[str], images: Tensor) -> tuple[str, ...]:
-    """The stored names that spellings stand for: "attention" for a map at every size, "stages" for each stage.
+    """The stored names that spellings stand for: "attention" for a map at every size, "stages" and
+    "stages:pre" for each stage.
 
     Args:
         network: as for `tapped`.
@@ -273,7 +277,7 @@ def expanded(network: nn.Module, fields: Sequence[str], images: Tensor) -> tuple
     names: list[str] = []
     for field in fields:
         tap = tap_of(field)
-        several = field == "stages" or (
+        several = field in STAGES or (
             tap is not None and tap.kind == "attention" and tap.number is None
         )
         if not several or not (
@@ -286,8 +290,8 @@ def expanded(network: nn.Module, fields: Sequence[str], images: Tensor) -> tuple
             raise UsageError(
                 f"{type(network).__name__} has no field {field}: nothing of it is known as its stages"
             )
-        if field == "stages":
-            names += [f"stage_{number}" for number in range(1, len(maps.stages))]
+        if field in STAGES:
+            names += [f"stage_{n}{STAGES[field]}" for n in range(1, len(maps.stages))]
             continue
         heights = attention_heights([stage.after.shape[2] for stage in maps.stages[1:]])
         names += [f"attention_{height}" for height in heights]

@@ -58,6 +58,11 @@ class VGG(Network):
             maps.append(Stage(before, x))
         return maps
 
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The last layer of each block but the first."""
+        blocks = (self.block1, self.block2, self.block3, self.block4)
+        return [norm for block in blocks if isinstance(norm := block[-1], nn.BatchNorm2d)]
+
     @property
     def head(self) -> nn.Linear:
         """`classifier`."""

@@ -50,7 +50,7 @@ class WideStage(nn.Module):
         self.layer = nn.Sequential(*blocks)
 
     @property
-    def norm(self) -> nn.Module:
+    def norm(self) -> nn.BatchNorm2d:
         """The batch norm that the stage begins with."""
         first = self.layer[0]
         assert isinstance(first, PreActivationBlock)
@@ -95,6 +95,10 @@ class WideResNet(Network):
             maps.append(Stage(block.norm(x), x))
             x = block(x, maps[-1].before)
         return [*maps, Stage(self.bn1(x), x)]
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Those that follow the three stages."""
+        return [self.block2.norm, self.block3.norm, self.bn1]
 
     def last(self, stages: Sequence[Stage]) -> Tensor:
         """(B, 64 k, H, W): the last stage after its batch norm and ReLU."""

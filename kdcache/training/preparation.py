@@ -21,7 +21,12 @@ from kdcache.preprocessing import normalisation
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
-from kdcache.training.assembly import held_by, on_features, read_fields, shapes_of_model
+from kdcache.training.assembly import (
+    fields_of_training,
+    on_features,
+    read_fields,
+    shapes_of_model,
+)
 from kdcache.training.loop import Loop
 from kdcache.training.observer import TrainingObserver, Unwatched
 from kdcache.training.preflight import Preflight
@@ -117,13 +122,13 @@ def prepared(
             ViewPlan(trainset, augmentation, training.seed) if augmentation and not stores else None
         )
         objective, fields = training.objective, training.objective.teacher_fields
-        student = None
+        student = stored = None
         if on_features(objective):
             seen = plan or _plan_of(stores[0], trainset, augmentation)
             image = (*view_shape(seen)[:1], *view_size(seen))
             student = shapes_of_model(training.model, trainset.classes, image, objective)
-            if stores:
-                fields = read_fields(objective, student, held_by(stores))
+            stored = fields_of_training(objective, student, stores, image, bool(training.online))
+            fields = stored or fields
         read = () if training.online else fields
         views = CachedViews(
             trainset,
@@ -166,7 +171,7 @@ def prepared(
                 watch.note(f"warning: {finding}")
         teachers = _online_teachers(training, fields, stores, views.plan, device,
                                     options.get("allow_code", False))  # fmt: skip
-        if student is not None and teachers and not stores:
+        if student is not None and teachers and stored is None:
             fields = read_fields(objective, student, teachers[0].shapes)
             teachers = [
                 replace(t, fields=tuple(dict.fromkeys(("logits", *fields)))) for t in teachers

@@ -79,6 +79,12 @@ class Training:
                 f"--method {self.objective.method} needs at least one --store "
                 "(or --online TEACHER, to run the teacher in the loop)."
             )
+        live = [record.name for record in self.objective.records if record.online]
+        if live and not self.online:
+            raise UsageError(
+                f"--method {live[0]} needs more of its teacher than a store holds: give --online TEACHER, to "
+                "run it in the loop; a --store beside it still proves that it is the right one."
+            )
         require_precision(self.precision)
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcache.fields.maps import averaged
-from kdcache.fields.spelling import is_last, spelled
+from kdcache.fields.spelling import is_last, spelled, tap_of
 from kdcache.methods.loss import TargetFields
 from kdcache.methods.nets import Shapes
 from kdcache_stores.errors import UsageError
@@ -44,6 +44,18 @@ def choose_last(held: Shapes, height: int, method: str) -> str:
         f"{method} needs the teacher's last map at {height} x {height}, and the fields of its store are "
         f"{have}. Dump it, into a store of its own: dump-teacher --fields last@{height}{weight}"
     )
+
+
+def stages_of(fields: Shapes, ending: str = "") -> list[str]:
+    """The stages among some fields, "stage_1", "stage_2", ..., in order, by fields that end so ("_pre")."""
+    taps = [(tap_of(name), name) for name in fields]
+    before = ending == "_pre"
+    numbers = sorted(
+        tap.number
+        for tap, _ in taps
+        if tap is not None and tap.kind == "stage" and tap.before == before and tap.number
+    )
+    return [f"stage_{number}" for number in numbers]
 
 
 def last_at(target: TargetFields, height: int, width: int) -> Tensor:

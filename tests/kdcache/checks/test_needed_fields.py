@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kdcache.checks.check import CheckRequest, check_stores
-from kdcache.checks.needed_fields import fields_of_architecture
 from kdcache.methods.config import ObjectiveConfig
+from kdcache.training.assembly import fields_of_architecture
 from kdcache_stores import UsageError
 from tests.conftest import Result, Trained
 
@@ -27,6 +27,7 @@ def test_fields_of_a_zoo_teacher_and_what_they_weigh() -> None:
     assert set(shapes) == {
         "logits", "pooled", "last", "last_1", "last_2", "last_4",
         *(f"attention_{height}" for height in (32, 16, 8, 4, 2)),
+        *(f"stage_{number}{end}" for number in (1, 2, 3) for end in ("", "_pre")),
     }  # fmt: skip
     assert fields_of_architecture("torchvision:resnet18", 100, (3, 32, 32)) is None
 

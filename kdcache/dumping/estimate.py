@@ -16,6 +16,7 @@ import torch
 
 from kdcache.break_even import account
 from kdcache.dumping.opening import Target, store_settings, target_encodings
+from kdcache.views.batches import together
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Plan, Samples, StoreError, write_arrays
 from kdcache_stores.write.outstanding import find_outstanding
@@ -74,6 +75,7 @@ def estimate(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    views_per_decode: int = 1,
     part: tuple[int, int] = (0, 1),
     ranks: int = 1,
     hash_keys: bool = False,
@@ -114,7 +116,8 @@ def estimate(
     )
     if not rows:
         return done
-    outputs, speed = _warm_up(plan, targets, batch_size, torch.device(device), workers)
+    outputs, speed = _warm_up(plan, targets, min(views_per_decode, views), batch_size,
+                               torch.device(device), workers)  # fmt: skip
     labels, classes = plan.samples.labels, plan.dataset.classes
     encoded = [encoded_bytes(fields, labels, classes, encodings) for fields in outputs]
     nbytes = [round(each.of(missing)) for each, missing in zip(encoded, todo, strict=True)]
@@ -164,6 +167,7 @@ def _missing(
 def _warm_up(
     plan: ViewPlan,
     targets: Sequence[Target],
+    views_per_decode: int,
     batch_size: int,
     device: torch.device,
     workers: int,
@@ -175,25 +179,31 @@ def _warm_up(
     views = range(min(2, plan.views or 2))
     starts = range(0, min(len(plan), WARM_UP_BATCHES * batch_size), batch_size)
     cuts = [np.arange(i, min(i + batch_size, len(plan))) for i in starts]
-    batches = [(rows, view) for rows in cuts for view in views]
-    if len(batches) == 1:
-        batches *= 2  # timed the second time
+    # Views beyond the two are forwarded for the time that they take, and not kept.
+    seen = range(max(len(views), min(views_per_decode, plan.views or views_per_decode)))
+    decoded = [seen[i : i + views_per_decode] for i in range(0, len(seen), views_per_decode)]
+    requests = [(rows, group) for rows in cuts for group in decoded]
+    if len(requests) == 1:
+        requests *= 2  # timed the second time
     outputs: list[dict[str, list[list[np.ndarray]]]] = [
         {name: [[] for _ in views] for name in target.teacher.fields} for target in targets
     ]
     begun, timed, kept = time.perf_counter(), 0, 0
-    stream = plan.stream(batches, device=device, workers=workers)
-    for number, ((_, view), batch) in enumerate(zip(batches, stream, strict=True)):
-        for target, parts in zip(targets, outputs, strict=True):
-            for name, values in target.teacher(batch.images).items():
-                parts[name][view].append(values.cpu().numpy())
-                kept += parts[name][view][-1].nbytes
+    asked = (together(rows, group) for rows, group in requests)
+    stream = plan.stream(asked, device=device, workers=workers)
+    for number, ((_, group), batches) in enumerate(zip(requests, stream, strict=True)):
+        for view, batch in zip(group, batches.by_view(len(group)), strict=True):
+            for target, parts in zip(targets, outputs, strict=True):
+                for name, values in target.teacher(batch.images).items():
+                    if view in views:
+                        parts[name][view].append(values.cpu().numpy())
+                        kept += parts[name][view][-1].nbytes
         if number == 0:
             begun = time.perf_counter()
             continue
-        timed += len(batch.rows)
+        timed += len(batches)
         enough = time.perf_counter() - begun > WARM_UP_SECONDS or kept > WARM_UP_BYTES
-        if view == views[-1] and enough:
+        if group[-1] == seen[-1] and enough:
             break
     seconds = time.perf_counter() - begun
     joined = [

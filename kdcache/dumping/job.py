@@ -44,7 +44,7 @@ class DumpRequest:
         split, views, augment, seed: of the plan, see `choose_plan`.
         plan_from: a store whose views to use once more, after the replay proof.
         fields: what the teachers shall give.
-        encoding, batch_size, workers, part, hash_keys, shard_rows, repair: see `dump`.
+        encoding, batch_size, workers, views_per_decode, part, hash_keys, shard_rows, repair: see `dump`.
         precision, channels_last, compile, allow_code: see `load_teacher`.
         mc_dropout: so many posterior samples of each teacher, one store each.
         allow_untrained: dump a teacher that guesses, or gives no logits.
@@ -77,6 +77,7 @@ class DumpRequest:
     students: int = 1
     device: str = "cpu"
     workers: int = 0
+    views_per_decode: int = 1
     threads: int | None = None
 
 
@@ -165,6 +166,7 @@ def prepare_dump(
         ]))  # fmt: skip
         shared: dict[str, Any] = {
             "batch_size": request.batch_size, "workers": request.workers, "device": device,
+            "views_per_decode": request.views_per_decode,
             "hash_keys": request.hash_keys, "shard_rows": request.shard_rows,
             "part": request.part, "encoding": request.encoding,
         }  # fmt: skip

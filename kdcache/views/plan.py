@@ -6,7 +6,8 @@ ranks and resumption have no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.philox import Draws, key_words, split_seed
 from kdcache.views.batches import ImageBatch, grouped
-from kdcache.views.loader import load
+from kdcache.views.loader import Loaders
 from kdcache.views.sources import Decoded, Resident, Source, header_sizes
 from kdcache_stores import Plan, Samples
 from kdcache_stores.errors import MismatchError, UsageError
@@ -74,6 +75,10 @@ class ViewPlan:
         self._where = find_rows(dataset, self.samples, partial) if samples is not None else None
         self._words = key_words(self.samples.key_hashes)
         self._resident: dict[torch.device, torch.Tensor] = {}
+        self._loaders: Loaders | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_resident": {}, "_loaders": None}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -162,20 +167,20 @@ class ViewPlan:
 
     def stream(
         self,
-        batches: Sequence[tuple[Rows, NDArray[np.int64] | int]],
+        batches: Iterable[tuple[Rows, NDArray[np.int64] | int]],
         device: str | torch.device = "cpu",
         workers: int = 0,
     ) -> Iterator[ImageBatch]:
         """The views of each batch, in order.
 
         Images in memory are gathered and augmented in batches on the device, without workers.
-        Files, and a user's own augmentation, go through a DataLoader; a row that is several times
-        in a batch is decoded once. The pixels do not depend on the way, see the augmentation for
-        interpolation.
+        Files, and a user's own augmentation, go through a DataLoader, whose processes stay until
+        the plan goes; a row that is several times in a batch is decoded once. The pixels do not
+        depend on the way, see the augmentation for interpolation.
 
         Args:
             batches: (rows int64 (B,), views int64 (B,) or one view for all) each; a row or a view
-                may occur any number of times.
+                may occur any number of times. Taken one by one, a few ahead.
             device: where the images go.
             workers: processes that decode; 0: this one.
 
@@ -187,8 +192,11 @@ class ViewPlan:
         if self.dataset.images is not None and (self.augmentation.batched or workers == 0):
             yield from self._stream_resident(batches, device)
         else:
-            pairs = [self._pairs(*batch) for batch in batches]
-            yield from load(self._render, pairs, device, workers)
+            pairs = (self._pairs(*batch) for batch in batches)
+            if self._loaders is None:
+                # They render a copy: without a cycle, the processes end with the plan.
+                self._loaders = Loaders(copy.copy(self)._render)
+            yield from self._loaders.stream(pairs, device, workers)
 
     def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
         """The views of some pairs: uint8 (B, C, H, W)."""

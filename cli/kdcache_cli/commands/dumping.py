@@ -114,6 +114,13 @@ class Bar:
     help="Rows of a view that one shard holds at most: the grain of parts, ranks and interrupts "
     "[default: 65,536, and at most 64 MiB; a store's own].",
 )
+@click.option(
+    "--views-per-decode",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Views made of an image file each time it is decoded; the store is the same.",
+)
 @click.option("--repair", is_flag=True, help="Check a finished store; write damaged shards anew.")
 @click.option(
     "--part", callback=lambda c, p, v: options.part(v), help="i/n, i from 0: a job's share."

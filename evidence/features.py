@@ -92,7 +92,8 @@ class Features(Study):
         if online:
             settings["online"] = (teacher,)
         objective = ObjectiveConfig(**(values | {"options": options}))
-        return Arm(objective, settings, control=None if name == "ce" else "ce"), sum(
+        control = None if name == "ce" or self.args.seeds < 2 else "ce"
+        return Arm(objective, settings, control), sum(
             bytes_of(store) for store in (stores if fields else [])
         )
 

@@ -115,7 +115,9 @@ class TorchvisionSource(MapSource):
 
         super().__init__(network, staged)
         self.ends = [names[-1], names[-2]]
-        self.stage_names = _stage_nodes(network, extractor(names)) if staged else []
+        self.stage_names, self.averages = [], False
+        if staged:
+            self.stage_names, self.averages = _stage_nodes(network, extractor(names), names[-2])
         self.network = extractor(list(dict.fromkeys([*self.ends, *self.stage_names])))
 
     @property
@@ -130,20 +132,21 @@ class TorchvisionSource(MapSource):
         outputs = self.network(images)
         maps = [outputs[name] for name in self.stage_names]
         logits, pooled = (outputs[name] for name in self.ends)
-        is_map = bool(maps) and maps[-1].shape[1] == pooled.shape[1]
-        return Maps([Stage(m, m) for m in maps], maps[-1] if is_map else None, pooled, logits)
+        last = maps[-1] if self.averages else None
+        return Maps([Stage(m, m) for m in maps], last, pooled, logits)
 
 
-def _stage_nodes(network: nn.Module, everything: nn.Module) -> list[str]:
-    """The last node of every size of map, in order."""
+def _stage_nodes(network: nn.Module, everything: nn.Module, pooled: str) -> tuple[list[str], bool]:
+    """The last node of every size of map, in order, and whether the last one's mean is the node `pooled`."""
     parameter = next(network.parameters())
     channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
     image = parameter.new_zeros(2, channels, TRACED_SIDE, TRACED_SIDE)
+    image += torch.linspace(-1, 1, TRACED_SIDE, device=image.device)
     try:
         with torch.no_grad():
             outputs = everything(image)
     except (AssertionError, RuntimeError):  # an image of another size, which has no stages then
-        return []
+        return [], False
     last_of = {
         values.shape[2:]: name
         for name, values in outputs.items()
@@ -151,7 +154,18 @@ def _stage_nodes(network: nn.Module, everything: nn.Module) -> list[str]:
         and values.ndim == 4
         and 1 < min(values.shape[2:]) < TRACED_SIDE
     }
-    return list(last_of.values())
+    names = list(last_of.values())
+    if len(names) < 2:  # the patches of a transformer are no stage
+        return [], False
+    return names, averages_to(outputs[names[-1]], outputs[pooled])
+
+
+def averages_to(last: Tensor, pooled: Tensor) -> bool:
+    """Whether the mean of a map (B, D, H, W) is a vector (B, D), but for rounding."""
+    if last.ndim != 4 or pooled.shape != last.shape[:2]:
+        return False
+    difference = (last.mean((2, 3)) - pooled).abs().max()
+    return bool(difference <= 1e-3 * pooled.abs().max())
 
 
 class Taps(nn.Module):

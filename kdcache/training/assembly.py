@@ -14,7 +14,7 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.nets import Nets, Shapes
 from kdcache.methods.objective import Objective, loss_class
 from kdcache.models.network import Network
-from kdcache.models.taps import as_fields, expanded, tapped
+from kdcache.models.taps import as_fields, averages_to, expanded, tapped
 from kdcache.models.zoo import MODELS, build_model
 from kdcache.teachers.teacher import Teacher
 from kdcache.views.cached import CachedViews
@@ -44,6 +44,8 @@ def student_shapes(network: nn.Module, config: ObjectiveConfig, image: Sequence[
     fields = expanded(network, config.student_fields, images)
     with torch.no_grad():
         given = as_fields(tapped(network, fields)(images))
+        if {"last", "cam"} & set(fields):
+            _require_mean(network, images)
     network.train(training)
     return {name: tuple(given[name].shape[1:]) for name in ("logits", *fields)}
 
@@ -63,6 +65,17 @@ def read_fields(config: ObjectiveConfig, student: Shapes, held: Shapes) -> tuple
         if part.record.loss is not None:
             names += loss_class(part.record).reads(part, student, held)
     return tuple(dict.fromkeys(names))
+
+
+@torch.no_grad()
+def _require_mean(network: nn.Module, images: Tensor) -> None:
+    """Refuse a network whose head sees something else than the mean of its last map."""
+    images = images + torch.linspace(-1, 1, images.shape[-1], device=images.device)
+    given = as_fields(tapped(network, ("last", "pooled"))(images))
+    if "pooled" in given and not averages_to(given["last"], given["pooled"]):
+        raise UsageError(
+            f"{type(network).__name__} has no field last: its head does not see the mean of a map"
+        )
 
 
 @torch.no_grad()

@@ -115,7 +115,8 @@ class TorchvisionSource(MapSource):
 
         super().__init__(network, staged)
         self.ends = [names[-1], names[-2]]
-        self.stage_names, self.averages = [], False
+        self.stage_names: list[str] = []
+        self.averages = False
         if staged:
             self.stage_names, self.averages = _stage_nodes(network, extractor(names), names[-2])
         self.network = extractor(list(dict.fromkeys([*self.ends, *self.stage_names])))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,11 +134,17 @@ class Preprocessing:
         return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds))
 
 
-@lru_cache(maxsize=64)
+#: A dict, and not `functools.lru_cache`, which torch.compile does not look into.
+_CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """(1, C, 1, 1) on the device, copied there once; usable in and out of inference mode."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+    if (values, device) not in _CONSTANTS:
+        with torch.inference_mode(False):
+            constant = torch.tensor(values, dtype=torch.float32, device=device)
+            _CONSTANTS[values, device] = constant.view(1, -1, 1, 1)
+    return _CONSTANTS[values, device]
 
 
 #: Normalisation by the name of a dataset: what published checkpoints of it were trained with.

@@ -223,7 +223,7 @@ _NAMED_FIRST = ("objective.method", "data.name", "model.name", "data.fingerprint
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
 _FREE_ON_RESUME = {"kdcache", "data.root", "training.device", "training.threads"}
-_NOT_COMPARED = ("store_paths.", "resumed.")
+_NOT_COMPARED = ("store_paths.", "resumed.", "computing.")
 
 
 def _objective_of_now(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -166,9 +166,43 @@ steps = together(
     click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
     click.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
     click.option(
+        "--graph/--no-graph",
+        default=False,
+        show_default=True,
+        help="Compile the whole step and, on a GPU, capture it; off until it has been measured there.",
+    ),
+    click.option(
+        "--no-tf32",
+        "tf32",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Float32 convolutions on a GPU in full float32, not in TF32.",
+    ),
+    click.option(
+        "--eval-every",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Measure the test set after every so many epochs, and after the last.",
+    ),
+    click.option(
+        "--checkpoint-every",
+        default="60s",
+        show_default=True,
+        help="Epochs such as 10, or a time such as 60s, 5m: each epoch, but at most once in that time.",
+    ),
+    click.option(
+        "--trim-memory",
+        "hold_memory",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Leave glibc's allocator as it is; slower steps of small networks on a CPU.",
+    ),
+    click.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
     ),
-    seed,
 )
 
 

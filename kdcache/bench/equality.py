@@ -119,7 +119,7 @@ def drift(training: Training, teacher: str, folder: Path, control: int = 1) -> d
     runs["online"] = train(online, folder / "online").path
     with prepared(online, folder / "control") as loop:
         loop.teachers = [replace(member, batch_size=control) for member in loop.teachers]
-        runs["control"] = loop.run().path
+        runs["control"] = loop.run()[0].path
     weights = {name: _flat(run) for name, run in runs.items()}
     losses = {
         name: np.array([r["train_loss"] for r in read_metrics(r)]) for name, r in runs.items()

@@ -146,7 +146,7 @@ def _load(
 def _quality(
     network: Teacher, side: tuple[int, int], dataset: Dataset, spec: str, device: str, workers: int
 ) -> dict[str, Any]:
-    logits, labels = clean_logits(network.logits, dataset, None, side, device, workers)
+    logits, labels = clean_logits(network.logits, dataset, side, device, workers)
     quality: dict[str, Any] = dict(scores(logits, labels))
     if (Path(spec) / SUMMARY).is_file():
         summary = read_summary(spec)

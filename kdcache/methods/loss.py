@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,9 @@ class Loss(nn.Module):
     Args:
         config: of the method, every default filled in.
     """
+
+    remembers: ClassVar[bool] = False
+    """Whether it keeps something of each sample from one step to a later one."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()

@@ -134,9 +134,7 @@ def _ensembles(training: Training, runs: Sequence[Run], allow_code: bool) -> lis
             return logits
 
         size = (spec.get("height", spec["size"]), spec["size"])
-        logits, labels = clean_logits(
-            network, testset, None, size, training.device, training.workers
-        )
+        logits, labels = clean_logits(network, testset, size, training.device, training.workers)
         probabilities = logits.double().softmax(1)
         total = probabilities if total is None else total + probabilities
         together = scores(total.log().float(), labels)["top1"]

@@ -12,6 +12,7 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers.teacher import Teacher
 from kdcache.training.settings import Training
+from kdcache.training.tuning import computing
 from kdcache.views.cached import CachedViews
 from kdcache.views.sizes import view_size
 from kdcache_stores.objects.urls import redact
@@ -39,7 +40,7 @@ def resolved(
             "name": t.dataset, "root": t.data_root, "fingerprint": dataset.fingerprint,
             "train_samples": t.train_samples, "val_split": t.val_split, "subset": t.subset,
             "augmentation": plan.augmentation, "view_seed": plan.seed, "views": views.views,
-            "schedule": t.schedule,
+            "schedule": t.schedule, "seed": t.data_seed,
             "resident_views": views.window * views.group if t.schedule == "random" else None,
         },
         "model": {
@@ -52,8 +53,9 @@ def resolved(
         "training": asdict(t.optimization) | {
             "seed": t.seed, "precision": t.precision, "channels_last": t.channels_last,
             "compile": t.compile, "ema": t.ema, "device": t.device, "threads": t.threads,
-            "ranks": ranks,
+            "ranks": ranks, "eval_every": t.eval_every if t.eval_every > 1 else None,
         },
+        "computing": computing(t),
         "online": [teacher.to_store().digest for teacher in teachers],
         "stores": [
             {"digest": digest, "plan": store.plan.digest}
@@ -75,7 +77,8 @@ def summarized(
 ) -> dict[str, Any]:
     """The summary of a finished training: last and best accuracy, seconds per epoch, what it read."""
     chosen_on = "val_top1" if held_out else "test_top1"
-    last, best = records[-1], max(records, key=lambda record: record[chosen_on])
+    tested = [record for record in records if chosen_on in record]
+    last, best = records[-1], max(tested, key=lambda record: record[chosen_on])
     seconds = sum(record["seconds"] for record in records)
     random = training.schedule == "random" and views.views is not None
     return {

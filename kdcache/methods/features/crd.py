@@ -61,6 +61,7 @@ class CRD(Loss):
     the first step.
     """
 
+    remembers = True
     of_student: Tensor
     of_teacher: Tensor
     scale: Tensor

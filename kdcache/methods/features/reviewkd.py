@@ -136,5 +136,6 @@ class ReviewKD(Loss):
         for level in reversed(range(len(own))):
             fused, deeper = self.fusions[level](own[level], deeper, self.heights[level])
             levels.insert(0, fused)
-        warmup = dkd_warmup(step.epoch, int(self.config.options["warmup"]))
+        epochs = int(self.config.options["warmup"])
+        warmup = step.number("reviewkd warm-up", lambda epoch, _: dkd_warmup(epoch, epochs))
         return {"kd": warmup * reviewkd(levels, its)}

@@ -59,6 +59,9 @@ def stages_of(fields: Shapes, ending: str = "") -> list[str]:
 
 
 def last_at(target: TargetFields, height: int, width: int) -> Tensor:
-    """The teacher's last map (B, D, height, width), from the field that is read of it."""
-    (name,) = (name for name in target if is_last(name))
-    return averaged(field_of(target, name), height, width)
+    """The teacher's last map (B, D, height, width), from the smallest field that averages to it exactly."""
+    maps = [field_of(target, name) for name in target if is_last(name)]
+    exact = [
+        m for m in maps if m.shape[2] % height == 0
+    ]  # several, if another method reads one too
+    return averaged(min(exact, key=lambda m: m.shape[2]), height, width)

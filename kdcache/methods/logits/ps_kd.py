@@ -53,6 +53,7 @@ class PSKD(Loss):
     label instead. The predictions, (N, K), are part of the checkpoint.
     """
 
+    remembers = True
     predictions: Tensor
 
     def build(self, nets: Nets) -> None:

@@ -150,8 +150,9 @@ def live_and_cached(
         )
         with prepared(training, folder / way) as loop:
             loop.teachers = [replace(teacher, batch_size=1) for teacher in loop.teachers]
-            run = loop.run()
-            parameters = [*loop.model.parameters(), *loop.objective.parameters()]
+            (run,) = loop.run()
+            learner = loop.courses[0].learner
+            parameters = [*learner.model.parameters(), *learner.objective.parameters()]
             weights = torch.cat([p.detach().flatten() for p in parameters])
         results[way] = [record["train_loss"] for record in run.metrics()], weights
     return results

@@ -392,6 +392,11 @@ objective = together(
     click.option("--ablation", default="full", help="What of the teacher's targets is kept."),
     click.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),
     click.option("--label-smoothing", type=float, default=0.0, help="Of the cross-entropy."),
+    click.option(
+        "--add",
+        multiple=True,
+        help="Another method whose term is added, NAME or NAME:WEIGHT, such as kd.",
+    ),
     *method_options(),
 )
 

@@ -125,10 +125,12 @@ class Case:
         classes.
 
         As `Objective` returns them, noise left out; None where there is no such number: the method
-        compares whole batches, trains its temperature, or lacks labels.
+        compares whole batches, trains its temperature, reads features, or lacks labels.
         """
         method = self.loss.record
         if method.whole_batch or self.loss.temperature is None:
+            return None
+        if self.loss.teacher_fields != ("logits",):
             return None
         if method.needs_labels and not self.known.all():
             return None

@@ -13,6 +13,7 @@ from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Fit, read_baseline
 from kdcache.checks.finding import Finding
+from kdcache.checks.needed_fields import missing_fields
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
@@ -23,6 +24,7 @@ from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
+from kdcache.views.sizes import view_shape, view_size
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
 from kdcache_stores.read.join import expected
 
@@ -114,11 +116,16 @@ def check_stores(request: CheckRequest) -> list[Finding]:
             opened.enter_context(open_store(path, expect=digest))
             for path, digest in expected(request.stores, request.expect)
         ]
-        holders = [fields["logits"] for fields in join_fields(stores, ("logits",))]
+        objective, missing = request.objective, []
+        if objective is None or "logits" in objective.teacher_fields or request.teacher:
+            holders = [fields["logits"] for fields in join_fields(stores, ("logits",))]
+        else:  # of what other fields hold, the rules know nothing
+            holders = []
+        image = None
         case = Case(stores=holders, objective=request.objective, epochs=request.epochs)
         fingerprint = None
         if request.dataset is None:
-            case = replace(case, views=case.used[: request.views])
+            case = replace(case, views=case.used[: request.views] if holders else None)
         else:
             root = Path(request.data_root) if request.data_root else None
             data = load_dataset(request.dataset, stores[0].plan.split, root, request.download)
@@ -134,6 +141,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
                 subset=request.subset,
             )
             assert views.views is not None
+            image = (view_shape(views.plan)[0], *view_size(views.plan))
             case = replace(
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
@@ -146,7 +154,9 @@ def check_stores(request: CheckRequest) -> list[Finding]:
         if request.run:
             _require_stores_of(request.run, stores)
             case = replace(case, fit=Fit.of_run(request.run))
-        return run_rules(case)
+        if objective is not None:
+            missing = list(missing_fields(objective, stores, request.student, image))
+        return missing + run_rules(case)
 
 
 def _require_stores_of(run: str, stores: Sequence[Store]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+from kdcache.fields.spelling import stored_name, tap_of
 from kdcache_stores import UsageError, begun_encodings
 
 #: From so many views on, codes of a sample's views share enough to be worth a basis and a base.
@@ -33,12 +34,13 @@ def choose_encodings(
         fields: their fields.
         views: of the dump.
         classes: of the logits.
-        asked: by field; a name alone is that of the logits.
+        asked: by field, however it is spelled, "attention" for its maps of all sizes; a name alone is
+            that of the logits.
 
     Raises:
         UsageError: the stores differ in their encodings, or one is asked for a field that there is not.
     """
-    asked = {"logits": asked} if isinstance(asked, str) else dict(asked or {})
+    asked = {"logits": asked} if isinstance(asked, str) else _by_stored_name(asked or {}, fields)
     if unknown := sorted(asked.keys() - set(fields)):
         raise UsageError(
             f"an encoding is given for {', '.join(unknown)}, and the fields of this dump are "
@@ -46,6 +48,16 @@ def choose_encodings(
         )
     begun = [begun_encodings(path) for path in paths]
     return {name: asked.get(name) or _default(name, begun, views, classes) for name in fields}
+
+
+def _by_stored_name(asked: Mapping[str, str], fields: Sequence[str]) -> dict[str, str]:
+    """Encodings by the names of fields in a store."""
+    maps = [name for name in fields if (tap := tap_of(name)) and tap.kind == "attention"]
+    result = dict.fromkeys(maps, asked["attention"]) if maps and "attention" in asked else {}
+    rest = {stored_name(field): encoding for field, encoding in asked.items()}
+    if result:
+        del rest["attention"]
+    return result | rest
 
 
 def _default(field: str, begun: Sequence[Mapping[str, str]], views: int, classes: int) -> str:

@@ -38,6 +38,7 @@ class Estimate:
         stored: rows that the stores hold already.
         encodings: of every field.
         bytes_per_row: of what is to be written, by encoding two views of the first rows.
+        field_bytes: of a row of each field, without what its views share.
         nbytes: that all stores will grow by.
         free_bytes: on the fullest of their disks.
         rows_per_second: of all teachers together, from a warm-up.
@@ -51,6 +52,7 @@ class Estimate:
     stored: int
     encodings: dict[str, str]
     bytes_per_row: float
+    field_bytes: dict[str, float]
     nbytes: int
     free_bytes: int
     rows_per_second: float
@@ -103,6 +105,7 @@ def estimate(
         stored=views * len(plan) - rows if part == (0, 1) else 0,
         encodings=encodings,
         bytes_per_row=0.0,
+        field_bytes={},
         nbytes=0,
         free_bytes=_require_room([target.path for target in targets], [0] * len(targets)),
         rows_per_second=0.0,
@@ -114,17 +117,15 @@ def estimate(
     if not rows:
         return done
     outputs, speed = _warm_up(plan, targets, min(views_per_decode, views), batch_size,
-                              torch.device(device), workers)  # fmt: skip
-    nbytes = [
-        round(
-            encoded_bytes(fields, plan.samples.labels, plan.dataset.classes, encodings).of(missing)
-        )
-        for fields, missing in zip(outputs, todo, strict=True)
-    ]
+                               torch.device(device), workers)  # fmt: skip
+    labels, classes = plan.samples.labels, plan.dataset.classes
+    encoded = [encoded_bytes(fields, labels, classes, encodings) for fields in outputs]
+    nbytes = [round(each.of(missing)) for each, missing in zip(encoded, todo, strict=True)]
     return replace(
         done,
         rows=rows,
         bytes_per_row=sum(nbytes) / sum(missing.rows for missing in todo),
+        field_bytes=encoded[0].fields,
         nbytes=sum(nbytes),
         free_bytes=_require_room([target.path for target in targets], nbytes),
         rows_per_second=speed * ranks,
@@ -141,11 +142,12 @@ class Missing(NamedTuple):
 
 
 class EncodedBytes(NamedTuple):
-    """Bytes that an encoding takes: once per store, once per sample, and for every row."""
+    """Bytes that encodings take: once per store, once per sample, and for every row; a row's by field."""
 
     store: float
     sample: float
     row: float
+    fields: dict[str, float]
 
     def of(self, missing: Missing) -> float:
         """Bytes that are still to be written."""
@@ -242,7 +244,11 @@ def encoded_bytes(
         shared = [entry for entry in entries if entry.kind == "once"]
         base = sum(entry.size for entry in shared if entry.start is not None)
         basis = sum(entry.size for entry in shared if entry.start is None)
-    return EncodedBytes(basis, (base + first - last) / n, last / n)
+        of_field = dict.fromkeys(fields, 0.0)
+        for key, entry in store.source.entries.items():
+            if entry.kind == "shard" and entry.view == views - 1:
+                of_field[key.split("/")[0]] += entry.size / n
+    return EncodedBytes(basis, (base + first - last) / n, last / n, of_field)
 
 
 def _require_room(paths: Sequence[str | os.PathLike[str]], nbytes: Sequence[int]) -> int:

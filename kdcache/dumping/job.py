@@ -23,7 +23,7 @@ from kdcache.distributed import PATIENCE, Ranks, join
 from kdcache.dumping.clean_images import clean_top1, labelled_splits
 from kdcache.dumping.dump import Dumped, DumpObserver, dump
 from kdcache.dumping.estimate import Estimate, estimate
-from kdcache.dumping.opening import Target
+from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
@@ -153,6 +153,7 @@ def prepare_dump(
             if teacher.weights_entry is not None:
                 tell([f"{teacher.architecture}: weights of the entry {teacher.weights_entry}"])
             tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
+            tell(heavy_fields(teacher))
             count = request.mc_dropout
             teachers += (
                 posterior_samples(teacher, asked.out, count) if count else [(teacher, asked.out)]

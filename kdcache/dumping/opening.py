@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import FieldSpec, MismatchError, UsageError, begun_encodings
+
+HEAVY = 64
+"""A field that is so many times as large as another does not belong into one store with it."""
 
 
 class Target(NamedTuple):
@@ -88,6 +92,24 @@ def store_settings(
         "shard_rows": shard_rows,
         "head": None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),
     }
+
+
+def heavy_fields(teacher: Teacher) -> list[str]:
+    """A remark on fields that share a store and are of very different weight; empty as a rule.
+
+    A store has one number of rows a shard for all its fields, which the heaviest decides.
+    """
+    sizes = {name: math.prod(_shape(teacher, name)) for name in teacher.fields}
+    light = [name for name in sizes if HEAVY * sizes[name] <= max(sizes.values())]
+    if not light:
+        return []
+    heavy = [name for name in sizes if name not in light]
+    return [
+        f"{', '.join(heavy)} is {max(sizes.values()) // min(sizes.values())} times as large as "
+        f"{', '.join(light)}, and the fields of a store are cut into shards of the same rows: dump the "
+        "heavy ones into a store of their own (--plan-from this one); a training that is given both stores "
+        "joins their fields"
+    ]
 
 
 def _shape(teacher: Teacher, field: str) -> tuple[int, ...]:

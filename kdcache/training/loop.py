@@ -70,6 +70,7 @@ class Loop:
                     course.learner.objective.config,
                     self.teachers,
                     self.ranks.world,
+                    getattr(course.learner.model, "spec", None),
                 )
             )
 

@@ -25,8 +25,13 @@ def resolved(
     objective: ObjectiveConfig,
     teachers: list[Teacher],
     ranks: int,
+    projector: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the result, as tables of TOML values."""
+    """Everything that decides the result, as tables of TOML values.
+
+    Args:
+        projector: what the network has beside its model, see `kdcache.models.projected`.
+    """
     t, dataset, plan = training, views.dataset, views.plan.to_store()
     height, width = view_size(views.plan)
     config = {
@@ -41,7 +46,7 @@ def resolved(
         "model": {
             "name": t.model, "classes": dataset.classes, "channels": preprocessing.channels,
             "size": width, "height": None if height == width else height,
-            "init_weights": t.init_weights,
+            "init_weights": t.init_weights, "projector": projector,
         },
         "preprocessing": preprocessing.to_dict(),
         "objective": objective.to_dict(),

@@ -11,15 +11,23 @@ from typing import TypedDict, Unpack
 
 import torch
 
+from kdcache.augment.augmentation import Augmentation
 from kdcache.augment.specs import default_augmentation, make_augmentation
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
+from kdcache.methods.nets import Shapes
 from kdcache.preprocessing import normalisation, origin
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import (
+    fields_of_training,
+    on_features,
+    read_fields,
+    shapes_of_model,
+)
 from kdcache.training.checkpoints import PACE, Pace
 from kdcache.training.course import Course
 from kdcache.training.learning.learner import Learner
@@ -32,9 +40,17 @@ from kdcache.training.tensorboard import TensorBoard
 from kdcache.training.tuning import hold_freed_memory, tuned
 from kdcache.views.cached import CachedViews
 from kdcache.views.plan import ViewPlan
-from kdcache.views.sizes import view_shape
+from kdcache.views.sizes import view_shape, view_size
 from kdcache.views.window import views_that_fit
-from kdcache_stores import DataError, MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores import (
+    DataError,
+    MismatchError,
+    Samples,
+    Store,
+    UsageError,
+    join_fields,
+    open_store,
+)
 from kdcache_stores.read.join import expected
 
 
@@ -169,9 +185,13 @@ def prepared_together(
         rows, held_out = choose(
             trainset, shared.train_samples, shared.val_split, shared.stream_seed
         )
-        fields = _fields_read(trainings)
+        plan, augmentation = _plan(shared, trainset, stores)
+        read = [_fields_read(training, trainset, stores, plan) for training in trainings]
+        fields = tuple(dict.fromkeys(name for names, _ in read for name in names))
         views = opened.enter_context(
-            _views(shared, trainset, stores, rows, fields, folders, device, ranks)
+            _views(
+                shared, trainset, stores, plan, augmentation, rows, fields, folders, device, ranks
+            )
         )
         if views.left_out:
             note(f"{views.left_out} samples of the dataset are not in the store: left out")
@@ -191,18 +211,25 @@ def prepared_together(
                                     options.get("allow_code", False), watched[0])  # fmt: skip
         opened.enter_context(tuned(replace(shared, device=device)))
         preprocessing = normalisation(trainset)
-        count = len(teachers) or len(views.teachers)
+        own = [
+            names if student is None else read_fields(t.objective, student, teachers[0].shapes)
+            for t, (names, student) in zip(trainings, read, strict=True)
+        ]
+        wanted = tuple(dict.fromkeys(("logits", *(name for names in own for name in names))))
+        teachers = [replace(teacher, fields=wanted) for teacher in teachers]
         courses = [
             Course(
-                Learner(replace(training, device=device), views, preprocessing, count, ranks),
+                Learner(
+                    replace(training, device=device), views, preprocessing, names, teachers, ranks
+                ),
                 out,
                 watch,
                 preflight,
                 views.digests,
                 ranks,
             )
-            for training, out, watch, preflight in zip(
-                trainings, folders, watched, checked, strict=True
+            for training, names, out, watch, preflight in zip(
+                trainings, own, folders, watched, checked, strict=True
             )
         ]
         for course in courses:
@@ -237,16 +264,44 @@ def _folders(outs: Sequence[str | os.PathLike[str]], count: int) -> list[Path]:
     return folders
 
 
-def _fields_read(trainings: Sequence[Training]) -> tuple[str, ...]:
-    """What the losses read of each teacher."""
-    fields = [field for t in trainings for field in t.objective.record.teacher_fields]
-    return tuple(dict.fromkeys(fields))
+def _plan(
+    training: Training, trainset: Dataset, stores: Sequence[Store]
+) -> tuple[ViewPlan | None, Augmentation | None]:
+    """The views where there is no store, and the augmentation, where it is not the store's own."""
+    spec = training.augment or (None if stores else default_augmentation(trainset))
+    augmentation = make_augmentation(spec, trainset) if spec else None
+    if augmentation is None or stores:
+        return None, augmentation
+    return ViewPlan(trainset, augmentation, training.stream_seed), augmentation
+
+
+def _fields_read(
+    training: Training, trainset: Dataset, stores: Sequence[Store], plan: ViewPlan | None
+) -> tuple[tuple[str, ...], Shapes | None]:
+    """What a loss reads of each teacher; where one in the loop gives it, as its record names it.
+
+    Returns:
+        The fields, and the shapes of the student's where they follow from the teacher in the loop.
+    """
+    objective = training.objective
+    if not on_features(objective):
+        return objective.teacher_fields, None
+    if plan is None:
+        augmentation = make_augmentation(training.augment, trainset) if training.augment else None
+        samples = Samples(stores[0].keys, stores[0].labels, stores[0].keys_hashed)
+        plan = ViewPlan.from_store(stores[0].plan, trainset, samples, augmentation, partial=True)
+    image = (view_shape(plan)[0], *view_size(plan))
+    student = shapes_of_model(training.model, trainset.classes, image, objective)
+    stored = fields_of_training(objective, student, stores, image, bool(training.online))
+    return (objective.teacher_fields, student) if stored is None else (stored, None)
 
 
 def _views(
     training: Training,
     trainset: Dataset,
     stores: Sequence[Store],
+    plan: ViewPlan | None,
+    augmentation: Augmentation | None,
     rows: Rows,
     fields: Sequence[str],
     folders: Sequence[Path],
@@ -254,13 +309,6 @@ def _views(
     ranks: Ranks,
 ) -> CachedViews:
     """The views that the trainings are shown; those of stores with the fields that are read."""
-    spec = training.augment or (None if stores else default_augmentation(trainset))
-    augmentation = make_augmentation(spec, trainset) if spec else None
-    plan = (
-        ViewPlan(trainset, augmentation, training.stream_seed)
-        if augmentation and not stores
-        else None
-    )
     read = () if training.online else fields
     return CachedViews(
         trainset,
@@ -291,7 +339,7 @@ def _checked(
     options: TrainingOptions,
 ) -> Preflight:
     """The checks before the first step, whose findings are told, each once, or refused."""
-    reads = "logits" in training.objective.record.teacher_fields
+    reads = "logits" in training.objective.teacher_fields
     stores = views.holding("logits") if reads else []
     preflight = Preflight(training, views, stores, out, options.get("baseline"))
     if options.get("strict"):

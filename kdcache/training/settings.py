@@ -88,10 +88,16 @@ class Training:
         return DatasetSource(self.dataset, root, self.download, self.skip_bad, self.workers)
 
     def __post_init__(self) -> None:
-        if self.objective.record.needs_teacher and not self.stores and not self.online:
+        if self.objective.needs_teacher and not self.stores and not self.online:
             raise UsageError(
                 f"--method {self.objective.method} needs at least one --store "
                 "(or --online TEACHER, to run the teacher in the loop)."
+            )
+        live = [record.name for record in self.objective.records if record.online]
+        if live and not self.online:
+            raise UsageError(
+                f"--method {live[0]} needs more of its teacher than a store holds: give --online TEACHER, to "
+                "run it in the loop; a --store beside it still proves that it is the right one."
             )
         require_precision(self.precision)
         if self.ema is not None and not 0 < self.ema < 1:

@@ -177,6 +177,16 @@ class CachedViews:
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
 
+    @property
+    def keys(self) -> Tensor:
+        """int64 (N,) on the device, 64 bits of the SHA-256 of the key of each sample that is used."""
+        return self._keys
+
+    @property
+    def labels(self) -> Rows:
+        """int64 (N,), the labels of the samples that are used; -1 where unlabelled."""
+        return self.plan.samples.labels[self.rows]
+
     def holding(self, field: str) -> list[Store]:
         """Of each teacher that is read, the store that holds a field; none where it is not read."""
         return [stores[field] for stores in self.teachers if field in stores]

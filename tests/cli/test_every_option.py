@@ -88,7 +88,7 @@ CASES = {
     "train-student": Case(
         ("--dataset", "digits", "--student", "resnet8", "--method", "kd", "--store", "s.zarr",
          "--out", "run"),
-        ("kdcache.training.preparation:train_together",),
+        ("kdcache.training.preparation:train_together", "kdcache.training.generations:born_again"),
         plain={RECIPE_STORE: stand_in(), "kdcache_cli.student_runs:_tables": [{"method": "dkd"}]},
     ),
     "check": Case(
@@ -163,7 +163,8 @@ def of_method(method: Method, option: Option) -> Value:
     flag = f"--{method.flag(option).replace('_', '-')}"
     other = next((choice for choice in option.choices if choice != option.default), None)
     changed = other or type(option.default)(float(option.default) + 1)
-    return value(f"--method {method.name} {flag} {changed}", f"--method {method.name}")
+    named = "" if method.name == "kd" else f"--method {method.name}"  # that of the cases
+    return value(f"{named} {flag} {changed}", named)
 
 
 #: By option, and where a command's differs by "command option".
@@ -172,6 +173,7 @@ VALUES = {
     "--augment": value("--augment own.views:crop"),
     "--cache-size": value("--cache-size 2GB"),
     "--ablation": value("--ablation target-only"),
+    "--add": value("--add dkd"),
     "--combine": value("--combine mean-probs"),
     "train-student --combine": value("--store t.zarr --combine mean-probs", "--store t.zarr"),
     "train-student --teacher-weights": value("--store t.zarr --teacher-weights 2,1", "--store t.zarr"),

@@ -78,7 +78,7 @@ class Bar:
     default="logits",
     show_default=True,
     callback=lambda c, p, v: tuple(v.split(",")),
-    help="What to store of each view: logits, pooled, or a field that your own module gives.",
+    help="What to store of each view; see `kdcache list fields`.",
 )
 @click.option(
     "--encoding",

@@ -196,6 +196,12 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @options.cache_size
 @click.option("--init-weights", type=options.LOCAL_PATH, help="File of weights to start from.")
+@click.option(
+    "--generations",
+    type=click.IntRange(1),
+    help="So many students, each taught by the one before (born-again networks); --out holds a run and a "
+    "store of each.",
+)
 @options.allow_code
 @options.baseline
 @options.strict
@@ -218,8 +224,10 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 )
 @options.device
 @common
-def train_student(out: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
-    """Train students from labels and cached logits, without their teacher.
+def train_student(
+    out: Path, as_json: bool, quiet: bool, generations: int | None, **settings: Any
+) -> None:
+    """Train students from labels and cached outputs of their teacher, without the teacher.
 
     Several seeds, methods, recipes or --runs train side by side from one stream of batches: images are
     decoded and logits read once for all, in one order. Each writes its run into a folder of --out.
@@ -247,8 +255,34 @@ def train_student(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
         run.name if several else f"student {training.model} by {training.objective.method}"
         for run, training in zip(runs, trainings, strict=True)
     ]
+    if generations is not None:
+        if several:
+            raise click.UsageError(
+                "--generations is for one student: give one seed and one method."
+            )
+        _born_again(trainings[0], out, generations, titles[0], as_json, quiet, **beside)
+        return
     outs = [out / run.name if several else out for run in runs]
     _train(trainings, outs, titles, as_json, quiet, **beside)
+
+
+def _born_again(
+    training: Any,
+    out: Path,
+    generations: int,
+    title: str,
+    as_json: bool,
+    quiet: bool,
+    **beside: Any,
+) -> None:
+    from kdcache.training.generations import born_again
+
+    with progress(quiet, "") as bars:
+        result = born_again(training, out, generations, Bars(bars, title), **beside)
+    emit([generation.to_dict() for generation in result], as_json)
+    if not quiet:
+        rows = [(g.run.name, percent(g.top1), percent(g.ensemble_top1)) for g in result]
+        console.print(table(title, ("", "test top-1", "with those before, averaged"), rows))
 
 
 def _student(run: StudentRun, data_seed: int | None) -> Any:

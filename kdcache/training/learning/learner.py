@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.distributed import Ranks
-from kdcache.methods.objective import Objective
 from kdcache.methods.step import Step
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
@@ -19,6 +18,8 @@ from kdcache.models.zoo import build_model
 from kdcache.philox import derive_seed
 from kdcache.precision import autocast
 from kdcache.preprocessing import Preprocessing
+from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import assembled, nets_of, student_shapes
 from kdcache.training.learning.explosion import LossWatch
 from kdcache.training.learning.gathering import gather_batch
 from kdcache.training.settings import Training
@@ -37,7 +38,8 @@ class Learner:
         training: what it is to learn.
         views: what it is shown.
         preprocessing: between the views and the network.
-        teachers: how many it has.
+        fields: what its loss reads of each teacher, by stored name.
+        teachers: those in the loop; without any, the stores of the views have the fields.
         ranks: the processes that divide each batch.
 
     Attributes:
@@ -54,7 +56,8 @@ class Learner:
         training: Training,
         views: CachedViews,
         preprocessing: Preprocessing,
-        teachers: int,
+        fields: Sequence[str],
+        teachers: Sequence[Teacher],
         ranks: Ranks,
     ) -> None:
         self.training, self.preprocessing, self.ranks = training, preprocessing, ranks
@@ -65,16 +68,19 @@ class Learner:
             self.model = build_model(
                 training.model, views.dataset.classes, preprocessing.channels, size
             )
-            self.objective = Objective(training.objective)
-        self.objective.check(views.plan.samples.labels[views.rows], teachers)
-        if training.init_weights:
-            load_weights(training.init_weights).apply(self.model)
+            if training.init_weights:
+                load_weights(training.init_weights).apply(self.model)
+            image = (preprocessing.channels, height, size)
+            student = student_shapes(self.model, training.objective, image)
+            nets = nets_of(views, student, fields, teachers)
+            self.model, self.objective = assembled(self.model, training.objective, nets)
+        self.objective.check(views.labels, len(teachers) or len(views.teachers))
         self.model.to(self.device)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
         self._require_last_batch(len(views.rows), (height, size))
-        taps = tapped(self.model, training.objective.record.student_fields)
+        taps = tapped(self.model, self.objective.student_fields)
         self.forward = ranks.wrap(taps, self.device)
         if training.compile:
             self.forward = cast(nn.Module, torch.compile(self.forward))
@@ -84,7 +90,11 @@ class Learner:
             self.average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
         optimization, self.steps = training.optimization, len(views)
         self.batch_size = optimization.batch_size
-        learned = [*self.model.parameters(), *self.objective.parameters()]
+        learned = [
+            parameter
+            for parameter in (*self.model.parameters(), *self.objective.parameters())
+            if parameter.requires_grad
+        ]
         self.optimizer = optimization.make_optimizer(learned)
         self.scheduler = optimization.make_scheduler(self.optimizer, self.steps)
         # From torch's own 65536 the gradients of a standardized loss overflow in the first steps.
@@ -178,9 +188,11 @@ class Learner:
         )
         targets = batch.teachers, batch.labels, step, batch.mix
         if index == 0:
+            self.objective.eval()  # what it remembers and fits is of the student
             with torch.no_grad():
                 nothing = {name: torch.zeros_like(values) for name, values in student.items()}
                 uniform, _ = self.objective(nothing, *targets)
+            self.objective.train()
             self.losses.begin(uniform, self.steps)
         losses: Losses = self.objective(student, *targets)
         return losses

@@ -39,6 +39,8 @@ def needs_eager(learner: Learner) -> str | None:
         return "fp16 decides at each step whether its gradients overflowed"
     if learner.training.objective.combine == "random":
         return "a teacher is drawn at each step"
+    if any(loss.remembers for loss in learner.objective.losses()):
+        return "its loss remembers something of each sample"
     return None
 
 
@@ -101,7 +103,9 @@ class StaticStep:
         from torch._dynamo.exc import TorchDynamoException
 
         learner = self.learner
-        state, drawn = copy.deepcopy(learner.model.state_dict()), learner.generators()
+        parts = learner.model, learner.objective
+        states = [copy.deepcopy(part.state_dict()) for part in parts]
+        drawn = learner.generators()
         try:
             self._function(*inputs)  # as it is: it makes the tensors that the compiled one reads
             if not all(map(torch.equal, drawn, learner.generators())):
@@ -112,7 +116,8 @@ class StaticStep:
             why = " ".join(str(error).splitlines()[:2])
             return f"it could not be compiled ({why})"
         finally:
-            learner.model.load_state_dict(state)
+            for part, state in zip(parts, states, strict=True):
+                part.load_state_dict(state)
             learner.generators(drawn)
         return None
 

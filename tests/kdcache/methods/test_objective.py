@@ -84,6 +84,7 @@ def test_plain_values_hold_only_what_the_method_reads() -> None:
         "ablation": "full",
         "reverse": False,
         "label_smoothing": 0.0,
+        "options": {"target": "soft"},
     }
     for method in METHODS:
         config = Objective(method=method).config

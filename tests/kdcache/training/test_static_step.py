@@ -114,6 +114,19 @@ def test_with_mixed_images_and_pairs_too(trained: Trained, tmp_path: Path) -> No
         equal(replace(how, objective=ObjectiveConfig(method=method)), tmp_path / method)
 
 
+@pytest.mark.slow
+def test_with_features_too(trained: Trained, tmp_path: Path) -> None:
+    fields = ("pooled", "last", "attention", "stages", "stages:pre")
+    dataset = load_dataset("digits", "train").subset(list(range(72)))
+    teacher = load_teacher(str(trained.teacher), classes=10, channels=1, size=8, fields=fields)
+    plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), 0)
+    dump(plan, [(teacher, tmp_path / "fields")], 2)
+    stores = (str(tmp_path / "fields"),)
+    how = training(trained, stores=stores, train_samples=None, subset=True)
+    for method in ("rkd", "at", "simkd", "cat-kd", "fitnet", "reviewkd"):
+        equal(replace(how, objective=ObjectiveConfig(method=method)), tmp_path / method)
+
+
 def test_a_static_run_resumes_with_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
     """Also where an eager run began it: both write the same checkpoints."""
     how = training(trained, objective=OBJECTIVES["kd+std+noise"])
@@ -145,6 +158,7 @@ class Notes(Unwatched):
     ({"precision": "fp16", "model": PLAIN}, "fp16"),
     ({"objective": ObjectiveConfig(method="kd", combine="random")}, "drawn at each step"),
     ({"model": "tests.kdcache.training.networks:with_dropout"}, "its layers draw"),
+    ({"objective": ObjectiveConfig(method="ps-kd")}, "remembers something of each sample"),
 ])  # fmt: skip
 def test_what_cannot_be_static_is_said_once(
     trained: Trained, tmp_path: Path, changes: dict[str, Any], why: str

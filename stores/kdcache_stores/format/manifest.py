@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mmap import mmap
+
 import hashlib
 import math
 import re
@@ -101,7 +103,7 @@ class Part:
     views: int
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | mmap) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
+import mmap
 import os
 import re
 import secrets
@@ -138,6 +140,18 @@ class LocalFiles:
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `FileNotFoundError`."""
+        with self._open(key) as file:
+            return file.readall() or b""
+
+    def map(self, key: str) -> mmap.mmap:
+        """The object's bytes, mapped for reading and not copied; raises `FileNotFoundError`."""
+        with self._open(key) as file:
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError:
+                raise StoreError(f"{self.where}: {key} is empty, nothing of it can be mapped") from None
+
+    def _open(self, key: str) -> io.FileIO:
         path = self.path(key)
         try:
             # O_NONBLOCK: opening a named pipe must not wait for its other end.
@@ -148,10 +162,11 @@ class LocalFiles:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise FileNotFoundError(error.errno, "no such object", path) from None
             raise StoreError(f"{self.where}: cannot read {key}: {error.strerror}") from error
-        with open(handle, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise FormatError(f"{self.where}: {key} is no plain file")
-            return file.readall() or b""
+        file = io.FileIO(handle)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            file.close()
+            raise FormatError(f"{self.where}: {key} is no plain file")
+        return file
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""

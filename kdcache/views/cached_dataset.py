@@ -146,7 +146,7 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         for name, stored in self._fields.items():
             for view in np.unique(views):
                 here = np.flatnonzero(views == view)
-                values = torch.from_numpy(stored.read(int(view), rows[here]))
+                values = torch.from_numpy(stored.read(int(view), rows[here])).float()
                 for place, value in zip(here, values, strict=True):
                     items[place][name] = value
         return items
@@ -202,7 +202,8 @@ class ViewSampler(torch.utils.data.Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, skip = self.epoch, self._skip
         self._skip = 0
-        for self._done, number in enumerate(self._order(epoch)[skip:], skip + 1):
+        for done, number in enumerate(self._order(epoch)[skip:], skip + 1):
+            self._done = done
             yield epoch, number
         self.epoch, self._done = epoch + 1, 0
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from mmap import mmap
-
 import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 from kdcache_stores.errors import CorruptStore, FormatError

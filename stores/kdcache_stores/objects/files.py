@@ -149,7 +149,9 @@ class LocalFiles:
             try:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:
-                raise StoreError(f"{self.where}: {key} is empty, nothing of it can be mapped") from None
+                raise StoreError(
+                    f"{self.where}: {key} is empty, nothing of it can be mapped"
+                ) from None
 
     def _open(self, key: str) -> io.FileIO:
         path = self.path(key)

@@ -25,7 +25,7 @@ from kdcache_stores.errors import CorruptStore, StoreError, UnknownName, UsageEr
 from kdcache_stores.format.shards import ShardReader
 from kdcache_stores.objects.files import LocalFiles, Stamp
 from kdcache_stores.read.reader import Store
-from kdcache_stores.types import LOGITS, Shard
+from kdcache_stores.types import Shard
 
 DECODED_VIEWS = 2
 """Views whose decoded rows are kept: the one that is read, and the one before or after it."""
@@ -92,7 +92,7 @@ class RandomRows:
         local = isinstance(store.source.objects, LocalFiles)
         self.mapped = local and item.encoding.name in ("float16", "float32")
         name = item.encoding.name if self.mapped else "float32"
-        self._dtype = np.dtype(name).newbyteorder("<")
+        self._dtype = np.dtype(name).newbyteorder("<")  # as numbers lie in a store
         self._row_bytes = int(np.prod(self._shape, dtype=np.int64)) * self._dtype.itemsize
         if not self.mapped and folder is None:
             raise UsageError(f"{item.encoding.name} needs a folder for decoded rows")
@@ -103,14 +103,15 @@ class RandomRows:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": {}}
 
-    def read(self, view: int, rows: NDArray[np.int64]) -> Floats:
+    def read(self, view: int, rows: NDArray[np.int64]) -> NDArray[np.float16] | Floats:
         """Some rows of a view, in the order and as often as they are asked for.
 
         Args:
             view: one of the store's.
             rows: int64 (B,), from 0 on.
 
-        Returns float32 (B, *shape). Raises `CorruptStore`, `UsageError` as `Store.read` does.
+        Returns (B, *shape), float16 as it is stored where such rows are `mapped` (NumPy is slow at
+        widening it), float32 otherwise. Raises `CorruptStore`, `UsageError` as `Store.read` does.
         """
         rows = np.asarray(rows, np.int64)
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self.store):
@@ -128,7 +129,7 @@ class RandomRows:
                 here = numbers == number
                 shard = self._shard(view, int(number))
                 values[here] = shard.take(rows[here] - number * step, self._dtype)
-        return values.astype(np.float32, copy=False).reshape(len(rows), *self._shape)
+        return values.reshape(len(rows), *self._shape)
 
     def _shard(self, view: int, number: int) -> _Mapped:
         known = self._shards.get((view, number))

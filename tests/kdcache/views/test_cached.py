@@ -311,7 +311,10 @@ def test_a_pass_goes_on_where_its_state_says(
 
 
 def test_the_state_of_other_views_is_refused(digits: Dataset, stores: dict[bool, Store]) -> None:
-    with CachedViews(digits, stores[False], 6) as views, CachedViews(digits, stores[False], 5) as other:
+    with (
+        CachedViews(digits, stores[False], 6) as views,
+        CachedViews(digits, stores[False], 5) as other,
+    ):
         with pytest.raises(MismatchError, match="batch_size 6, here it is 5"):
             other.load_state_dict(views.state_dict())
         other.set_epoch(2)

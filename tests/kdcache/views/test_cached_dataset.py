@@ -81,6 +81,7 @@ def test_an_item_is_the_view_and_the_stored_row(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
 @pytest.mark.parametrize("encoding", ["float16", "quantized:0.05"])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_give_equal_rows(

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from kdcache.training.preparation import train, train_together
     from kdcache.training.settings import Training
     from kdcache.views.cached import CachedViews
+    from kdcache.views.cached_dataset import CachedDataset, ViewSampler
     from kdcache.views.plan import ViewPlan
     from kdcache_stores import KDCacheError, Store, StoreWriter, open_store
 
 _HOMES = {
+    "CachedDataset": "kdcache.views.cached_dataset",
     "CachedViews": "kdcache.views.cached",
     "KDCacheError": "kdcache_stores",
     "Store": "kdcache_stores",
@@ -31,6 +33,7 @@ _HOMES = {
     "Teacher": "kdcache.teachers.teacher",
     "Training": "kdcache.training.settings",
     "ViewPlan": "kdcache.views.plan",
+    "ViewSampler": "kdcache.views.cached_dataset",
     "build_model": "kdcache.models.zoo",
     "dump": "kdcache.dumping.dump",
     "load_dataset": "kdcache.data.loading",
@@ -42,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CachedDataset",
     "CachedViews",
     "KDCacheError",
     "Preprocessing",
@@ -50,6 +54,7 @@ __all__ = [
     "Teacher",
     "Training",
     "ViewPlan",
+    "ViewSampler",
     "__version__",
     "build_model",
     "dump",

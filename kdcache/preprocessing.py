@@ -69,11 +69,14 @@ class Preprocessing:
         """Normalised images, float32 (B, channels, H, W), on the device of the views.
 
         Args:
-            views: uint8 (B, C, H, W). Grey views (C = 1) are repeated for a model of 3 channels.
+            views: uint8 (B, C, H, W), or one alone, (C, H, W), which gives (channels, H, W). Grey
+                views (C = 1) are repeated for a model of 3 channels.
 
         Raises:
-            DataError: the views are not uint8, not 4-dimensional or of other channels.
+            DataError: the views are not uint8, of other dimensions or of other channels.
         """
+        if views.ndim == 3:
+            return self(views[None])[0]
         if views.dtype != torch.uint8 or views.ndim != 4:
             raise DataError(
                 f"preprocessing: expected uint8 views (B, C, H, W), "

@@ -217,6 +217,15 @@ class ViewPlan:
         """The views of some pairs: uint8 (B, C, H, W)."""
         return next(self.stream([(rows, views)], device)).images
 
+    def render(self, rows: Any, views: Any) -> ImageBatch:
+        """The views of some pairs on the CPU, in this process, with no worker: see `stream`."""
+        rows, views = self._pairs(rows, views)
+        images = self.dataset.images
+        if images is None or not self.augmentation.batched:
+            return self._render(rows, views)
+        source = Resident(images)
+        return self._batch(rows, views, self._draw(rows, views, source.sizes), source)
+
     def parameters(self, rows: Any, views: Any) -> tuple[Parameters, dict[str, NDArray[np.bool_]]]:
         """Everything that is drawn for some pairs, and which of it has no effect on which view.
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 from kdcache_stores.errors import CorruptStore, FormatError
@@ -101,7 +102,7 @@ class Part:
     views: int
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | mmap) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
 

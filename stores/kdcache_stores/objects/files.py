@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
+import mmap
 import os
 import re
 import secrets
@@ -138,6 +140,20 @@ class LocalFiles:
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `FileNotFoundError`."""
+        with self._open(key) as file:
+            return file.readall() or b""
+
+    def map(self, key: str) -> mmap.mmap:
+        """The object's bytes, mapped for reading and not copied; raises `FileNotFoundError`."""
+        with self._open(key) as file:
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError:
+                raise StoreError(
+                    f"{self.where}: {key} is empty, nothing of it can be mapped"
+                ) from None
+
+    def _open(self, key: str) -> io.FileIO:
         path = self.path(key)
         try:
             # O_NONBLOCK: opening a named pipe must not wait for its other end.
@@ -151,8 +167,7 @@ class LocalFiles:
         if not stat.S_ISREG(os.fstat(handle).st_mode):  # `open` refuses a folder in its own words
             os.close(handle)
             raise FormatError(f"{self.where}: {key} is no plain file")
-        with open(handle, "rb", buffering=0) as file:
-            return file.readall() or b""
+        return io.FileIO(handle)
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from mmap import mmap
 
 from kdcache_stores.encodings.protocol import ArraySpec
 from kdcache_stores.errors import CorruptStore, FormatError, StoreNotFound, UnfinishedStore
@@ -22,7 +23,7 @@ from kdcache_stores.format.manifest import (
     sha256,
 )
 from kdcache_stores.format.records import announced
-from kdcache_stores.objects.files import Objects, Stamp
+from kdcache_stores.objects.files import LocalFiles, Objects, Stamp
 
 _READS = 8
 """How often seal and manifest are read until they agree."""
@@ -128,7 +129,24 @@ class SealedObjects:
         due = not known and (self._verify or entry.kind != "shard")
         return data, before if due else None
 
-    def confirm(self, key: str, data: bytes, stamp: Stamp | None) -> None:
+    def mapped(self, key: str) -> tuple[mmap, Stamp | None]:
+        """A local object's bytes, mapped, of the right size and SHA-256; and the stamp they have.
+
+        Raises `CorruptStore`.
+        """
+        assert isinstance(self.objects, LocalFiles)
+        entry, stamp = self.entry(key), self.objects.stamp(key)
+        if stamp is None or stamp[0] != entry.size:
+            found = "is missing" if stamp is None else f"has {stamp[0]} bytes"
+            raise CorruptStore(f"{self.where}/{key} {found}, the manifest says {entry.size} bytes")
+        data = self.objects.map(key)
+        if self._verify and self._checked.get(key) != stamp:
+            self.confirm(key, data, stamp)
+        if self.objects.stamp(key) != stamp:
+            raise CorruptStore(f"{self.where}/{key} changed while it was read")
+        return data, stamp
+
+    def confirm(self, key: str, data: bytes | mmap, stamp: Stamp | None) -> None:
         """Check an object's SHA-256; raises `CorruptStore`."""
         if (actual := sha256(data)) != self.entry(key).sha256:
             raise CorruptStore(

@@ -13,7 +13,6 @@ from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Fit, read_baseline
 from kdcache.checks.finding import Finding
-from kdcache.checks.trials import Trials, try_out
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
@@ -22,8 +21,10 @@ from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
+from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores.read.join import expected
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class CheckRequest:
         baseline: a finished run of the student by cross-entropy.
         teacher: as `load_teacher` takes it; tried with other preprocessing than the first store's.
         run: a finished run of a student, whose end is checked too.
+        expect: content digests that the stores must have, in their order; see `expected`.
     """
 
     stores: tuple[str, ...]
@@ -58,6 +60,7 @@ class CheckRequest:
     baseline: str | None = None
     teacher: str | None = None
     run: str | None = None
+    expect: tuple[str, ...] = ()
     device: str = "cpu"
 
     @classmethod
@@ -107,7 +110,10 @@ def check_stores(request: CheckRequest) -> list[Finding]:
     if request.dataset is None and (request.teacher or request.train_samples or request.val_split):
         raise UsageError("a teacher, or a part of the samples, needs the dataset: give --dataset")
     with ExitStack() as opened:
-        stores = [opened.enter_context(open_store(path)) for path in request.stores]
+        stores = [
+            opened.enter_context(open_store(path, expect=digest))
+            for path, digest in expected(request.stores, request.expect)
+        ]
         holders = [fields["logits"] for fields in join_fields(stores, ("logits",))]
         case = Case(stores=holders, objective=request.objective, epochs=request.epochs)
         fingerprint = None

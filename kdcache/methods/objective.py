@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.methods.ensembles import Ensemble, choose, confidence_weights, entropy_weights, shares
+from kdcache.methods.ensembles import (
+    MEANS,
+    Ensemble,
+    choose,
+    confidence_weights,
+    entropy_weights,
+    shares,
+)
 from kdcache.methods.logits.ce import Mix, ce
 from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.record import Method
@@ -95,6 +102,22 @@ class Objective(nn.Module):
             raise UsageError(f"{self._name()} needs at least one teacher, found none")
         if self.needs_teacher and not isinstance(self.config.weights, str):
             shares(self.config.weights, teachers)
+        if teachers > 1:
+            self._check_combined(teachers)
+
+    def _check_combined(self, teachers: int) -> None:
+        """Refuse to combine by their logits teachers of which other fields are read."""
+        reads = f"{self._name()} reads {', '.join(self.method.teacher_fields)} of each"
+        combine, weights = self.config.combine, self.config.weights
+        if combine in MEANS and set(self.method.teacher_fields) - {"logits"}:
+            raise UsageError(
+                f"--combine {combine} makes one target of {teachers} teachers by their logits, and "
+                f"{reads}: --combine mean-losses or --combine random"
+            )
+        if isinstance(weights, str) and "logits" not in self.method.teacher_fields:
+            raise UsageError(
+                f"--teacher-weights {weights} are those of logits, and {reads}: give numbers"
+            )
 
     def forward(
         self,
@@ -249,8 +272,8 @@ class Objective(nn.Module):
                 shares(weights, 1)
             yield 1.0, teachers[0]
             return
-        logits = [teacher["logits"] for teacher in teachers]
         if isinstance(weights, str):
+            logits = [teacher["logits"] for teacher in teachers]
             per_sample = (
                 entropy_weights(logits)
                 if weights == "entropy"
@@ -267,4 +290,5 @@ class Objective(nn.Module):
             elif combine == "random":
                 yield 1.0, teachers[choose(fixed, step)]
             else:
+                logits = [teacher["logits"] for teacher in teachers]
                 yield 1.0, {"logits": Ensemble(logits, fixed, combine)}

@@ -25,7 +25,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Say it above the bars."""
-        self.bars.console.print(text, markup=False)
+        say(text)
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
@@ -116,6 +116,7 @@ def train_teacher(
 @click.option(
     "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
 )
+@options.expect
 @options.dataset
 @options.skip_bad
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
@@ -157,6 +158,7 @@ def train_student(
     allow_code: bool,
     baseline: Path | None,
     strict: bool,
+    expect: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Train a student from labels and cached logits, without its teacher."""
@@ -174,7 +176,7 @@ def train_student(
     training = _training(options.with_objective(settings))
     title = f"student {training.model} by {training.objective.method}"
     _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code,
-           baseline=baseline, strict=strict)  # fmt: skip
+           baseline=baseline, strict=strict, expect=expect)  # fmt: skip
 
 
 def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:

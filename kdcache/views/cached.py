@@ -328,10 +328,10 @@ class CachedViews:
             MismatchError: the state is of other stores, rows, order or batches; says what differs.
         """
         here = self._identity()
-        for name, there in state["of"].items():
-            if here.get(name) != there:
+        for name, stated in state["of"].items():
+            if here.get(name) != stated:
                 raise MismatchError(
-                    f"the state is of views with {name} {there!r:.80}, here it is "
+                    f"the state is of views with {name} {stated!r:.80}, here it is "
                     f"{here.get(name)!r:.80}: make CachedViews with the arguments of the run that "
                     "goes on, or begin anew without its state."
                 )

@@ -139,15 +139,16 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         views = np.array([self.view_of(epoch) for epoch, _ in pairs], np.int64)
         items = self._images(rows, views)
         dataset_rows = self.plan.dataset_rows
-        for item, row, view in zip(items, rows, views, strict=True):
-            item["row"], item["view"] = int(dataset_rows[row]), int(view)
+        facts = zip(items, dataset_rows[rows].tolist(), views.tolist(), strict=True)
+        for item, row, view in facts:
+            item["row"], item["view"] = row, view
             if self.transform is not None:
                 item["image"] = self.transform(item["image"])
         for name, stored in self._fields.items():
-            for view in np.unique(views):
+            for view in set(views.tolist()):
                 here = np.flatnonzero(views == view)
-                values = torch.from_numpy(stored.read(int(view), rows[here])).float()
-                for place, value in zip(here, values, strict=True):
+                values = torch.from_numpy(stored.read(view, rows[here])).float()
+                for place, value in zip(here.tolist(), values.unbind(), strict=True):
                     items[place][name] = value
         return items
 

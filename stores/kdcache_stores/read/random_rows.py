@@ -61,7 +61,9 @@ class _Mapped(NamedTuple):
     def take(self, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Values (B, values per row) of rows counted from the start of the shard."""
         chunks, within = np.divmod(rows, self.chunk_rows)
-        return self.windows[self.offsets[chunks] + within * self.windows.shape[1]].view(dtype)
+        starts = self.offsets[chunks] + within * self.windows.shape[1]
+        values: NDArray[Any] = self.windows[starts].view(dtype)
+        return values
 
     @property
     def changed(self) -> bool:

@@ -137,8 +137,8 @@ class SealedObjects:
         assert isinstance(self.objects, LocalFiles)
         entry, stamp = self.entry(key), self.objects.stamp(key)
         if stamp is None or stamp[0] != entry.size:
-            found = "is missing" if stamp is None else f"has {stamp[0]} bytes"
-            raise CorruptStore(f"{self.where}/{key} {found}, the manifest says {entry.size} bytes")
+            actual = "is missing" if stamp is None else f"has {stamp[0]} bytes"
+            raise CorruptStore(f"{self.where}/{key} {actual}, the manifest says {entry.size} bytes")
         data = self.objects.map(key)
         if self._verify and self._checked.get(key) != stamp:
             self.confirm(key, data, stamp)

@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     done = [all_steps(n, args.classes, args.scratch) for n in args.keys]
-    report = {"about": about(), "results": done}
+    report = about() | {"results": done}
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

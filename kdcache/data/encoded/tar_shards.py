@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -155,8 +156,8 @@ def _split(
     members: list[str] = table["name"].to_pylist()
     offset, nbytes = table["offset"].to_numpy(), table["size"].to_numpy()
     texts: list[str | None] = table["label"].to_pylist()
-    samples = list(zip(shard.tolist(), table["sample"].to_pylist(), strict=True))
-    chosen = _one_image_each(members, samples, image_column, what)
+    named = table["sample"].to_pylist() if table["sample"].null_count < len(table) else None
+    chosen = _one_image_each(members, shard, named, image_column, what)
     if len(chosen) < len(members):
         members, texts = [members[i] for i in chosen], [texts[i] for i in chosen]
         shard, offset, nbytes = shard[chosen], offset[chosen], nbytes[chosen]
@@ -169,9 +170,12 @@ def _split(
     if all(text is None for text in trained):
         if split != "unlabeled":
             texts = [_folder(key, what) for key in keys]
-        names = _without_common_folder([n for s in train for n in s.table["name"].to_pylist()])
-        trained = texts if split == "train" else [_folder(key, what) for key in names]
-        order = sorted(range(len(keys)), key=lambda row: keys[row].split("/", 1))
+        trained = texts
+        if split != "train":
+            names = [name for s in train for name in s.table["name"].to_pylist()]
+            trained = [_folder(key, what) for key in _without_common_folder(names)]
+        # By class, then by name: "ant/x" before "ant 2/x", as folders are listed.
+        order = sorted(range(len(keys)), key=lambda row: keys[row].replace("/", "\0", 1))
         keys, texts = [keys[row] for row in order], [texts[row] for row in order]
         shard, offset, nbytes = shard[order], offset[order], nbytes[order]
     labels = number_labels(texts, trained, keys, split, what)
@@ -199,18 +203,32 @@ def _split(
 
 
 def _one_image_each(
-    members: list[str], samples: list[tuple[int, str]], column: str, what: str
+    members: list[str],
+    shard: NDArray[np.int32],
+    samples: list[str | None] | None,
+    column: str,
+    what: str,
 ) -> NDArray[np.int64]:
-    """Of samples with several images, those with the extension that was asked for."""
+    """Of samples with several images, those with the extension that was asked for.
+
+    Args:
+        members: names of the images.
+        shard: of each, (N,).
+        samples: the name that each shares with its label; None where none has one.
+        column: the extension, or "".
+        what: the dataset, for errors.
+    """
     chosen = list(range(len(members)))
     if column:
         end = "." + column.removeprefix(".")
         chosen = [i for i in chosen if members[i].endswith(end)]
         if not chosen:
             raise DataError(f"{what} has no images called NAME{end}; there is {members[:1]}")
-    first: dict[tuple[int, str], int] = {}
-    for i in chosen:
-        if samples[i][1] and (other := first.setdefault(samples[i], i)) != i:
+    first: dict[tuple[int, str | None], int] = {}
+    for i in chosen if samples else []:
+        assert samples is not None
+        place = (int(shard[i]), samples[i])
+        if samples[i] and (other := first.setdefault(place, i)) != i:
             raise DataError(
                 f"{what} has several images of one sample, {members[other]!r} and {members[i]!r}: "
                 "name the extension of those to use with --image-column (image_column=...)"
@@ -243,7 +261,7 @@ def _folder(key: str, what: str) -> str:
             f"{what}: {key!r} lies in a folder called like a split. An archive holds one split: pack "
             "each into its own, train.tar and val.tar"
         )
-    return folder
+    return sys.intern(folder)
 
 
 def _remarks(what: str, held: list[Indexed], taken: int) -> list[str]:

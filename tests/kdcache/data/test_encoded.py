@@ -7,7 +7,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -420,19 +421,25 @@ class RangeHandler(SimpleHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address at which the files of a folder are, named with braces."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    names = sorted(path.name for path in folder.iterdir())
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/{{{','.join(names)}}}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.mark.parametrize("pack", PACKERS)
 def test_by_ranges_from_a_server(folder: Path, tmp_path: Path, pack: Packer) -> None:
     (tmp_path / "served").mkdir()
     local = load(pack(folder, tmp_path / "served"), root=tmp_path)
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(RangeHandler, directory=str(tmp_path / "served"))
-    )
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        names = sorted(path.name for path in (tmp_path / "served").iterdir())
-        kind = "parquet" if pack is table else "tar"
-        place = f"http://127.0.0.1:{server.server_port}"
-        data = load(f"{kind}:{place}/{{{','.join(names)}}}", root=tmp_path)
+    with served(tmp_path / "served") as place:
+        data = load(f"{'parquet' if pack is table else 'tar'}:{place}", root=tmp_path)
         assert (data.keys, data.remote) == (local.keys, True)
         ours, theirs = (
             ViewPlan(d, make_augmentation("resized-crop-flip:size=16", d), 0) for d in (data, local)
@@ -442,9 +449,18 @@ def test_by_ranges_from_a_server(folder: Path, tmp_path: Path, pack: Packer) -> 
             path.write_bytes(path.read_bytes() + b"\0")
         with pytest.raises(DataError, match="was changed while it was in use"):
             data.subset([11]).decode(0)
-    finally:
-        server.shutdown()
-        server.server_close()
+
+
+@pytest.mark.slow  # processes that are spawned import torch
+def test_workers_read_from_a_server(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    packed(folder, tmp_path / "served")
+    with served(tmp_path / "served") as place:
+        data = load_dataset(f"tar:{place}", root=tmp_path, skip_bad=True, workers=1)
+        plan = ViewPlan(data, make_augmentation("resized-crop-flip:size=16", data), 0)
+        batches = [(np.arange(6), 0), (np.arange(6, 12), 1)]
+        for one, other in zip(plan.stream(batches), plan.stream(batches, workers=1), strict=True):
+            assert torch.equal(one.images, other.images)
 
 
 def test_an_index_reads_what_tarfile_reads(tmp_path: Path) -> None:

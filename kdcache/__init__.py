@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdcache.preprocessing import Preprocessing
     from kdcache.teachers.load import load_teacher
     from kdcache.teachers.teacher import Teacher
-    from kdcache.training.preparation import train
+    from kdcache.training.preparation import train, train_together
     from kdcache.training.settings import Training
     from kdcache.views.cached import CachedViews
     from kdcache.views.plan import ViewPlan
@@ -38,6 +38,7 @@ _HOMES = {
     "make_augmentation": "kdcache.augment.specs",
     "open_store": "kdcache_stores",
     "train": "kdcache.training.preparation",
+    "train_together": "kdcache.training.preparation",
 }
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "make_augmentation",
     "open_store",
     "train",
+    "train_together",
 ]
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)

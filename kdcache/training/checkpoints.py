@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from kdcache.runs import Run
 from kdcache_stores import UsageError
 
@@ -53,6 +55,20 @@ class Pace:
 PACE = "60s"
 
 
+def _copied(value: Any) -> Any:
+    """A copy that the training does not change: tensors on the CPU, containers of the same types."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        same = copy.copy(value)  # with its attributes: a module's state has versions in one
+        for key, item in value.items():
+            same[key] = _copied(item)
+        return same
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value)
+    return copy.deepcopy(value)
+
+
 class Checkpoints:
     """The newest state of a training, kept until it is written.
 
@@ -77,7 +93,7 @@ class Checkpoints:
         Raises:
             DataError: the one before could not be written.
         """
-        self._kept = copy.deepcopy(state)
+        self._kept = _copied(state)
         self._since += 1
         if self._writing is not None:
             if not self._writing.done():

@@ -88,6 +88,7 @@ class Loop:
                     parameters=sum(p.numel() for p in course.learner.model.parameters()),
                     held_out="val" in self.clean,
                     teacher_forwards=course.teacher_forwards,
+                    side_by_side=len(self.courses),
                 )
                 course.finish(summary | calibrated | course.learner.how_it_stepped())
             self.ranks.wait()

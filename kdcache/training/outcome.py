@@ -74,6 +74,7 @@ def summarized(
     parameters: int,
     held_out: bool,
     teacher_forwards: int,
+    side_by_side: int,
 ) -> dict[str, Any]:
     """The summary of a finished training: last and best accuracy, seconds per epoch, what it read."""
     chosen_on = "val_top1" if held_out else "test_top1"
@@ -100,6 +101,7 @@ def summarized(
         "train_samples": len(views.rows),
         "samples_left_out": views.left_out,
         "stores": views.digests,
+        **({"students_side_by_side": side_by_side} if side_by_side > 1 else {}),
     } | ({"resident_views": views.window * views.group, "views": views.views} if random else {})
 
 

@@ -18,7 +18,7 @@ from kdcache.data.dataset import Dataset, Rows
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.nets import Shapes
-from kdcache.preprocessing import normalisation
+from kdcache.preprocessing import normalisation, origin
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
@@ -51,6 +51,7 @@ from kdcache_stores import (
     join_fields,
     open_store,
 )
+from kdcache_stores.read.join import expected
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -64,6 +65,7 @@ class TrainingOptions(TypedDict, total=False):
         strict: refuse to begin where `kdcache.checks.all_rules` has a warning.
         checkpoint_every: as `Pace.parse` takes it; by default each epoch, at most once a minute.
         hold_memory: have this process keep freed memory, see `hold_freed_memory`.
+        expect: content digests that the stores must have, in their order; see `expected`.
     """
 
     tensorboard: bool
@@ -72,6 +74,7 @@ class TrainingOptions(TypedDict, total=False):
     strict: bool
     checkpoint_every: str
     hold_memory: bool
+    expect: Sequence[str]
 
 
 def train(
@@ -174,7 +177,10 @@ def prepared_together(
         require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             note(remark)
-        stores = [opened.enter_context(open_store(path)) for path in shared.stores]
+        stores = [
+            opened.enter_context(open_store(path, expect=digest))
+            for path, digest in expected(shared.stores, options.get("expect", ()))
+        ]
         _require_classes(stores, trainset)
         rows, held_out = choose(
             trainset, shared.train_samples, shared.val_split, shared.stream_seed
@@ -196,12 +202,13 @@ def prepared_together(
                 "draws from those alone, which is not the distribution of online training. More of "
                 "them: --resident-views."
             )
+        told: set[str] = set()
         checked = [
-            _checked(training, views, out, watch, options) if ranks.is_first else None
+            _checked(training, views, out, watch, told, options) if ranks.is_first else None
             for training, out, watch in zip(trainings, folders, watched, strict=True)
         ]
         teachers = _online_teachers(shared, fields, stores, views.plan, device,
-                                    options.get("allow_code", False))  # fmt: skip
+                                    options.get("allow_code", False), watched[0])  # fmt: skip
         opened.enter_context(tuned(replace(shared, device=device)))
         preprocessing = normalisation(trainset)
         own = [
@@ -227,7 +234,7 @@ def prepared_together(
         ]
         for course in courses:
             if course.training.graph:
-                _make_static(course)
+                _make_static(course, told)
         loop = Loop(courses, views, preprocessing, teachers, testset, held_out, ranks, pace)
         if ranks.is_first:
             for out in folders:
@@ -236,12 +243,14 @@ def prepared_together(
         yield loop
 
 
-def _make_static(course: Course) -> None:
-    """Have the learner take static steps, or say why it cannot."""
+def _make_static(course: Course, told: set[str]) -> None:
+    """Have the learner take static steps, or say why it cannot, each reason once."""
     learner = course.learner
     if reason := needs_eager(learner):
         learner.not_static = reason
-        course.watch.note(f"--graph: the step runs eagerly, since {reason}")
+        if reason not in told:
+            course.watch.note(f"--graph: the step runs eagerly, since {reason}")
+            told.add(reason)
     else:
         learner.static = StaticStep(learner, course.watch.note)
 
@@ -326,18 +335,19 @@ def _checked(
     views: CachedViews,
     out: Path,
     watch: TrainingObserver,
+    told: set[str],
     options: TrainingOptions,
 ) -> Preflight:
-    """The checks before the first step, whose findings are said, or refused."""
+    """The checks before the first step, whose findings are told, each once, or refused."""
     reads = "logits" in training.objective.teacher_fields
     stores = views.holding("logits") if reads else []
     preflight = Preflight(training, views, stores, out, options.get("baseline"))
-    for text in preflight.notes:
-        watch.note(text)
     if options.get("strict"):
         preflight.require_no_findings()
-    for finding in preflight.findings:
-        watch.note(f"warning: {finding}")
+    for text in (*preflight.notes, *(f"warning: {finding}" for finding in preflight.findings)):
+        if text not in told:
+            watch.note(text)
+            told.add(text)
     return preflight
 
 
@@ -402,11 +412,13 @@ def _online_teachers(
     plan: ViewPlan,
     device: str,
     allow_code: bool,
+    watch: TrainingObserver,
 ) -> list[Teacher]:
     """The teachers to run in the loop; each must be the one of the store beside it.
 
     Args:
         fields: what the loss reads of each.
+        watch: told of the preprocessing of each that has no store to take it from.
     """
     given = tuple(dict.fromkeys(("logits", *fields)))
     channels, size = view_shape(plan)
@@ -421,22 +433,33 @@ def _online_teachers(
             f"{len(specs)} --online teachers and --store of {len(stores)}: give a store for each "
             "teacher, in the same order, or none."
         )
-    teachers = [
-        load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
-        for spec, store in zip(specs, stores, strict=False)
-    ] or [
-        load_teacher(
-            spec,
-            classes=plan.dataset.classes,
-            channels=channels,
-            size=size,
-            fallback=normalisation(plan.dataset),
-            device=device,
-            allow_code=allow_code,
-            fields=given,
-        )
-        for spec in specs
-    ]
+    if stores:
+        teachers = [
+            load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
+            for spec, store in zip(specs, stores, strict=False)
+        ]
+    else:
+        fallback = normalisation(plan.dataset)
+        teachers = [
+            load_teacher(
+                spec,
+                classes=plan.dataset.classes,
+                channels=channels,
+                size=size,
+                fallback=fallback,
+                device=device,
+                allow_code=allow_code,
+                fields=given,
+            )
+            for spec in specs
+        ]
+        for teacher in teachers:
+            own = teacher.preprocessing is not fallback
+            whence = "its own" if own else origin(plan.dataset).partition(" (")[0]
+            instead = "" if own else "; a --store of it, dumped with another, says otherwise"
+            watch.note(
+                f"{teacher.architecture}: preprocessing {whence}: {teacher.preprocessing}{instead}"
+            )
     for teacher, store in zip(teachers, stores, strict=False):
         if teacher.to_store().digest != store.teacher.digest:
             raise MismatchError(

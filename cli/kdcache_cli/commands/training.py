@@ -28,7 +28,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Say it above the bars."""
-        self.bars.console.print(text, markup=False)
+        say(text)
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
@@ -48,6 +48,11 @@ class Bars:
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
 
 
+def _is_first() -> bool:
+    """Whether this process prints, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _train(
     trainings: Sequence[Any],
     outs: Sequence[Path],
@@ -58,9 +63,7 @@ def _train(
 ) -> None:
     from kdcache.training.preparation import train_together
 
-    # Of the processes that torchrun starts, one prints.
-    first = os.environ.get("RANK", "0") == "0"
-    quiet, as_json = quiet or not first, as_json and first
+    quiet, as_json = quiet or not _is_first(), as_json and _is_first()
     with progress(quiet, "") as bars:
         steps = bars.add_task("  steps", total=None, note="")
         watches = [Bars(bars, title, steps) for title in titles]
@@ -151,6 +154,7 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @click.option(
     "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
 )
+@options.expect
 @options.dataset
 @options.skip_bad
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
@@ -242,11 +246,11 @@ def train_student(
     shared = runs[0].settings["seed"] if several else None
     trainings = [_student(run, shared) for run in runs]
     if several:
-        order = trainings[0].stream_seed
-        say(
-            f"{len(runs)} students side by side see the samples in one order, of data seed {order}",
-            quiet,
+        seed = trainings[0].stream_seed
+        order = (
+            f"{len(runs)} students side by side see the samples in one order, of data seed {seed}"
         )
+        say(order, quiet or not _is_first())
     titles = [
         run.name if several else f"student {training.model} by {training.objective.method}"
         for run, training in zip(runs, trainings, strict=True)

@@ -25,6 +25,7 @@ from kdcache.training.preparation import prepared, prepared_together
 from kdcache.views.plan import ViewPlan
 from tests.conftest import Trained
 
+PLAIN = "tests.kdcache.training.networks:plain"
 OBJECTIVES = {
     "ce": ObjectiveConfig(method="ce"),
     "kd": ObjectiveConfig(method="kd"),
@@ -92,7 +93,7 @@ def test_a_static_step_is_the_eager_one(trained: Trained, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("changes", [
-    {"precision": "bf16"}, {"channels_last": True}, {"ema": 0.9},
+    {"precision": "bf16", "model": PLAIN}, {"channels_last": True}, {"ema": 0.9},
     {"optimization": Optimization(epochs=3, batch_size=16, lr_schedule="cosine", warmup_epochs=0.5,
                                   nesterov=True, clip=0.5)},
     {"optimization": Optimization(epochs=3, batch_size=16, optimizer="adamw", lr=1e-3)},
@@ -154,7 +155,7 @@ class Notes(Unwatched):
 
 
 @pytest.mark.parametrize(("changes", "why"), [
-    ({"precision": "fp16"}, "fp16"),
+    ({"precision": "fp16", "model": PLAIN}, "fp16"),
     ({"objective": ObjectiveConfig(method="kd", combine="random")}, "drawn at each step"),
     ({"model": "tests.kdcache.training.networks:with_dropout"}, "its layers draw"),
     ({"objective": ObjectiveConfig(method="ps-kd")}, "remembers something of each sample"),
@@ -235,8 +236,7 @@ def test_many_students_are_compiled_each(trained: Trained, tmp_path: Path) -> No
         compiled: Function = torch.compile(function, backend=counter, dynamic=False)
         return compiled
 
-    model = "tests.kdcache.training.networks:plain"
-    how = [training(trained, model=model, seed=seed, data_seed=0) for seed in range(10)]
+    how = [training(trained, model=PLAIN, seed=seed, data_seed=0) for seed in range(10)]
     with prepared_together(how, [tmp_path / str(t.seed) for t in how]) as loop:
         for course in loop.courses:
             course.learner.static = StaticStep(course.learner, pytest.fail, compile)

@@ -75,6 +75,7 @@ def test_each_is_what_it_would_be_alone(trained: Trained, tmp_path: Path) -> Non
             {k: v for k, v in read_summary(r.path).items() if k not in untimed}
             for r in (run, alone)
         )
+        assert one.pop("students_side_by_side") == 4  # the seconds are those of all
         assert one == other
         assert read_config(run.path)["data"]["seed"] == 5
 

@@ -158,3 +158,13 @@ def normalisation(dataset: Dataset) -> Preprocessing:
     if dataset.images is None:
         return PREPROCESSINGS["imagenet"]
     return Preprocessing.measured(dataset.images)
+
+
+def origin(dataset: Dataset) -> str:
+    """Where `normalisation` has it from, in words that follow "preprocessing"; and what gives another."""
+    instead = "if the network was trained with another: --normalize NAME, or --mean and --std"
+    if dataset.name in PREPROCESSINGS:
+        return f"published for {dataset.name} ({instead})"
+    if dataset.images is None:
+        return f"ImageNet's, as the images differ in size ({instead})"
+    return f"measured on {dataset.name} ({instead})"

@@ -64,6 +64,13 @@ dataset = together(
     download,
 )
 
+expect = click.option(
+    "--expect",
+    multiple=True,
+    metavar="DIGEST",
+    help="Content digest that the store must have; for several stores give it for each, in their order.",
+)
+
 skip_bad = click.option(
     "--skip-bad",
     is_flag=True,
@@ -354,7 +361,7 @@ foreign = together(
         "--normalize",
         "normalizations",
         multiple=True,
-        help="What the teacher was trained with: cifar10, cifar100, imagenet, ... "
+        help="What the network was trained with: cifar10, cifar100, imagenet, ... "
         "[default: its own, else its dataset's]",
     ),
     click.option("--mean", "means", multiple=True, help="Instead: per channel, 0.5,0.5,0.5."),
@@ -377,7 +384,7 @@ def each(flag: str, values: Sequence[Any], count: int) -> list[Any]:
     """
     if len(values) not in (0, 1, count):
         raise click.UsageError(
-            f"{len(values)} {flag} for {count} teachers: give one for all, or one for each."
+            f"{len(values)} {flag} for {count} networks: give one for all, or one for each."
         )
     return list(values) if len(values) == count else [values[0] if values else None] * count
 

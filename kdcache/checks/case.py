@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kdcache.checks.earlier_runs import Baseline, Fit
 from kdcache.checks.sample import Sample, draw
-from kdcache.checks.trials import Trials
 from kdcache.data.dataset import Rows
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.objective import Objective
 from kdcache.methods.step import Step
+from kdcache.teachers.trials import Trials
 from kdcache_stores import Store
 
 #: An epoch after every warm-up.

@@ -55,7 +55,7 @@ class DumpRequest:
 
     dataset: DatasetSource
     teachers: Sequence[TeacherRequest]
-    split: str = "train"
+    split: str | None = None
     views: int | None = None
     augment: str | None = None
     seed: int | None = None
@@ -176,8 +176,10 @@ def prepare_dump(
         )  # fmt: skip
         labelled, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
         clean = ranks.on_first(
-            lambda: [clean_top1(t, labelled, request.allow_untrained, side) for t, _ in teachers]
-        )
+            lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, cost.rows)
+                     for teacher, _ in teachers]
+        )  # fmt: skip
+        tell([f"warning: {advice}" for _, advice in clean if advice is not None])
         targets = [target._replace(clean_top1=top1 or None)
-                   for target, top1 in zip(targets, clean, strict=True)]  # fmt: skip
+                   for target, (top1, _) in zip(targets, clean, strict=True)]  # fmt: skip
         yield PreparedDump(plan, targets, views, cost, ranks, shared | {"repair": request.repair})

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.plans import stored_plan
 from kdcache.preprocessing import Preprocessing
+from kdcache.runs import is_run
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.posterior import mc_dropout
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import Store, UsageError, describe, open_store
+from kdcache_stores import MismatchError, Store, UsageError, describe, open_store
 from kdcache_stores.encodings.fidelity import measure, relative_error
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
@@ -94,6 +96,36 @@ def load_stored_teacher(
         fields=tuple(store.fields) if fields is None else fields,
     )
     return teacher if seed is None else mc_dropout(teacher, seed)
+
+
+def teacher_of_store(
+    stores: Sequence[Store],
+    spec: str,
+    device: torch.device | str,
+    dataset: Dataset,
+    allow_code: bool = False,
+) -> Teacher | None:
+    """A teacher for the images of a dataset as the store names it that it filled; None where it filled none.
+
+    A run is none: it comes with its own preprocessing.
+
+    Args:
+        stores: among which it is looked for by the digest of its weights.
+        spec: as `load_teacher` takes it.
+        allow_code: see `load_teacher`.
+    """
+    for store in stores:
+        if store.classes != dataset.classes or is_run(spec.partition("@")[0]):
+            continue
+        try:
+            teacher = load_stored_teacher(
+                store, spec, device, dataset.image_shape, allow_code, ("logits",)
+            )
+        except MismatchError:
+            continue  # another network's store
+        if teacher.weights_sha256 == store.teacher.weights_sha256:
+            return teacher
+    return None
 
 
 def recheck_store(

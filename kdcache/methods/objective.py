@@ -130,6 +130,22 @@ class Objective(nn.Module):
         alone = [record.name for record in self.config.records if record.one_teacher]
         if alone and teachers > 1:
             raise UsageError(f"{alone[0]} distils one teacher, found {teachers}")
+        if teachers > 1:
+            self._check_combined(teachers)
+
+    def _check_combined(self, teachers: int) -> None:
+        """Refuse to combine by their logits teachers of which other fields are read."""
+        reads = f"{self._name()} reads {', '.join(self.teacher_fields)} of each"
+        combine, weights = self.config.combine, self.config.weights
+        if combine in MEANS and set(self.teacher_fields) - {"logits"}:
+            raise UsageError(
+                f"--combine {combine} makes one target of {teachers} teachers by their logits, and "
+                f"{reads}: --combine mean-losses or --combine random"
+            )
+        if isinstance(weights, str) and "logits" not in self.teacher_fields:
+            raise UsageError(
+                f"--teacher-weights {weights} are those of logits, and {reads}: give numbers"
+            )
 
     def forward(
         self,
@@ -297,17 +313,8 @@ class Objective(nn.Module):
                 shares(weights, 1)
             yield 1.0, teachers[0]
             return
-        if combine in MEANS and set(self.teacher_fields) != {"logits"}:
-            raise UsageError(
-                f"{len(teachers)} teachers become one target by their logits, and {self._name()} reads "
-                f"{', '.join(self.teacher_fields)}: combine 'mean-losses' or 'random'"
-            )
+        self._check_combined(len(teachers))
         if isinstance(weights, str):
-            if "logits" not in self.teacher_fields:
-                raise UsageError(
-                    f"weights by {weights} are those of logits, and {self._name()} reads "
-                    f"{', '.join(self.teacher_fields)}: give numbers"
-                )
             logits = [teacher["logits"] for teacher in teachers]
             per_sample = (
                 entropy_weights(logits)

@@ -115,8 +115,9 @@ def load_teacher(
     preprocessing = preprocessing or loaded.preprocessing or fallback
     if preprocessing is None:
         raise UsageError(
-            f"teacher {name}: the mean and std that it was trained with are not known. Give them as "
-            f"its preprocessing, by numbers or by the name of one: {', '.join(PREPROCESSINGS)}"
+            f"teacher {name}: the mean and std that it was trained with are not known. Give --mean and "
+            f"--std, or --normalize with one of {', '.join(PREPROCESSINGS)}; or the --store that it filled, "
+            "which says them"
         )
     state = loaded.module.state_dict()
     digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})

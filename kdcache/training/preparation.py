@@ -17,7 +17,7 @@ from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
-from kdcache.preprocessing import normalisation
+from kdcache.preprocessing import normalisation, origin
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
@@ -45,6 +45,7 @@ from kdcache_stores import (
     join_fields,
     open_store,
 )
+from kdcache_stores.read.join import expected
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -56,12 +57,14 @@ class TrainingOptions(TypedDict, total=False):
         baseline: a finished run of the same model by cross-entropy, which the teacher should surpass;
             None: looked for beside ``out``.
         strict: refuse to begin where `kdcache.checks.all_rules` has a warning.
+        expect: content digests that the stores must have, in their order; see `expected`.
     """
 
     tensorboard: bool
     allow_code: bool
     baseline: str | os.PathLike[str] | None
     strict: bool
+    expect: Sequence[str]
 
 
 def train(
@@ -113,7 +116,10 @@ def prepared(
         require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             watch.note(remark)
-        stores = [opened.enter_context(open_store(path)) for path in training.stores]
+        stores = [
+            opened.enter_context(open_store(path, expect=digest))
+            for path, digest in expected(training.stores, options.get("expect", ()))
+        ]
         _require_classes(stores, trainset)
         rows, held_out = choose(trainset, training.train_samples, training.val_split, training.seed)
         spec = training.augment or (None if stores else default_augmentation(trainset))
@@ -170,7 +176,7 @@ def prepared(
             for finding in preflight.findings:
                 watch.note(f"warning: {finding}")
         teachers = _online_teachers(training, fields, stores, views.plan, device,
-                                    options.get("allow_code", False))  # fmt: skip
+                                    options.get("allow_code", False), watch)  # fmt: skip
         if student is not None and teachers and stored is None:
             fields = read_fields(objective, student, teachers[0].shapes)
             teachers = [
@@ -250,11 +256,13 @@ def _online_teachers(
     plan: ViewPlan,
     device: str,
     allow_code: bool,
+    watch: TrainingObserver,
 ) -> list[Teacher]:
     """The teachers to run in the loop; each must be the one of the store beside it.
 
     Args:
         fields: what the loss reads of each.
+        watch: told of the preprocessing of each that has no store to take it from.
     """
     given = tuple(dict.fromkeys(("logits", *fields)))
     channels, size = view_shape(plan)
@@ -269,22 +277,33 @@ def _online_teachers(
             f"{len(specs)} --online teachers and --store of {len(stores)}: give a store for each "
             "teacher, in the same order, or none."
         )
-    teachers = [
-        load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
-        for spec, store in zip(specs, stores, strict=False)
-    ] or [
-        load_teacher(
-            spec,
-            classes=plan.dataset.classes,
-            channels=channels,
-            size=size,
-            fallback=normalisation(plan.dataset),
-            device=device,
-            allow_code=allow_code,
-            fields=given,
-        )
-        for spec in specs
-    ]
+    if stores:
+        teachers = [
+            load_stored_teacher(store, spec, device, (channels, size, size), allow_code, given)
+            for spec, store in zip(specs, stores, strict=False)
+        ]
+    else:
+        fallback = normalisation(plan.dataset)
+        teachers = [
+            load_teacher(
+                spec,
+                classes=plan.dataset.classes,
+                channels=channels,
+                size=size,
+                fallback=fallback,
+                device=device,
+                allow_code=allow_code,
+                fields=given,
+            )
+            for spec in specs
+        ]
+        for teacher in teachers:
+            own = teacher.preprocessing is not fallback
+            whence = "its own" if own else origin(plan.dataset).partition(" (")[0]
+            instead = "" if own else "; a --store of it, dumped with another, says otherwise"
+            watch.note(
+                f"{teacher.architecture}: preprocessing {whence}: {teacher.preprocessing}{instead}"
+            )
     for teacher, store in zip(teachers, stores, strict=False):
         if teacher.to_store().digest != store.teacher.digest:
             raise MismatchError(

@@ -46,7 +46,7 @@ class Bar:
 @click.command("dump-teacher")
 @options.dataset
 @options.skip_bad
-@click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
+@click.option("--split", help="train, test or unlabeled [default: train, or that of --plan-from].")
 @click.option(
     "--teacher",
     "teachers",
@@ -134,6 +134,8 @@ class Bar:
 @common
 def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> None:
     """Run teachers once over the views of a dataset and store their logits, or other fields.
+
+    All samples of the split are stored; train-student chooses among them (--train-samples, --val-split).
 
     Run it again on an unfinished store and it completes what is missing; with more --views it adds
     them. Under torchrun the ranks share the work.

@@ -91,7 +91,7 @@ def import_logits(
 
 @click.command("export-views")
 @options.dataset
-@click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
+@click.option("--split", help="train, test or unlabeled [default: train, or that of --store].")
 @click.option("--store", help="Take plan and views of this store.")
 @click.option("--augment", help="Without --store: as for dump-teacher.")
 @click.option("--seed", type=options.SEED, help="Without --store: of the views [default: 0].")

@@ -25,7 +25,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Say it above the bars."""
-        self.bars.console.print(text, markup=False)
+        say(text)
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
@@ -116,6 +116,7 @@ def train_teacher(
 @click.option(
     "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
 )
+@options.expect
 @options.dataset
 @options.skip_bad
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
@@ -164,6 +165,7 @@ def train_student(
     allow_code: bool,
     baseline: Path | None,
     strict: bool,
+    expect: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Train a student from labels and cached outputs of its teacher, without the teacher."""
@@ -185,6 +187,7 @@ def train_student(
         "allow_code": allow_code,
         "baseline": baseline,
         "strict": strict,
+        "expect": expect,
     }
     if generations is None:
         _train(training, out, title, as_json, quiet, **how)

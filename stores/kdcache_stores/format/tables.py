@@ -8,11 +8,17 @@ own memory, and is read in the caller's thread.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kdcache_stores.errors import FormatError
+
+_SMALL = 16 * 2**20
+_EXPANDS = 32
+"""A table takes at most `_SMALL` bytes in memory, or this many for each byte of its file. A manifest of
+distinct objects takes 10, keys that count up 14 to 20."""
 
 
 def write_table(table: Any) -> bytes:
@@ -57,7 +63,7 @@ def read_table(data: bytes, columns: dict[str, str], limit: int, where: str) -> 
             stated = str(file.schema_arrow.field(index).type) if index >= 0 else "none"
             if stated != kind.rstrip("?"):
                 raise FormatError(f"{where}: column {name} must be {kind}, found {stated:.80}")
-        table = file.read(columns=list(columns), use_threads=False)
+        table = _bounded(data, file, list(columns), where)
         table.validate(full=True)
     except FormatError:
         raise
@@ -74,11 +80,37 @@ def read_metadata(data: bytes) -> dict[bytes, bytes]:
     return dict(_open(data).schema_arrow.metadata or {})
 
 
-def _open(data: bytes) -> Any:
-    """A `pyarrow.parquet.ParquetFile` over a copy in Arrow's memory."""
+def _bounded(data: bytes, file: Any, columns: list[str], where: str) -> Any:
+    """The columns of a file, once it is known how much memory they take: few bytes may claim much."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    most, schema = max(_SMALL, _EXPANDS * len(data)), file.schema_arrow
+    texts = [name for name in columns if schema.field(name).type in (pa.string(), pa.binary())]
+    needed = 8 * len(columns) * file.metadata.num_rows
+    if needed <= most:
+        # As a dictionary a text takes memory once, however often it is repeated.
+        table = _open(data, texts).read(columns=columns, use_threads=False)
+        for name in texts:
+            for chunk in table.column(name).chunks:
+                if isinstance(chunk, pa.DictionaryArray):
+                    lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+                    needed += pc.sum(lengths).as_py() or 0
+    if needed > most:
+        raise FormatError(
+            f"{where} of {len(data)} bytes claims {file.metadata.num_rows} rows of {needed} bytes or "
+            f"more, at most {most} are expected"
+        )
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+
+
+def _open(data: bytes, dictionaries: Sequence[str] = ()) -> Any:
+    """A `pyarrow.parquet.ParquetFile` over a copy in Arrow's memory; some columns as dictionaries."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     copy = pa.allocate_buffer(len(data))
     np.frombuffer(copy, np.uint8)[:] = np.frombuffer(data, np.uint8)
-    return pq.ParquetFile(pa.BufferReader(copy), pre_buffer=False)
+    return pq.ParquetFile(
+        pa.BufferReader(copy), pre_buffer=False, read_dictionary=list(dictionaries)
+    )

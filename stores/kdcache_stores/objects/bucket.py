@@ -233,6 +233,10 @@ class Bucket:
                 f"no permission to {what} {place} ({reason}): the credentials are missing, expired "
                 "or not allowed to; they come from where the service's own tools look for them"
             )
+        if _is_absent(error):
+            return RemoteError(
+                f"cannot {what} {place}: there is no such bucket. Make it, or correct the address"
+            )
         return RemoteError(
             f"cannot {what} {place} ({reason}); it was tried again with growing pauses. Everything "
             "that is done is kept: run the same again"
@@ -244,6 +248,11 @@ def _is_refusal(error: Exception) -> bool:
     return type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or (
         re.search(rf"<Code>({codes})</Code>|code: 40[13] ", str(error)) is not None
     )
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether the bucket is what is not there."""
+    return re.search(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>", str(error)) is not None
 
 
 def _is_final(error: Exception) -> bool:

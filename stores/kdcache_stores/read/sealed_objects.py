@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from kdcache_stores.encodings.protocol import ArraySpec
 from kdcache_stores.errors import CorruptStore, FormatError, StoreNotFound, UnfinishedStore
 from kdcache_stores.format.canonical_json import Json, parse_json
 from kdcache_stores.format.head import head_layouts
 from kdcache_stores.format.header import HEAD, Field, Header, read_header
-from kdcache_stores.format.layout import ArrayLayout, read_layout, shards_of
+from kdcache_stores.format.layout import ArrayLayout, each_shard, read_layout
 from kdcache_stores.format.manifest import (
     ANNOUNCEMENT,
     MANIFEST,
@@ -26,6 +28,8 @@ _READS = 8
 """How often seal and manifest are read until they agree."""
 _SMALL = 64 * 2**20
 """No metadata object is larger."""
+_LARGE = 2**30
+"""No table is larger."""
 
 
 class SealedObjects:
@@ -58,6 +62,9 @@ class SealedObjects:
         # A growth may replace both files between two reads, and a network may damage either.
         for attempt in range(_READS):
             try:
+                for key, most in ((SEAL, _SMALL), (MANIFEST, _LARGE)):
+                    if (size := self.objects.size(key) or 0) > most:
+                        raise FormatError(f"{self.where}: {key} of {size} bytes is too large")
                 seal = read_seal(self.objects.get(SEAL), self.where)
                 data = self.objects.get(MANIFEST)
             except FileNotFoundError:
@@ -133,7 +140,7 @@ class SealedObjects:
 
     def get(self, key: str) -> bytes:
         """A small object's bytes, checked; raises `CorruptStore`."""
-        if self.entry(key).size > 2**32:
+        if self.entry(key).size > _LARGE:
             raise FormatError(f"{self.where}: {key} of {self.entry(key).size} bytes is too large")
         data, stamp = self.load(key)
         self.confirm(key, data, stamp)
@@ -191,7 +198,9 @@ class SealedObjects:
         key = f"{field.name}/{spec.name}/zarr.json"
         where = f"{self.where}/{key}"
         try:
-            return read_layout(self.document(key), field.name, spec, samples, where)
+            return read_layout(
+                self.document(key), field.name, spec, samples, where, math.prod(field.shape)
+            )
         except CorruptStore:
             # While a store grows, its arrays are longer than the sealed manifest says.
             if self.announced() is None or self.objects.size(key) is None:
@@ -218,11 +227,13 @@ class SealedObjects:
         for layout in shared:
             if layout.spec.per == "sample" and layout.shard_rows != first.shard_rows:
                 raise FormatError(f"{self.where}: {layout.path} has shards of other rows")
-            for shard in shards_of(range(layout.views), layout.samples, layout.shard_rows):
-                if self.entry(layout.key(shard.view, shard.index)).kind != "once":
+            for shard in each_shard(range(layout.views), layout.samples, layout.shard_rows):
+                entry = self.entry(layout.key(shard.view, shard.index))
+                if entry.kind != "once":
                     raise FormatError(
                         f"{self.where}: the manifest's kind of {layout.path} is wrong"
                     )
+                self._check_size(entry, layout)
         for layout in layouts:
             if (layout.views, layout.shard_rows) != (first.views, first.shard_rows):
                 raise FormatError(
@@ -241,8 +252,16 @@ class SealedObjects:
                 f"{self.where}: the manifest lists {listed} shards, {len(views)} views of "
                 f"{first.samples} samples need {needed}"
             )
-        for shard in shards_of(views, first.samples, first.shard_rows):
+        for shard in each_shard(views, first.samples, first.shard_rows):
             for layout in layouts:
                 entry = self.entry(layout.key(shard.view, shard.index))
                 if entry.shard != shard:
                     raise FormatError(f"{self.where}: the manifest's rows of {entry.key} are wrong")
+                self._check_size(entry, layout)
+
+    def _check_size(self, entry: Entry, layout: ArrayLayout) -> None:
+        if entry.size > layout.most_bytes:
+            raise FormatError(
+                f"{self.where}: {entry.key} has {entry.size} bytes, no shard of it has more than "
+                f"{layout.most_bytes}"
+            )

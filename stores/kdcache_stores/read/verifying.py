@@ -90,8 +90,8 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
 
         for entry, message in zip(entries, pool.map(check, entries), strict=True):
             if message is not None:
-                shard = (entry.view, entry.start, entry.stop)
-                report.problems.append(Problem(entry.key, message, *shard))
+                place = (entry.view, entry.start, entry.stop)
+                report.problems.append(Problem(entry.key, message, *place))
             done += entry.size
             if progress is not None:
                 progress(done, total)

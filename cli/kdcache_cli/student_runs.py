@@ -24,7 +24,7 @@ class StudentRun(NamedTuple):
 
 #: Of the options of `train-student`, what says how many students there are, or holds for all of them.
 _OF_ALL = {"out", "runs", "seeds", "methods", "recipes", "as_json", "quiet", "debug", "tensorboard",
-           "allow_code", "strict", "expect", "generations", "checkpoint_every", "hold_memory",
+           "allow_code", "strict", "generations", "expect", "checkpoint_every", "hold_memory",
            "cache_size"}  # fmt: skip
 
 

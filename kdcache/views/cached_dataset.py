@@ -98,7 +98,8 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
     @property
     def rows(self) -> Rows:
         """Rows of the dataset that the items are, int64 (N,)."""
-        return self.plan.dataset_rows[self._rows.numpy()]
+        rows: Rows = self._rows.numpy()
+        return self.plan.dataset_rows[rows]
 
     @property
     def decoded_bytes(self) -> int:

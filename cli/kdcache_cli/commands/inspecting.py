@@ -171,6 +171,11 @@ def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
             texts.append(
                 f"{field}: {words} {measured[key]:.2g} on average, the dump measured "
                 f"{recheck['recorded'][field][key]:.2g}"
+                + (
+                    f"; logits of it through the head differ by a KL of {measured['head_kl_t1']:.2g} at T=1"
+                    if "head_kl_t1" in measured
+                    else ""
+                )
             )
         say(f"{recheck['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
             quiet)  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import formulas
@@ -254,7 +253,7 @@ def test_what_only_logits_have_is_refused_of_other_fields_before_training(
     options: dict[str, Any], fields: tuple[str, ...], message: str | None
 ) -> None:
     objective = Objective(method="kd", **options)
-    objective.method = replace(objective.method, teacher_fields=fields)
+    objective.teacher_fields = fields
     labels = np.zeros(4, np.int64)
     objective.check(labels, 1)
     if message is None:

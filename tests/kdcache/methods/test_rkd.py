@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused() -> None:
         Objective(method="rkd")({"logits": vectors(0)}, [{"pooled": vectors(1)}], torch.arange(5))
     s = {"logits": vectors(0), "pooled": vectors(1)}
     two = [{"pooled": vectors(2)}, {"pooled": vectors(3)}]
-    with pytest.raises(UsageError, match="2 teachers become one target by their logits"):
+    with pytest.raises(UsageError, match="makes one target of 2 teachers by their logits"):
         Objective(method="rkd")(s, two, torch.arange(5) % 4)
     _, parts = Objective(method="rkd", combine="mean-losses")(s, two, torch.arange(5) % 4)
     mean = (rkd(s["pooled"], two[0]["pooled"]) + rkd(s["pooled"], two[1]["pooled"])) / 2

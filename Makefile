@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo bench evidence test test-slow check format clean
+.PHONY: help install demo bench evidence test test-slow test-examples check format clean
 
 help:
 	@echo "make demo       train a teacher, dump it, distill students, compare (embedded data)"
 	@echo "make bench      the claims about speed and size, measured here (minutes)"
 	@echo "make evidence   what is claimed, each with the command that measures it"
 	@echo "make test       the tests (minutes)         make test-slow  the long ones"
+	@echo "make test-examples  the examples in other trainers, with the frameworks that they need"
 	@echo "make check      format, lint, types, tests  make format     rewrite the formatting"
 	@echo "make install    only make $(VENV)              make clean      remove it"
 
@@ -37,6 +38,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow --timeout 3600
+
+# Without a skip: each framework must be there.
+test-examples: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,examples]'
+	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/examples
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

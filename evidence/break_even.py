@@ -56,7 +56,7 @@ def epoch_of(training: Training, epochs: int) -> float:
     """Seconds of an epoch, the mean of some after a first one that warms up."""
     training = replace(training, optimization=replace(training.optimization, epochs=epochs + 1))
     with tempfile.TemporaryDirectory() as folder, prepared(training, Path(folder) / "run") as loop:
-        records = [loop.train_epoch(epoch) for epoch in range(epochs + 1)]
+        records = [loop.train_epoch(epoch)[0] for epoch in range(epochs + 1)]
     return sum(record["seconds"] for record in records[1:]) / epochs
 
 

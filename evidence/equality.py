@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,11 @@ from kdcache import (
 from kdcache.bench.equality import OBJECTIVES, drift, first_step
 from kdcache.preprocessing import PREPROCESSINGS
 from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import held_by, read_fields, shapes_of_model
 from kdcache.training.optim import Optimization
+from kdcache_stores import open_store
+
+FIELDS = ("logits", "pooled", "last", "attention", "stages", "stages:pre")
 
 
 def main() -> None:
@@ -55,20 +60,20 @@ def main() -> None:
             channels=dataset.image_shape[0],
             size=dataset.image_shape[-1],
             preprocessing=PREPROCESSINGS.get(args.normalisation),
+            fields=FIELDS,
         )
         stores = _stores(Path(folder), dataset, teacher, args.encodings.split(","))
         for name, config in ((name, OBJECTIVES[name]) for name in args.objectives.split(",")):
-            read, pairs = config.record.needs_teacher, config.record.pairs
+            read, pairs = config.needs_teacher, config.record.pairs
+            shape = dataset.image_shape
+            shapes = shapes_of_model(args.student, dataset.classes, shape, config)
             for encoding in args.encodings.split(",") if read else ["float32"]:
                 store = stores[pairs, encoding]
-                with CachedViews(
-                    dataset,
-                    [store],
-                    args.batch_size,
-                    config.record.teacher_fields,
-                    pairs=pairs,
-                ) as views:
-                    first = first_step(views, teacher, args.student, config)
+                with open_store(store) as opened:
+                    fields = read_fields(config, shapes, held_by([opened])) if read else ()
+                live = replace(teacher, fields=tuple(dict.fromkeys(("logits", *fields))))
+                with CachedViews(dataset, [store], args.batch_size, fields, pairs=pairs) as views:
+                    first = first_step(views, live, args.student, config)
                 training = Training(
                     dataset=data,
                     model=args.student,
@@ -89,6 +94,11 @@ def main() -> None:
     args.out.write_text(json.dumps(about() | more | {"found": results}, indent=1) + "\n")
 
 
+def _of_logits(encoding: str) -> dict[str, str]:
+    """The encoding of the logits beside other fields in one: channels are not for logits."""
+    return {"logits": "float16"} if encoding.startswith("channels") else {}
+
+
 def _stores(
     folder: Path, dataset: object, teacher: Teacher, encodings: list[str]
 ) -> dict[tuple[bool, str], Path]:
@@ -97,7 +107,9 @@ def _stores(
         plan = ViewPlan(dataset, make_augmentation(augmentation, dataset), seed=0)
         for encoding in encodings:
             path = stores[pairs, encoding] = folder / f"{augmentation}-{encoding}.zarr"
-            dump(plan, [(teacher, path)], views=4 if pairs else 2, encoding=encoding)
+            given = replace(teacher, fields=("logits",)) if pairs else teacher
+            dump(plan, [(given, path)], views=4 if pairs else 2,
+                 encoding=dict.fromkeys(given.fields, encoding) | _of_logits(encoding))  # fmt: skip
     return stores
 
 

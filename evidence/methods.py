@@ -24,6 +24,8 @@ def objectives(epochs: int) -> dict[str, ObjectiveConfig]:
              "ctkd": {"ramp": max(1, round(10 * epochs / 240))}}  # fmt: skip
     configs = {}
     for name, method in METHODS.items():
+        if method.teacher_fields not in ((), ("logits",)):
+            continue  # those have a study of their own, features.py
         configs[name] = ObjectiveConfig(method=name, options=ramps.get(name, {}))
         if method.standardized:
             configs[f"{name}+std"] = replace(configs[name], standardize="unbiased")

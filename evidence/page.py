@@ -10,6 +10,7 @@ import argparse
 import ast
 import json
 import re
+from math import fsum  # rounds alike in every Python: sum() does since 3.12 only
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def arms_table(results: dict[str, Any]) -> list[str]:
     """Accuracy per arm: mean and standard deviation over seeds, and the difference from its control."""
     n = len(next(iter(results.values()))["last_top1"])
     corrupted = next((list(arm["corrupted"]) for arm in results.values() if "corrupted" in arm), [])
+    costs = {"s an epoch": "seconds_per_epoch", "bytes a view": "bytes_per_view",
+             "teacher forwards": "teacher_forwards"}  # fmt: skip
+    if not any("teacher_forwards" in arm for arm in results.values()):
+        costs = {}
     heads = [
         "students",
         "last epoch",
@@ -47,6 +52,7 @@ def arms_table(results: dict[str, Any]) -> list[str]:
         "last - control (95% CI)",
         "control",
         *corrupted,
+        *costs,
     ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, arm in results.items():
@@ -59,6 +65,7 @@ def arms_table(results: dict[str, Any]) -> list[str]:
             arm.get("control", ""),
         ]
         cells += [f"{arm['corrupted'][kind]['mean']:.2f}" for kind in corrupted]
+        cells += [f"{arm[key]:,}" for key in costs.values()]
         lines.append("| " + " | ".join(cells) + " |")
     words = (
         f"Top-1 in percent, mean and standard deviation over {n} seeds; differences are by seed."
@@ -84,7 +91,7 @@ def bound_table(results: dict[str, Any]) -> list[str]:
              "moments, argmax", "components"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in results.items():
-        moments = sum(row["bytes_a_row"][array] for array in ("mean", "std", "top"))
+        moments = fsum(row["bytes_a_row"][array] for array in ("mean", "std", "top"))
         lines.append(
             f"| {name} ({row['samples']:,} samples, {row['classes']:,} classes) "
             f"| {row['reached']['kl_z_mean']:.2e} | {row['codes_base_basis']:.2f} "

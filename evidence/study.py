@@ -33,7 +33,7 @@ import kdcache
 from kdcache import Training, ViewPlan, dump, load_dataset, load_teacher, make_augmentation, train
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import PREPROCESSINGS
-from kdcache.runs import read_summary
+from kdcache.runs import SUMMARY, read_summary
 from kdcache.training.optim import Optimization
 from kdcache_stores import describe, open_store
 
@@ -178,6 +178,9 @@ class Study:
                 path = self.folder / "runs" / _named(training, self.folder)
                 paths[name].append(path)
                 jobs.setdefault(path, (name, training))  # studies and arms share runs
+        jobs = {path: job for path, job in jobs.items() if not (path / SUMMARY).exists()}
+        if not jobs:
+            return paths
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.args.jobs, context, _quiet) as pool:
             running = {pool.submit(train, todo, path): name for path, (name, todo) in jobs.items()}

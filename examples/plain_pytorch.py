@@ -1,18 +1,24 @@
-"""Distillation from a cache in a training loop of your own: plain PyTorch, two dozen lines.
+"""Distillation from a cache in a training loop of your own, in plain PyTorch.
 
 kdcache dump-teacher --dataset digits --teacher TEACHER --views 4 --out teacher.zarr
 python examples/plain_pytorch.py teacher.zarr
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from kdcache import CachedViews, Preprocessing, build_model, load_dataset
+from kdcache import CachedDataset, Preprocessing, ViewSampler, build_model, load_dataset
 from kdcache.methods.logits.kd import kd
+
+
+def distill(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy, and the distance to the cached teacher."""
+    distance = kd(logits, batch["logits"], temperature=2.0, standardize="unbiased")
+    return 0.1 * F.cross_entropy(logits, batch["label"]) + 9.0 * distance
 
 
 def main(store: str, epochs: int = 3) -> float:
@@ -20,19 +26,17 @@ def main(store: str, epochs: int = 3) -> float:
     torch.manual_seed(0)
     train, test = load_dataset("digits", "train"), load_dataset("digits", "test")
     normalise = Preprocessing.measured(train.images)
+    data = CachedDataset(train, store, transform=normalise)
+    loader = DataLoader(data, 64, sampler=ViewSampler(data))
     student = build_model("resnet8", classes=10, channels=1, size=8)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-    with CachedViews(train, [store], batch_size=64, seed=0) as views:
-        for epoch in range(epochs):
-            for images, labels, (teacher,), _ in views.epoch(epoch):
-                logits = student(normalise(images))
-                distillation = kd(
-                    logits, teacher["logits"], temperature=2.0, standardize="unbiased"
-                )
-                loss = 0.1 * F.cross_entropy(logits, labels) + 9.0 * distillation
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            loss = distill(student(batch["image"]), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     student.eval()
     with torch.inference_mode():
         right = student(normalise(test.images)).argmax(1) == torch.from_numpy(test.labels)

@@ -1,69 +1,40 @@
-"""Distillation from a cache under Lightning: `CachedViews` is the data, an objective is the loss.
+"""Distillation from a cache under Lightning, which tells the sampler the epoch.
 
 pip install lightning
 python examples/with_lightning.py teacher.zarr
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable, Iterator
 
 import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from kdcache import CachedViews, Preprocessing, build_model, load_dataset
-from kdcache.methods.objective import Objective
-from kdcache.methods.step import Step
-from kdcache.views.cached import Batch
+from kdcache import CachedDataset, Preprocessing, ViewSampler, build_model, load_dataset
+from kdcache.methods.logits.kd import kd
 
 
-class Epochs(IterableDataset[Batch]):
-    """The cached views as Lightning wants data: each pass is the epoch that the training is in.
-
-    Passes cannot be counted here: Lightning begins more of them than it trains, and ends none.
-    """
-
-    def __init__(self, views: CachedViews, epoch: Callable[[], int]) -> None:
-        self.views, self.epoch = views, epoch
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __iter__(self) -> Iterator[Batch]:
-        yield from self.views.epoch(self.epoch())
+def distill(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy, and the distance to the cached teacher."""
+    distance = kd(logits, batch["logits"], temperature=2.0, standardize="unbiased")
+    return 0.1 * F.cross_entropy(logits, batch["label"]) + 9.0 * distance
 
 
 class Distillation(lightning.LightningModule):
     """A resnet8 for the digits that learns from labels and cached logits."""
 
-    def __init__(self, normalise: Preprocessing, epochs: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.student = build_model("resnet8", classes=10, channels=1, size=8)
-        self.objective = Objective(method="dkd", standardize="unbiased", options={"beta": 2.0})
-        self.normalise, self.epochs = normalise, epochs
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """`CachedViews` gives its batches on the device already."""
-        return batch
-
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """The loss of one batch."""
-        step = Step(
-            epoch=self.current_epoch,
-            index=index,
-            epochs=self.epochs,
-            keys=batch.keys,
-            views=batch.views,
-        )
-        student = {"logits": self.student(self.normalise(batch.images))}
-        loss, _ = self.objective(student, batch.teachers, batch.labels, step, batch.mix)
-        return loss
+        return distill(self.student(batch["image"]), batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD; the parameters of the module include those of an objective (CTKD's temperature)."""
+        """SGD."""
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -72,15 +43,13 @@ def main(store: str, epochs: int = 3) -> float:
     lightning.seed_everything(0, verbose=False)
     train, test = load_dataset("digits", "train"), load_dataset("digits", "test")
     normalise = Preprocessing.measured(train.images)
-    module = Distillation(normalise, epochs)
-    trainer = lightning.Trainer(
+    data = CachedDataset(train, store, transform=normalise)
+    module = Distillation()
+    lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    with CachedViews(train, [store], batch_size=64, seed=0) as views:
-        data = Epochs(views, lambda: module.current_epoch)
-        trainer.fit(module, DataLoader(data, batch_size=None))
-    student = module.student.eval()
+    ).fit(module, DataLoader(data, 64, sampler=ViewSampler(data)))  # fmt: skip
+    student = module.student
+    student.eval()
     with torch.inference_mode():
         right = student(normalise(test.images)).argmax(1) == torch.from_numpy(test.labels)
     return right.float().mean().item()

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from kdcache.preprocessing import Preprocessing
     from kdcache.teachers.load import load_teacher
     from kdcache.teachers.teacher import Teacher
-    from kdcache.training.preparation import train
+    from kdcache.training.preparation import train, train_together
     from kdcache.training.settings import Training
     from kdcache.views.cached import CachedViews
+    from kdcache.views.cached_dataset import CachedDataset, ViewSampler
     from kdcache.views.plan import ViewPlan
     from kdcache_stores import KDCacheError, Store, StoreWriter, open_store
 
 _HOMES = {
+    "CachedDataset": "kdcache.views.cached_dataset",
     "CachedViews": "kdcache.views.cached",
     "KDCacheError": "kdcache_stores",
     "Store": "kdcache_stores",
@@ -31,6 +33,7 @@ _HOMES = {
     "Teacher": "kdcache.teachers.teacher",
     "Training": "kdcache.training.settings",
     "ViewPlan": "kdcache.views.plan",
+    "ViewSampler": "kdcache.views.cached_dataset",
     "build_model": "kdcache.models.zoo",
     "dump": "kdcache.dumping.dump",
     "load_dataset": "kdcache.data.loading",
@@ -38,9 +41,11 @@ _HOMES = {
     "make_augmentation": "kdcache.augment.specs",
     "open_store": "kdcache_stores",
     "train": "kdcache.training.preparation",
+    "train_together": "kdcache.training.preparation",
 }
 
 __all__ = [
+    "CachedDataset",
     "CachedViews",
     "KDCacheError",
     "Preprocessing",
@@ -49,6 +54,7 @@ __all__ = [
     "Teacher",
     "Training",
     "ViewPlan",
+    "ViewSampler",
     "__version__",
     "build_model",
     "dump",
@@ -57,6 +63,7 @@ __all__ = [
     "make_augmentation",
     "open_store",
     "train",
+    "train_together",
 ]
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -33,13 +33,13 @@ Words = NDArray[np.int64]
 DISTRIBUTIONS = ("gaussian", "uniform", "laplace")
 
 
-def philox4x32(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+def philox4x32(counter: Sequence[Any], key: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
     """Encrypt counters with Philox4x32-10.
 
     Args:
         counter: four int64 arrays or four int64 tensors (any device), broadcastable, at least
             one-dimensional, every value in [0, 2^32).
-        key: two words in [0, 2^32).
+        key: two words in [0, 2^32), integers or 0-d int64 tensors.
 
     Returns:
         Four int64 arrays or tensors with values in [0, 2^32).
@@ -158,13 +158,17 @@ def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
+def noise_key(seed: int, *purpose: str | int) -> tuple[int, int]:
+    """The key of `noise` for a run's seed and what else the noise depends on: epoch, teacher, ..."""
+    return split_seed(derive_seed(seed, "noise", *purpose))
+
+
 def noise(
     distribution: str,
     words: torch.Tensor,
     views: torch.Tensor,
     count: int,
-    seed: int,
-    *purpose: str | int,
+    key: tuple[Any, Any],
 ) -> torch.Tensor:
     """Noise of mean 0 and standard deviation 1, drawn on the device of `words`.
 
@@ -173,8 +177,7 @@ def noise(
         words: int64 (B, 2), rows of `key_words`.
         views: int64 (B,).
         count: numbers per pair, e.g. the number of classes.
-        seed: the run's seed.
-        purpose: what else the noise depends on: epoch, teacher, ...
+        key: of `noise_key`, as integers or as 0-d int64 tensors on the device.
 
     Returns:
         float32 (B, count): a pure function of its arguments. The underlying words are bit-equal on
@@ -187,7 +190,7 @@ def noise(
     if len(block) > 1 << 16:
         raise UsageError(f"noise has at most {4 << 16} numbers per sample, asked for {count}")
     parts = torch.broadcast_tensors(words[:, :1], words[:, 1:], views[:, None], block)
-    drawn = philox4x32(parts, split_seed(derive_seed(seed, "noise", *purpose)))
+    drawn = philox4x32(parts, key)
     # The upper 23 bits and a half: exact in float32, never 0 or 1.
     u0, u1, u2, u3 = (((word >> 9).to(torch.float32) + 0.5) * 2.0**-23 for word in drawn)
     values: tuple[torch.Tensor, ...]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,11 +69,14 @@ class Preprocessing:
         """Normalised images, float32 (B, channels, H, W), on the device of the views.
 
         Args:
-            views: uint8 (B, C, H, W). Grey views (C = 1) are repeated for a model of 3 channels.
+            views: uint8 (B, C, H, W), or one alone, (C, H, W), which gives (channels, H, W). Grey
+                views (C = 1) are repeated for a model of 3 channels.
 
         Raises:
-            DataError: the views are not uint8, not 4-dimensional or of other channels.
+            DataError: the views are not uint8, of other dimensions or of other channels.
         """
+        if views.ndim == 3:
+            return self(views[None])[0]
         if views.dtype != torch.uint8 or views.ndim != 4:
             raise DataError(
                 f"preprocessing: expected uint8 views (B, C, H, W), "
@@ -135,11 +137,17 @@ class Preprocessing:
         return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds))
 
 
-@lru_cache(maxsize=64)
+#: A dict, and not `functools.lru_cache`, which torch.compile does not look into.
+_CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """(1, C, 1, 1) on the device, copied there once; usable in and out of inference mode."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+    if (values, device) not in _CONSTANTS:
+        with torch.inference_mode(False):
+            constant = torch.tensor(values, dtype=torch.float32, device=device)
+            _CONSTANTS[values, device] = constant.view(1, -1, 1, 1)
+    return _CONSTANTS[values, device]
 
 
 #: Normalisation by the name of a dataset: what published checkpoints of it were trained with.
@@ -158,3 +166,13 @@ def normalisation(dataset: Dataset) -> Preprocessing:
     if dataset.images is None:
         return PREPROCESSINGS["imagenet"]
     return Preprocessing.measured(dataset.images)
+
+
+def origin(dataset: Dataset) -> str:
+    """Where `normalisation` has it from, in words that follow "preprocessing"; and what gives another."""
+    instead = "if the network was trained with another: --normalize NAME, or --mean and --std"
+    if dataset.name in PREPROCESSINGS:
+        return f"published for {dataset.name} ({instead})"
+    if dataset.images is None:
+        return f"ImageNet's, as the images differ in size ({instead})"
+    return f"measured on {dataset.name} ({instead})"

@@ -30,6 +30,8 @@ import tomli_w
 import torch
 from torch import nn
 
+from kdcache.methods.config import ObjectiveConfig
+from kdcache.models.projected import from_spec
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
 from kdcache_stores.errors import DataError, MismatchError, StoreInUse, TrainingError, UsageError
@@ -117,7 +119,7 @@ class Run:
             write_atomically(self.path / CONFIG, lambda s: s.write(tomli_w.dumps(config).encode()))
 
     def _require_same(self, old: Mapping[str, Any]) -> None:
-        was, now = _flat(old), _flat(self.config)
+        was, now = _flat(dict(old) | _objective_of_now(old)), _flat(self.config)
         differ = [
             key
             for key in sorted(was.keys() | now.keys())
@@ -221,7 +223,15 @@ _NAMED_FIRST = ("objective.method", "data.name", "model.name", "data.fingerprint
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
 _FREE_ON_RESUME = {"kdcache", "data.root", "training.device", "training.threads"}
-_NOT_COMPARED = ("store_paths.", "resumed.")
+_NOT_COMPARED = ("store_paths.", "resumed.", "computing.")
+
+
+def _objective_of_now(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The loss of a run with every default filled in that an older version did not know."""
+    objective = config.get("objective", {})
+    if not objective:
+        return {}
+    return {"objective": ObjectiveConfig.from_dict(objective).resolved().to_dict()}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -310,7 +320,10 @@ def build(spec: Mapping[str, Any], allow_code: bool) -> nn.Module:
             f"the network is made by {name}, code that is not kdcache's. If you trust it, give "
             "--allow-code (allow_code=True) to import and run it."
         )
-    return build_model(name, spec["classes"], spec["channels"], spec["size"])
+    network = build_model(name, spec["classes"], spec["channels"], spec["size"])
+    return (
+        from_spec(network, spec["classes"], spec["projector"]) if "projector" in spec else network
+    )
 
 
 def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> RunModel:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from kdcache._version import __version__
+from kdcache_cli.needs import require_needs
 
 # Command -> (module:function that is it, its line of help). Modules are imported when their command runs,
 # so that `kdcache -h`, `inspect` and `verify` answer without importing torch.
@@ -96,13 +97,17 @@ def app() -> None:
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every command has: --json, --quiet, --debug. With --json it is quiet too."""
+    """The options that every command has: --json, --quiet, --debug. With --json it is quiet too.
+
+    An option that would do nothing beside the others is refused (`kdcache_cli.needs`).
+    """
 
     @click.option("--json", "as_json", is_flag=True, help="Results as one JSON document on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no page for people.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)
     def command(*args: Any, debug: bool, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
+        require_needs(click.get_current_context())
         return function(*args, as_json=as_json, quiet=quiet or as_json, **kwargs)
 
     return command
@@ -125,9 +130,11 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from kdcache_stores.errors import KDCacheError, UsageError
+        from kdcache_stores.errors import KDCacheError, UsageError, explain
 
         if debug or not isinstance(error, (KDCacheError, OSError)):
             raise
-        click.echo(f"error: {error}", err=True)
+        from kdcache_cli.output import printable
+
+        click.echo(printable(f"error: {explain(error)}"), err=True)
         return 2 if isinstance(error, UsageError) else 1

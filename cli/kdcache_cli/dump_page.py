@@ -35,7 +35,11 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], qui
         return
     saved = cost.online_forwards - cost.forwards
     gain = f"{saved:,} fewer" if saved >= 0 else f"{-saved:,} more"
-    encodings = ", ".join(f"{field} as {encoding}" for field, encoding in cost.encodings.items())
+    several = len(cost.field_bytes) > 1
+    encodings = ", ".join(
+        f"{field} as {encoding}" + (f" ({cost.field_bytes[field]:,.0f} bytes)" if several else "")
+        for field, encoding in cost.encodings.items()
+    )
     say(
         f"estimate: {cost.rows:,} rows, {encodings}, {size(cost.nbytes)} "
         f"({cost.bytes_per_row:.1f} bytes a row), about {duration(cost.seconds)} at "

@@ -58,10 +58,53 @@ data_root = click.option(
 
 download = click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
 
+
+def _keep_column(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[f"kdcache.{param.name}"] = value
+
+
+def _with_columns(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The dataset's name with the columns asked for: these options were taken before it."""
+    image, label = (ctx.meta.get(f"kdcache.{name}_column") for name in ("image", "label"))
+    if value is None or not (image or label):
+        return value
+    from kdcache.data.loading import with_columns
+
+    return with_columns(value, image, label)
+
+
+def dataset_name(help: str, required: bool = False) -> Decorator:
+    """--dataset, and the columns that become a part of its name."""
+    return together(
+        click.option("--dataset", required=required, callback=_with_columns, help=help),
+        click.option(
+            "--image-column",
+            is_eager=True,
+            expose_value=False,
+            callback=_keep_column,
+            help="Of the images, in tables; their extension, in archives (tar:, parquet:, hf:).",
+        ),
+        click.option(
+            "--label-column",
+            is_eager=True,
+            expose_value=False,
+            callback=_keep_column,
+            help="Of the labels, in tables; a field of the .json members, in archives.",
+        ),
+    )
+
+
 dataset = together(
-    click.option("--dataset", required=True, help="Name; see `kdcache list datasets`."),
+    dataset_name("Name; see `kdcache list datasets`.", required=True),
     data_root,
     download,
+)
+
+expect = click.option(
+    "--expect",
+    multiple=True,
+    metavar="DIGEST",
+    help="Content digest that the store must have; for several stores give it for each, in their order.",
 )
 
 skip_bad = click.option(
@@ -166,9 +209,43 @@ steps = together(
     click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
     click.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
     click.option(
+        "--graph/--no-graph",
+        default=False,
+        show_default=True,
+        help="Compile the whole step and, on a GPU, capture it; off until it has been measured there.",
+    ),
+    click.option(
+        "--no-tf32",
+        "tf32",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Float32 convolutions on a GPU in full float32, not in TF32.",
+    ),
+    click.option(
+        "--eval-every",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Measure the test set after every so many epochs, and after the last.",
+    ),
+    click.option(
+        "--checkpoint-every",
+        default="60s",
+        show_default=True,
+        help="Epochs such as 10, or a time such as 60s, 5m: each epoch, but at most once in that time.",
+    ),
+    click.option(
+        "--trim-memory",
+        "hold_memory",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Leave glibc's allocator as it is; slower steps of small networks on a CPU.",
+    ),
+    click.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
     ),
-    seed,
 )
 
 
@@ -315,6 +392,11 @@ objective = together(
     click.option("--ablation", default="full", help="What of the teacher's targets is kept."),
     click.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),
     click.option("--label-smoothing", type=float, default=0.0, help="Of the cross-entropy."),
+    click.option(
+        "--add",
+        multiple=True,
+        help="Another method whose term is added, NAME or NAME:WEIGHT, such as kd.",
+    ),
     *method_options(),
 )
 
@@ -349,7 +431,7 @@ foreign = together(
         "--normalize",
         "normalizations",
         multiple=True,
-        help="What the teacher was trained with: cifar10, cifar100, imagenet, ... "
+        help="What the network was trained with: cifar10, cifar100, imagenet, ... "
         "[default: its own, else its dataset's]",
     ),
     click.option("--mean", "means", multiple=True, help="Instead: per channel, 0.5,0.5,0.5."),
@@ -372,7 +454,7 @@ def each(flag: str, values: Sequence[Any], count: int) -> list[Any]:
     """
     if len(values) not in (0, 1, count):
         raise click.UsageError(
-            f"{len(values)} {flag} for {count} teachers: give one for all, or one for each."
+            f"{len(values)} {flag} for {count} networks: give one for all, or one for each."
         )
     return list(values) if len(values) == count else [values[0] if values else None] * count
 

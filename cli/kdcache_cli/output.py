@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
 
@@ -28,10 +30,24 @@ def emit(document: Any, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
+# Control characters (the start of a terminal's commands) and marks that reorder or hide text.
+_COMMANDS = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text as it may be sent to a terminal, whatever a name in it holds: controls as their codes.
+
+    The end of a line alone stays: messages have several.
+    """
+    return _COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def say(text: str, quiet: bool = False) -> None:
     """A line for people, kept whole: paths and commands are never wrapped."""
     if not quiet:
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(Text(printable(text)), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -40,26 +56,31 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     Without names of columns it is a page of facts: a name and a value a line.
     """
     page = not any(columns)
-    made = Table(title=title, title_justify="left", title_style="bold", show_header=not page,
+    made = Table(title=_cell(title), title_justify="left", title_style="bold", show_header=not page,
                  box=box.SIMPLE if page else box.ROUNDED)  # fmt: skip
     for index, column in enumerate(columns):
         left = index == 0 or page
         made.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(_cell, row))
     return made
+
+
+def _cell(text: str) -> Text:
+    """A text as it is: what looks like markup is not, and it stays on its line."""
+    return Text(printable(text).replace("\n", "\\n"))
 
 
 def progress(quiet: bool, unit: str) -> Progress:
     """Bars that vanish when done, so that what stays on the screen is results."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
         disable=quiet

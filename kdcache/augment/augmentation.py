@@ -31,6 +31,8 @@ class Augmentation(ABC):
     batched: bool = True
     #: Whether every view of a sample is the same.
     fixed: bool = False
+    #: Image files are decoded no larger than this asks for, see `decode_image`; None: as they are.
+    decode_side: int | None = None
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -107,7 +109,12 @@ class Chain(Augmentation):
                 raise UsageError(
                     f"{part.name!r} enumerates its views, so nothing can be chained to it"
                 )
+        if any(part.decode_side is not None for part in parts[1:]):
+            raise UsageError(
+                "decode_side belongs to the first of a chain, which gets the decoded image"
+            )
         self.parts = tuple(parts)
+        self.decode_side = parts[0].decode_side
         self.batched = all(part.batched for part in parts)
 
     def describe(self) -> dict[str, Any]:

@@ -170,6 +170,8 @@ class ResizedCropFlip(Augmentation):
         ratio: range of its width / height.
         flip: whether to mirror.
         interpolation: "bilinear" or "bicubic", both antialiased.
+        decode_side: decode image files at the smallest of 1/8, 1/4, 1/2 and 1 whose shorter side has
+            at least so many pixels: faster, and other pixels. None: as they are.
     """
 
     name = "resized-crop-flip"
@@ -182,9 +184,11 @@ class ResizedCropFlip(Augmentation):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
         interpolation: str = "bilinear",
+        decode_side: int | None = None,
     ) -> None:
         check_size(self.name, size, interpolation)
         self.size = size
+        self.decode_side = check_decode_side(self.name, decode_side)
         self.scale = check_range(self.name, "scale", scale, 0, 1)
         self.ratio = check_range(self.name, "ratio", ratio, 0.05, 20)
         self.flip, self.interpolation = flip, interpolation
@@ -198,7 +202,7 @@ class ResizedCropFlip(Augmentation):
             "ratio": list(self.ratio),
             "flip": self.flip,
             "interpolation": self.interpolation,
-        }
+        } | _described(self.decode_side)
 
     def draw(self, draws: Draws, sizes: Sizes) -> Parameters:
         """The box `top`, `left`, `height`, `width` in pixels of the image, and `flip`."""
@@ -303,14 +307,22 @@ class CenterCrop(Augmentation):
         size: side of the result in pixels.
         resize: length of the shorter side before the crop; at least `size`.
         interpolation: "bilinear" or "bicubic", both antialiased.
+        decode_side: see `ResizedCropFlip`.
     """
 
     name = "center-crop"
     fixed = True
     batched = False
 
-    def __init__(self, size: int, resize: int, interpolation: str = "bilinear") -> None:
+    def __init__(
+        self,
+        size: int,
+        resize: int,
+        interpolation: str = "bilinear",
+        decode_side: int | None = None,
+    ) -> None:
         check_size(self.name, size, interpolation)
+        self.decode_side = check_decode_side(self.name, decode_side)
         if resize < size:
             raise UsageError(f"{self.name} needs resize >= size, found {resize} < {size}")
         self.size, self.resize, self.interpolation = size, resize, interpolation
@@ -322,7 +334,7 @@ class CenterCrop(Augmentation):
             "size": self.size,
             "resize": self.resize,
             "interpolation": self.interpolation,
-        }
+        } | _described(self.decode_side)
 
     def draw(self, draws: Draws, sizes: Sizes) -> Parameters:
         """Nothing to draw."""
@@ -347,6 +359,17 @@ def check_range(
     if not (len(value) == 2 and low <= value[0] <= value[1] <= high):
         raise UsageError(f"{name} needs {option}=from/to within {low:g}/{high:g}, found {value!r}")
     return float(value[0]), float(value[1])
+
+
+def check_decode_side(name: str, side: int | None) -> int | None:
+    """The option; raises `UsageError` for what is no number of pixels."""
+    if side is not None and (type(side) is not int or side < 1):
+        raise UsageError(f"{name} needs decode_side >= 1, a number of pixels, found {side!r}")
+    return side
+
+
+def _described(decode_side: int | None) -> dict[str, Any]:
+    return {} if decode_side is None else {"decode_side": decode_side}
 
 
 def check_size(name: str, size: int, interpolation: str) -> None:

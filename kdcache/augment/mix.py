@@ -36,6 +36,7 @@ class Mix(Augmentation):
         self.alpha = float(alpha)
         self.base = base if base is not None else Identity()
         self.batched = self.base.batched
+        self.decode_side = self.base.decode_side
         if isinstance(self.base, Mix) or self.base.views is not None:
             raise UsageError(f"{self.name} cannot follow {self.base.name!r}")
 

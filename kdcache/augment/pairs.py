@@ -33,7 +33,10 @@ class WeakStrong(Augmentation):
         for part in (weak, strong):
             if isinstance(part, Mix | WeakStrong) or part.views is not None:
                 raise UsageError(f"{self.name} cannot be made of {part.name!r}")
+        if weak.decode_side != strong.decode_side:
+            raise UsageError(f"{self.name}: weak and strong views need one decode_side")
         self.weak, self.strong = weak, strong
+        self.decode_side = weak.decode_side
         self.batched = weak.batched and strong.batched
 
     def describe(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from kdcache._version import __version__
 from kdcache.augment.specs import make_augmentation
 from kdcache.bench.dump_bench import bench_dump, random_dumps
 from kdcache.bench.store_bench import bench_encodings, bench_memory, bench_reading
-from kdcache.bench.training_bench import bench_train
+from kdcache.bench.students_bench import bench_students, random_photos
+from kdcache.bench.training_bench import bench_graph, bench_train
 from kdcache.bench.view_bench import bench_resident
 from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
@@ -33,6 +35,7 @@ from kdcache.training.preparation import train
 from kdcache.training.settings import Training
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
+from kdcache_stores import UnknownName
 
 
 @dataclass(frozen=True)
@@ -69,51 +72,70 @@ class Scale:
     compact_samples: int
     rounds: int
     train_rounds: int
+    student_files: int
+    photo_rows: int
     factors: tuple[int, ...] = (1, 4, 16)
 
 
-QUICK = Scale("resnet20", "resnet8", 128, 2048, 4000, 1000, 20_000, 512, 256, 2, 2, (1, 4))
-CPU = Scale("resnet56", "resnet20", 512, 20_000, 50_000, 10_000, 20_000, 2048, 2048, 7, 5)
-GPU = Scale("resnet32x4", "resnet8x4", 50_000, 50_000, 50_000, 10_000, 20_000, 50_000, 50_000, 7, 5)
+QUICK = Scale("resnet20", "resnet8", 128, 2048, 4000, 1000, 20_000, 512, 256, 2, 2, 128, 64, (1, 4))
+CPU = Scale("resnet56", "resnet20", 512, 20_000, 50_000, 10_000, 20_000, 2048, 2048, 7, 5, 512, 256)
+#: Sized to take two minutes on a GPU that nobody has had yet.
+GPU = Scale(
+    "resnet32x4", "resnet8x4", 25_600, 50_000, 50_000, 10_000, 20_000, 50_000, 8192, 3, 3, 2048, 1024,
+    (1, 4),
+)  # fmt: skip
 
 
 def bench(
     scale: Scale,
     device: str = "cpu",
     store: str | None = None,
+    only: Sequence[str] = (),
     watch: Callable[[str], None] = lambda section: None,
 ) -> dict[str, Any]:
-    """Measure everything.
+    """Measure everything, or some of it.
 
     Args:
         scale: `QUICK` (a minute or two, noisy), `CPU` or `GPU` (resnet32x4 and resnet8x4 on
             CIFAR-100's shapes).
         device: where the networks run.
         store: a store to take the logits for the encodings from, instead of synthetic ones.
+        only: names of `SECTIONS`, which alone are measured; none: all, but "graph" on a GPU alone,
+            since compiling takes a CPU a minute.
         watch: called with the name of each section before it is measured.
 
     Returns:
-        `machine`, `versions`, `scale`, `claims` (list of `Claim` as dicts), `encodings` (see
-        `bench_encodings`) and `memory` (see `bench_memory`): plain JSON.
+        `machine`, `versions`, `scale`, `seconds` (of each section), `claims` (list of `Claim` as dicts),
+        `encodings` (see `bench_encodings`) and `memory` (see `bench_memory`): plain JSON. What was not
+        measured is empty.
+
+    Raises:
+        UnknownName: for a section that there is not.
     """
-    claims = []
-    for name, measure in (
-        ("student epochs", training_claims),
-        ("dump", dump_claims),
-        ("reading", reading_claims),
-        ("views", view_claims),
-    ):
+    for name in only:
+        if name not in SECTIONS:
+            raise UnknownName("section of the benchmark", name, SECTIONS)
+    claims: list[Claim] = []
+    encodings: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
+    seconds = {}
+    usual = [name for name in SECTIONS if name != "graph" or device != "cpu"]
+    for name in [name for name in SECTIONS if name in (only or usual)]:
         watch(name)
-        claims += measure(scale, device)
-    watch("encodings")
-    encodings = bench_encodings(scale.encoding_rows, store=store)
-    watch("memory")
-    memory = bench_memory(scale.memory_rows, factors=scale.factors)
+        begun = time.perf_counter()
+        if name == "encodings":
+            encodings = bench_encodings(scale.encoding_rows, store=store)
+        elif name == "memory":
+            memory = bench_memory(scale.memory_rows, factors=scale.factors)
+        else:
+            claims += CLAIMS[name](scale, device)
+        seconds[name] = time.perf_counter() - begun
     return {
         "machine": machine(device),
         "versions": {"kdcache": __version__, "python": platform.python_version()}
         | replay.versions(),
         "scale": asdict(scale),
+        "seconds": seconds,
         "claims": [asdict(claim) for claim in claims],
         "encodings": {"logits": "of a store" if store else "synthetic", "table": encodings},
         "memory": memory,
@@ -138,38 +160,63 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _with_teacher(scale: Scale, device: str, folder: Path) -> tuple[Training, str, str]:
+    """A student with a store, its teacher, and the same store as `compact`."""
+    name = _random_images(folder / "images.npz", scale.train_images)
+    base = Training(
+        dataset=name,
+        model=scale.teacher,
+        optimization=Optimization(epochs=1, batch_size=64),
+        train_samples=64,
+        device=device,
+    )
+    teacher = str(train(base, folder / "teacher").path)
+    store, compact = folder / "teacher.zarr", folder / "compact.zarr"
+    dataset = load_dataset(name)
+    plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+    loaded = load_teacher(teacher, classes=dataset.classes, device=device)
+    dump(plan, [Target(loaded, store)], 2, device=device)
+    dump(plan, [Target(loaded, compact)], 2, encoding="compact", device=device)
+    student = Training(
+        dataset=name,
+        model=scale.student,
+        objective=ObjectiveConfig(method="kd"),
+        optimization=Optimization(epochs=scale.train_rounds + 1, batch_size=64),
+        stores=(str(store),),
+        device=device,
+    )
+    return student, teacher, str(compact)
+
+
+def graph_claims(scale: Scale, device: str) -> list[Claim]:
+    """A student's steps captured, against those of the eager loop; in bf16 and channels-last on a GPU."""
+    with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as temporary:
+        student, _, _ = _with_teacher(scale, device, Path(temporary))
+        student = replace(student, objective=ObjectiveConfig(method="kd", standardize="unbiased"))
+        if device != "cpu":
+            student = replace(student, precision="bf16", channels_last=True)
+        measured = bench_graph(student, scale.train_rounds)
+    both = zip(measured["graph"]["seconds"], measured["eager"]["seconds"], strict=True)
+    return [
+        Claim.of(
+            "step: --graph / eager",
+            f"seconds of the steps of an epoch ({scale.student}, kd, standardized, batches of 64 that lie "
+            "ready); below 1: capturing pays",
+            [graph / eager for graph, eager in both],
+            measured,
+        )
+    ]
+
+
 def training_claims(scale: Scale, device: str) -> list[Claim]:
     """A student's epoch from the cache, against labels alone and against its teacher in the loop."""
     with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as temporary:
-        folder = Path(temporary)
-        name = _random_images(folder / "images.npz", scale.train_images)
-        base = Training(
-            dataset=name,
-            model=scale.teacher,
-            optimization=Optimization(epochs=1, batch_size=64),
-            train_samples=64,
-            device=device,
-        )
-        teacher = str(train(base, folder / "teacher").path)
-        store = folder / "teacher.zarr"
-        dataset = load_dataset(name)
-        plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
-        loaded = load_teacher(teacher, classes=dataset.classes, device=device)
-        dump(plan, [Target(loaded, store)], 2, device=device)
-        compact = folder / "compact.zarr"
-        dump(plan, [Target(loaded, compact)], 2, encoding="compact", device=device)
-        student = Training(
-            dataset=name,
-            model=scale.student,
-            objective=ObjectiveConfig(method="kd"),
-            optimization=Optimization(epochs=scale.train_rounds + 1, batch_size=64),
-            stores=(str(store),),
-            device=device,
-        )
-        others = {"compact": str(compact)}
+        student, teacher, compact = _with_teacher(scale, device, Path(temporary))
+        others = {"compact": compact}
         measured = bench_train(student, teacher, scale.train_rounds, others)
     pair = f"{scale.student} taught by {scale.teacher}, {scale.train_images} images of CIFAR-100's shape"
     seconds = {way: measured[way]["seconds"] for way in ("ce", "cached", "online")}
+    unit, of = ("seconds", "seconds") if device != "cpu" else ("cpu_seconds", "processor seconds")
     return [
         Claim.of(
             "epoch: cached / labels alone",
@@ -185,6 +232,43 @@ def training_claims(scale: Scale, device: str) -> list[Claim]:
             {},
         ),
         _over_float16("epoch", "a student's epoch", measured["compact"], measured["cached"], {}),
+        Claim.of(
+            "epoch: cached / the student's step alone",
+            f"{of} of the same epoch, against its steps on batches that lie ready; 1: views and logits are "
+            "free",
+            [a / b for a, b in zip(measured["cached"][unit], measured["step"][unit], strict=True)],
+            {},
+        ),
+        Claim.of(
+            "epoch: online / step + forward",
+            f"{of} of the epoch with the teacher in the loop, against the student's steps and the teacher's "
+            "passes on batches that lie ready; 1: no more than the networks themselves",
+            [
+                online / (step + forward)
+                for online, step, forward in zip(
+                    measured["online"][unit],
+                    measured["step"][unit],
+                    measured["forward"][unit],
+                    strict=True,
+                )
+            ],
+            {},
+        ),
+    ]
+
+
+def student_claims(scale: Scale, device: str) -> list[Claim]:
+    """Students side by side from one stream of JPEG files, against one alone."""
+    measured = bench_students(scale.student_files, 4, rounds=scale.train_rounds, device=device)
+    alone, together = (measured[name]["cpu_seconds"] for name in ("one", "all"))
+    return [
+        Claim.of(
+            "epoch: four students / one",
+            f"processor seconds of an epoch of four resnet8 side by side, of {scale.student_files} JPEG "
+            "files of 375 x 500 pixels at 32, against one alone; 4: nothing is shared",
+            [a / b for a, b in zip(together, alone, strict=True)],
+            measured,
+        )
     ]
 
 
@@ -239,6 +323,24 @@ def dump_claims(scale: Scale, device: str) -> list[Claim]:
     ]
 
 
+def photo_claims(scale: Scale, device: str) -> list[Claim]:
+    """A dump of RandAugment's views of JPEG files, against its teacher's forward passes."""
+    with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as temporary:
+        folder = random_photos(Path(temporary), scale.photo_rows)
+        augment = "resized-crop-flip:size=64+rand-augment"
+        measured = bench_dump((scale.teacher,), scale.photo_rows, rounds=scale.train_rounds,
+                              device=device, photos=folder, augment=augment)  # fmt: skip
+    return [
+        Claim.of(
+            "dump of photos / bare forward",
+            f"seconds: {scale.teacher} on {scale.photo_rows:,} JPEG files, decoded in this process and "
+            f"augmented by {augment}, against its forward passes alone",
+            [1 / ratio for ratio in measured["one"]["ratios"]],
+            measured,
+        )
+    ]
+
+
 def reading_claims(scale: Scale, device: str) -> list[Claim]:
     """MB/s of whole views, against plain reads of the same files and the same conversion."""
     measured = bench_reading(scale.store_rows, rounds=scale.rounds)
@@ -274,3 +376,16 @@ def view_claims(scale: Scale, device: str) -> list[Claim]:
             {"rounds": results},
         )
     ]
+
+
+CLAIMS: dict[str, Callable[[Scale, str], list[Claim]]] = {
+    "epochs": training_claims,
+    "graph": graph_claims,
+    "students": student_claims,
+    "dump": dump_claims,
+    "photos": photo_claims,
+    "reading": reading_claims,
+    "views": view_claims,
+}
+#: What `bench` measures, in this order.
+SECTIONS = (*CLAIMS, "encodings", "memory")

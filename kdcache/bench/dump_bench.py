@@ -19,12 +19,14 @@ import torch
 
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import ResidentDataset, index_keys
+from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
 from kdcache.dumping.opening import Target
 from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
+from kdcache.views.sizes import view_shape, view_size
 
 
 def bench_dump(
@@ -37,6 +39,8 @@ def bench_dump(
     encoding: str = "float16",
     rounds: int = 5,
     device: str | torch.device = "cpu",
+    photos: Path | None = None,
+    augment: str = "pad-crop-flip",
 ) -> dict[str, Any]:
     """Dump rows per second over bare forward rows per second.
 
@@ -53,6 +57,8 @@ def bench_dump(
         encoding: of the stores.
         rounds: rounds to take medians of.
         device: where the teachers are.
+        photos: a folder of images by class, in place of random images; the first ``samples`` of it.
+        augment: of the views.
 
     Returns:
         Per case "one" and, with several models, "all": `forward_rows_per_second`,
@@ -61,7 +67,13 @@ def bench_dump(
         of the dump over those of the forwards, which a busy machine hardly disturbs.
     """
     device = torch.device(device)
-    plan = _plan(samples, classes, shape)
+    if photos is None:
+        plan = _plan(samples, classes, shape, augment)
+    else:
+        dataset = load_dataset(f"folder:{photos}")
+        classes, samples = dataset.classes, min(samples, len(dataset))
+        plan = ViewPlan(dataset, make_augmentation(augment, dataset), seed=0)
+        shape = view_shape(plan)[0], *view_size(plan)
     teachers = [_teacher(name, classes, shape, device) for name in models]
     batches = [
         (np.arange(start, min(start + batch_size, samples)), view)
@@ -92,7 +104,7 @@ def bench_dump(
             "ratios": ratios,
         }
     settings = {"samples": samples, "views": views, "classes": classes, "shape": list(shape),
-                "batch_size": batch_size, "encoding": encoding, "rounds": rounds,
+                "augment": augment, "batch_size": batch_size, "encoding": encoding, "rounds": rounds,
                 "device": str(device), "threads": torch.get_num_threads()}  # fmt: skip
     return {"settings": settings, **summary}
 
@@ -177,7 +189,9 @@ def _resident(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-def _plan(samples: int, classes: int, shape: tuple[int, int, int]) -> ViewPlan:
+def _plan(
+    samples: int, classes: int, shape: tuple[int, int, int], augment: str = "pad-crop-flip"
+) -> ViewPlan:
     generator = torch.Generator().manual_seed(0)
     dataset = ResidentDataset(
         "random",
@@ -187,7 +201,7 @@ def _plan(samples: int, classes: int, shape: tuple[int, int, int]) -> ViewPlan:
         labels=np.arange(samples) % classes,
         classes=classes,
     )
-    return ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+    return ViewPlan(dataset, make_augmentation(augment, dataset), seed=0)
 
 
 def _teacher(name: str, classes: int, shape: tuple[int, int, int], device: torch.device) -> Teacher:

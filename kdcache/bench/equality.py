@@ -26,13 +26,17 @@ from kdcache.models.zoo import build_model
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import assembled, nets_of, student_shapes
 from kdcache.training.preparation import prepared, train
 from kdcache.training.settings import Training
 from kdcache.views.cached import Batch, CachedViews
-from kdcache.views.sizes import view_shape
+from kdcache.views.sizes import view_size
 
-#: Every method with its published defaults, on logits as they are and, where it has that form, standardized.
-OBJECTIVES = {name: ObjectiveConfig(method=name) for name in METHODS} | {
+#: Every method that can be cached with its published defaults, on logits as they are and, where it has that
+#: form, standardized.
+OBJECTIVES = {
+    name: ObjectiveConfig(method=name) for name, method in METHODS.items() if not method.online
+} | {
     f"{name}+std": ObjectiveConfig(method=name, standardize="unbiased")
     for name, method in METHODS.items()
     if method.standardized
@@ -60,13 +64,16 @@ def first_step(
     if cached:
         outputs = teacher(images)
         live = ({name: outputs[name].view(rows.shape) for name, rows in cached[0].items()},)
+    preprocessing = normalisation(views.dataset)
+    image = (preprocessing.channels, *view_size(views.plan))
+    fields = tuple(cached[0]) if cached else ()
     results = []
     for teachers in (cached, live):
         torch.manual_seed(seed)
-        preprocessing = normalisation(views.dataset)
-        size = view_shape(views.plan)[1]
-        student = build_model(model, views.dataset.classes, preprocessing.channels, size)
-        results.append(_loss(student, preprocessing(images), batch, teachers, config))
+        student = build_model(model, views.dataset.classes, image[0], image[-1])
+        nets = nets_of(views, student_shapes(student, config, image), fields)
+        student, objective = assembled(student, config, nets)
+        results.append(_loss(student.train(), objective, preprocessing(images), batch, teachers))
     (loss, gradient), (live_loss, live_gradient) = results
     pairs = [(rows, live[0][name]) for fields in cached for name, rows in fields.items()]
     return {
@@ -79,17 +86,18 @@ def first_step(
 
 def _loss(
     student: torch.nn.Module,
+    objective: Objective,
     inputs: Tensor,
     batch: Batch,
     teachers: Sequence[Mapping[str, Tensor]],
-    config: ObjectiveConfig,
 ) -> tuple[float, Tensor]:
-    outputs = as_fields(tapped(student, config.record.student_fields)(inputs))
+    outputs = as_fields(tapped(student, objective.student_fields)(inputs))
     if batch.images.ndim == 5:
         outputs = {name: rows.view(-1, 2, *rows.shape[1:]) for name, rows in outputs.items()}
     step = Step(epochs=2, keys=batch.keys, views=batch.views)
-    loss, _ = Objective(config)(outputs, teachers, batch.labels, step, batch.mix)
-    gradients = torch.autograd.grad(loss, list(student.parameters()))
+    loss, _ = objective(outputs, teachers, batch.labels, step, batch.mix)
+    learned = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]
+    gradients = torch.autograd.grad(loss, learned)
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
 
@@ -106,12 +114,12 @@ def drift(training: Training, teacher: str, folder: Path, control: int = 1) -> d
         cached and control: relative distance of the final weights from those of the online run;
         cached_loss and control_loss: the largest difference of an epoch's mean loss.
     """
-    online = replace(training, online=(teacher,) if training.objective.record.needs_teacher else ())
+    online = replace(training, online=(teacher,) if training.objective.needs_teacher else ())
     runs = {"cached": train(training, folder / "cached").path}
     runs["online"] = train(online, folder / "online").path
     with prepared(online, folder / "control") as loop:
         loop.teachers = [replace(member, batch_size=control) for member in loop.teachers]
-        runs["control"] = loop.run().path
+        runs["control"] = loop.run()[0].path
     weights = {name: _flat(run) for name, run in runs.items()}
     losses = {
         name: np.array([r["train_loss"] for r in read_metrics(r)]) for name, r in runs.items()

@@ -54,7 +54,7 @@ def run_rules(case: Case, rules: Sequence[Rule] = RULES) -> list[Finding]:
     Raises:
         StoreError: what was read of a store is not what was written.
     """
-    reads_teachers = bool(case.stores) and case.loss.record.needs_teacher
+    reads_teachers = bool(case.stores) and case.loss.needs_teacher
     return [
         finding for rule in rules if rule in OF_SETTINGS or reads_teachers for finding in rule(case)
     ]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kdcache.checks.earlier_runs import Baseline, Fit
 from kdcache.checks.sample import Sample, draw
-from kdcache.checks.trials import Trials
 from kdcache.data.dataset import Rows
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.objective import Objective
 from kdcache.methods.step import Step
+from kdcache.teachers.trials import Trials
 from kdcache_stores import Store
 
 #: An epoch after every warm-up.
@@ -125,10 +125,12 @@ class Case:
         classes.
 
         As `Objective` returns them, noise left out; None where there is no such number: the method
-        compares whole batches, trains its temperature, or lacks labels.
+        compares whole batches, trains its temperature, reads features, or lacks labels.
         """
         method = self.loss.record
         if method.whole_batch or self.loss.temperature is None:
+            return None
+        if self.loss.teacher_fields != ("logits",):
             return None
         if method.needs_labels and not self.known.all():
             return None

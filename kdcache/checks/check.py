@@ -13,7 +13,7 @@ from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Fit, read_baseline
 from kdcache.checks.finding import Finding
-from kdcache.checks.trials import Trials, try_out
+from kdcache.checks.needed_fields import missing_fields
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
@@ -22,8 +22,11 @@ from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
+from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
+from kdcache.views.sizes import view_shape, view_size
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores.read.join import expected
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class CheckRequest:
         baseline: a finished run of the student by cross-entropy.
         teacher: as `load_teacher` takes it; tried with other preprocessing than the first store's.
         run: a finished run of a student, whose end is checked too.
+        expect: content digests that the stores must have, in their order; see `expected`.
     """
 
     stores: tuple[str, ...]
@@ -58,6 +62,7 @@ class CheckRequest:
     baseline: str | None = None
     teacher: str | None = None
     run: str | None = None
+    expect: tuple[str, ...] = ()
     device: str = "cpu"
 
     @classmethod
@@ -107,12 +112,20 @@ def check_stores(request: CheckRequest) -> list[Finding]:
     if request.dataset is None and (request.teacher or request.train_samples or request.val_split):
         raise UsageError("a teacher, or a part of the samples, needs the dataset: give --dataset")
     with ExitStack() as opened:
-        stores = [opened.enter_context(open_store(path)) for path in request.stores]
-        holders = [fields["logits"] for fields in join_fields(stores, ("logits",))]
+        stores = [
+            opened.enter_context(open_store(path, expect=digest))
+            for path, digest in expected(request.stores, request.expect)
+        ]
+        objective, missing = request.objective, []
+        if objective is None or "logits" in objective.teacher_fields or request.teacher:
+            holders = [fields["logits"] for fields in join_fields(stores, ("logits",))]
+        else:  # of what other fields hold, the rules know nothing
+            holders = []
+        image = None
         case = Case(stores=holders, objective=request.objective, epochs=request.epochs)
         fingerprint = None
         if request.dataset is None:
-            case = replace(case, views=case.used[: request.views])
+            case = replace(case, views=case.used[: request.views] if holders else None)
         else:
             root = Path(request.data_root) if request.data_root else None
             data = load_dataset(request.dataset, stores[0].plan.split, root, request.download)
@@ -128,6 +141,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
                 subset=request.subset,
             )
             assert views.views is not None
+            image = (view_shape(views.plan)[0], *view_size(views.plan))
             case = replace(
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
@@ -140,7 +154,9 @@ def check_stores(request: CheckRequest) -> list[Finding]:
         if request.run:
             _require_stores_of(request.run, stores)
             case = replace(case, fit=Fit.of_run(request.run))
-        return run_rules(case)
+        if objective is not None:
+            missing = list(missing_fields(objective, stores, request.student, image))
+        return missing + run_rules(case)
 
 
 def _require_stores_of(run: str, stores: Sequence[Store]) -> None:

@@ -37,9 +37,13 @@ class Dataset(ABC):
         flip: whether a mirrored image keeps its meaning (digits do not).
         skipped: key -> reason, for samples left out because they cannot be decoded.
         remarks: what everyone who uses the split should be told about it, a sentence each.
+        remote: images lie behind a network, whose connections do not outlive a fork.
+        decoder: what decodes image files here, with its version; None where nothing is decoded.
     """
 
     images: torch.Tensor | None = None
+    remote: bool = False
+    decoder: str | None = None
 
     def __init__(
         self,
@@ -96,6 +100,9 @@ class Dataset(ABC):
     @abstractmethod
     def decode(self, row: int) -> torch.Tensor:
         """The image of a row: uint8 (C, H, W); raises `DataError` naming the key."""
+
+    def ahead(self, rows: Rows) -> None:  # noqa: B027 (nothing to do where images are at hand)
+        """These images are about to be decoded: fetch them together, where that is faster."""
 
     def size(self, row: int) -> tuple[int, int]:
         """Height and width of an image, without decoding it where that is possible."""
@@ -229,7 +236,12 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
     """
     if dataset.images is not None:
         return dataset
-    loader = torch.utils.data.DataLoader(_Trial(dataset), batch_size=None, num_workers=workers)
+    loader = torch.utils.data.DataLoader(
+        _Trial(dataset),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=start_method(dataset) if workers else None,
+    )
     bad = {row: reason for row, reason in enumerate(loader) if reason is not None}
     if not bad:
         return dataset
@@ -244,6 +256,11 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
         f"{' and more' if len(bad) > 5 else ''}",
     ]
     return part
+
+
+def start_method(dataset: Dataset) -> str | None:
+    """How worker processes that decode a dataset must start; None: as usual."""
+    return "spawn" if dataset.remote else None
 
 
 class _Trial(torch.utils.data.Dataset[str | None]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import functional as F
 
 from kdcache.data.dataset import Dataset, Rows
+from kdcache.data.encoded.decoding import decode_image
+from kdcache.data.encoded.encoded_images import EncodedDataset
 from kdcache.data.holdout import hold_out
 from kdcache_stores.errors import DataError
 
@@ -24,10 +23,9 @@ SPLITS = {
     "test": ("test", "testing", "val", "valid", "validation"),
     "unlabeled": ("unlabeled",),
 }
-_EXIF_ORIENTATION = 0x0112
 
 
-class FolderDataset(Dataset):
+class FolderDataset(EncodedDataset):
     """Image files under one folder; a key is a path relative to it, with `/`."""
 
     def __init__(
@@ -50,69 +48,31 @@ class FolderDataset(Dataset):
         )
         self.folder = folder
 
-    def decode(self, row: int) -> torch.Tensor:
-        """The image in RGB, upright: uint8 (3, H, W); see `decode_file`."""
-        try:
-            return decode_file(self.folder / self.keys[row])
-        except DataError as error:
-            raise DataError(
-                f"image {self.keys[row]!r} of {self.name} (row {row}): {error}. Mend or remove it, or "
-                "leave such images out with --skip-bad (skip_bad=True)."
-            ) from error
-
-    def size(self, row: int) -> tuple[int, int]:
-        """Height and width of an upright image, from its header."""
-        path = self.folder / self.keys[row]
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"image {self.keys[row]!r} of {self.name}: {_reason(error)}") from error
-        return (width, height) if sideways else (height, width)
+    def read(self, row: int, limit: int | None = None) -> bytes:
+        """The bytes of a row's file; see `EncodedDataset`."""
+        return read_file(self.folder / self.keys[row], limit)
 
     def _select(self, rows: Rows) -> None:
         """The files stay where they are."""
 
 
 def decode_file(path: Path) -> torch.Tensor:
-    """Decode an image file with Pillow: uint8 (3, H, W).
+    """Decode an image file: uint8 (3, H, W); see `decode_image`.
 
-    Turned upright by its EXIF orientation, converted to RGB as torchvision's ImageFolder does: grey
-    is repeated, CMYK converted, transparency dropped. Of 16-bit grey the upper 8 bits are kept
-    (ImageFolder clips it to white). Raises `DataError` for a file that is missing, empty,
-    truncated, damaged or no image, and for pixels of 32 bits, which have no agreed white.
+    Raises `DataError` for a file that is missing too.
     """
+    return decode_image(read_file(path))
+
+
+def read_file(path: Path, limit: int | None = None) -> bytes:
+    """A file's bytes, or the first `limit` of them; raises `DataError`."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return rgb_tensor(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if path.exists() and path.stat().st_size == 0:
-            raise DataError("the file is empty (0 bytes)") from error
-        raise DataError(_reason(error)) from error
-
-
-def rgb_tensor(image: Image.Image) -> torch.Tensor:
-    """A Pillow image, upright and in RGB: uint8 (3, H, W); see `decode_file`."""
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            f"its pixels have 32 bits (Pillow's mode {image.mode}), and no rule says which value is "
-            "white: save it with 8 bits"
-        )
-    pixels: torch.Tensor = F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-    return pixels
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, UnidentifiedImageError):
-        return "the file is no image that Pillow can read, or its header is damaged"
-    return f"cannot be decoded ({error})"
+        with open(path, "rb", buffering=0) as file:
+            return file.read(-1 if limit is None else limit) or b""
+    except FileNotFoundError as error:
+        raise DataError("there is no such file") from error
+    except OSError as error:
+        raise DataError(f"the file cannot be read ({error.strerror})") from error
 
 
 def own_folder(path: Path, split: str) -> Dataset:

@@ -14,7 +14,9 @@ from PIL import Image
 
 from kdcache.augment.custom import import_factory
 from kdcache.data.dataset import Dataset, Rows, class_numbers, index_keys
-from kdcache.data.folder import rgb_tensor
+from kdcache.data.encoded.decoding import rgb_tensor
+from kdcache.data.encoded.encoded_images import EncodedDataset
+from kdcache.data.folder import read_file
 from kdcache.data.holdout import hold_out
 from kdcache_stores.errors import DataError, KDCacheError, UsageError
 
@@ -94,6 +96,50 @@ class MapDataset(Dataset):
         except DataError:
             return None
         return (int(shape[0]), int(shape[1]), int(shape[2])) if same else None
+
+    def _select(self, rows: Rows) -> None:
+        self.rows = self.rows[rows]
+
+
+class HubDataset(EncodedDataset):
+    """A table of `datasets`, whose images stay encoded.
+
+    Args:
+        source: `source[row][field]` has the image's `bytes`, or the `path` of its file.
+        field: name of the column.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        source: Any,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        class_names: Sequence[str],
+        field: str,
+    ) -> None:
+        super().__init__(
+            name,
+            split,
+            keys=keys,
+            labels=labels,
+            classes=len(class_names),
+            class_names=class_names,
+        )
+        self.source, self.field = source, field
+        self.rows: Rows = np.arange(len(self), dtype=np.int64)
+
+    def read(self, row: int, limit: int | None = None) -> bytes:
+        """The bytes of a row's image; see `EncodedDataset`."""
+        item = self.source[int(self.rows[row])][self.field] or {}
+        data: bytes | None = item.get("bytes")
+        if data is None and item.get("path"):
+            return read_file(Path(item["path"]), limit)
+        if data is None:
+            raise DataError("the row holds no image")
+        return data if limit is None else data[:limit]
 
     def _select(self, rows: Rows) -> None:
         self.rows = self.rows[rows]
@@ -186,13 +232,13 @@ def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:
         remarks.append(f"hf:{name} has no labels in {unlabelled}, which are not used for testing")
     table = splits[chosen]
     names = table.features[label].names
-    dataset = MapDataset(
+    encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    dataset = HubDataset(
         f"hf:{name}",
         wanted,
-        source=table.select_columns([image]),
+        source=encoded,
         keys=index_keys(chosen, range(len(table)), len(table)),
         labels=_labels(table, label),
-        classes=len(names),
         class_names=names,
         field=image,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from kdcache.augment.custom import is_import_path
 from kdcache.data import small_images
 from kdcache.data.arrays import arrays
 from kdcache.data.dataset import Dataset, without_bad_images
+from kdcache.data.encoded.parquet_rows import parquet_images
+from kdcache.data.encoded.tar_shards import tar_images
 from kdcache.data.folder import own_folder
 from kdcache.data.foreign import hugging_face, user_dataset
 from kdcache.data.imagenet import imagenet, tiny_imagenet
@@ -33,9 +36,14 @@ DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
 PREFIXES = {
     "arrays:FILE.npz": "x_train, y_train, x_test, y_test and optional keys of an .npz file.",
     "folder:PATH": "A folder of images by class, in train and val or test; or train alone.",
+    "tar:PATTERN": "Images in tar archives, not unpacked: WebDataset shards, or folders of classes.",
+    "parquet:PATTERN": "Images in the rows of Parquet files, such as Hugging Face's; paths or URLs.",
     "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`); hf:NAME:CONFIG:LABEL:IMAGE.",
     "pkg.module:factory": "A dataset of your own, made by a function of the split.",
 }
+
+_FILES = {"tar": tar_images, "parquet": parquet_images}
+_COLUMNS = re.compile(r"(.*)#image=([^#=,]*),label=([^#=,]*)")
 
 
 def default_root() -> Path:
@@ -57,9 +65,9 @@ def load_dataset(
     """Load one split of a dataset.
 
     Args:
-        name: one of `DATASETS`, `arrays:FILE.npz`, `folder:PATH`, `hf:NAME`, or a user's own
-            `pkg.module:factory`, which is imported: pass only what the user asked for, never what a
-            store says.
+        name: one of `DATASETS`, `arrays:FILE.npz`, `folder:PATH`, `tar:PATTERN`,
+            `parquet:PATTERN`, `hf:NAME` (see `with_columns`), or a user's own `pkg.module:factory`,
+            which is imported: pass only what the user asked for, never what a store says.
         split: "train", "test" or "unlabeled".
         root: where the named datasets are kept; by default `default_root()`.
         download: fetch it from its publisher if it is not there.
@@ -80,6 +88,34 @@ def load_dataset(
     if dataset.image_shape is None:
         dataset.image_shape = dataset.common_shape()
     return dataset
+
+
+def with_columns(name: str, image: str | None, label: str | None) -> str:
+    """A dataset's name that says which columns hold its images and labels: what runs keep of it.
+
+    Args:
+        name: of a dataset, `tar:`, `parquet:` or `hf:`.
+        image: column of the images, or the extension of the members of archives.
+        label: column of the labels, or the field of the .json members of archives.
+
+    Raises:
+        UsageError: a dataset without columns.
+    """
+    if not image and not label:
+        return name
+    kind, _, rest = name.partition(":")
+    if kind == "hf" and rest:
+        repository, config, own_label, own_image = (rest.split(":") + [""] * 3)[:4]
+        return f"hf:{repository}:{config}:{label or own_label}:{image or own_image}"
+    if kind not in _FILES or not rest:
+        raise UsageError(f"{name} has no columns to choose: tar:, parquet: and hf: have")
+    return f"{name}#image={image or ''},label={label or ''}"
+
+
+def _columns(rest: str) -> tuple[str, tuple[str, str]]:
+    """A pattern, and the columns that `with_columns` added to it."""
+    match = _COLUMNS.fullmatch(rest)
+    return (match[1], (match[2], match[3])) if match else (rest, ("", ""))
 
 
 def _empty_classes(dataset: Dataset) -> list[str]:
@@ -123,6 +159,9 @@ def _load(name: str, split: str, root: Path, download: bool) -> Dataset:
         return arrays(rest, split)
     if rest and kind == "folder":
         return own_folder(Path(rest).expanduser(), split)
+    if rest and kind in _FILES:
+        pattern, columns = _columns(rest)
+        return _FILES[kind](pattern, split, root, *columns)
     if rest and kind == "hf":
         return hugging_face(rest, split, root, download)
     if is_import_path(name):

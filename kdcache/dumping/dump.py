@@ -14,27 +14,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.data.dataset import Rows
 from kdcache.distributed import Ranks
 from kdcache.dumping.calibration import fit_writer
 from kdcache.dumping.opening import Target, Targets, store_settings, target_encodings
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
-from kdcache.views.batches import ImageBatch
+from kdcache.views.batches import ImageBatch, together
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError, Shard, StoreWriter, UsageError
 from kdcache_stores.read.prefetch import prefetched
 
 AHEAD = 4
 """Batches that wait augmented for the teachers."""
-DESCRIBED = 1024
-"""Batches that are described to the plan at a time, so that memory does not grow with the views."""
+
+Group = tuple[Shard, ...]
+"""Shards of several views of the same rows, whose images are decoded once; in order of their views."""
 
 
 class DumpObserver(Protocol):
@@ -98,17 +99,20 @@ def dump(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    views_per_decode: int = 1,
     part: tuple[int, int] = (0, 1),
     ranks: Ranks | None = None,
     hash_keys: bool = False,
+    shard_rows: int | None = None,
     repair: bool = False,
     command: str = "",
     watch: DumpObserver | None = None,
 ) -> Dumped:
     """Write the fields of every teacher for ``views`` views of every sample, a store per teacher.
 
-    Batches never cross a shard, so a row is forwarded in the same batch however often the dump was
-    interrupted and however many ranks and parts share it.
+    Batches never cross a shard and are of one view, so a row is forwarded in the same batch however
+    often the dump was interrupted, however many ranks and parts share it, and however many views are
+    made of an image at a time.
 
     Args:
         plan: dataset, augmentation and seed of the views.
@@ -119,10 +123,13 @@ def dump(
         batch_size: images per forward pass.
         device: where the teachers are.
         workers: processes that decode image files.
+        views_per_decode: views that are made of an image each time it is decoded; the bytes are the
+            same. So many times `batch_size` images wait augmented in each place of the queue.
         part: (i, n) takes the i-th (from 0) of n disjoint parts of the shards. The stores are
             sealed if n is 1; otherwise `kdcache_stores.write.reopen` seals them when all are done.
         ranks: the processes that share this part; rank 0 seals.
         hash_keys: publish the SHA-256 of each key instead of the key.
+        shard_rows: rows per shard at most, see `StoreWriter`.
         repair: check finished stores first and write damaged shards anew.
         command: the command line to record in the stores' provenance.
 
@@ -143,7 +150,7 @@ def dump(
             for target in wanted:
                 settings = store_settings(plan, target, views, encodings=encodings, device=where,
                                           batch_size=batch_size, hash_keys=hash_keys,
-                                          command=command)  # fmt: skip
+                                          shard_rows=shard_rows, command=command)  # fmt: skip
                 writer = StoreWriter(target.path, repair=repair, **settings)
                 jobs.append(_Job(target.teacher, opened.enter_context(writer)))
 
@@ -161,10 +168,11 @@ def dump(
         todo = sorted(set().union(*pending))
         # An encoding with a base needs view 0 of a sample, whoever wrote it, before any other view.
         ordered = any(job.writer.needs_view_0 for job in jobs)
-        bases = [shard for shard in todo if ordered and shard.view == 0]
-        rounds = [bases, sorted(set(todo) - set(bases))] if bases else [todo]
-        rounds = [shards[ranks.rank :: ranks.world] for shards in rounds]
-        mine = [shard for shards in rounds for shard in shards]
+        groups = _groups(todo, views_per_decode)
+        bases = sum(ordered and group[0].view == 0 for group in groups)  # the first, if any
+        rounds = [groups[:bases], groups[bases:]] if bases else [groups]
+        rounds = [groups[ranks.rank :: ranks.world] for groups in rounds]
+        mine = [shard for groups in rounds for group in groups for shard in group]
         for job, missing in zip(jobs, pending, strict=True):
             job.pending = set(missing) & set(mine)
         shards = sorted(set(jobs[0].writer.shards[part[0] :: part[1]]) | set(todo))
@@ -173,8 +181,8 @@ def dump(
             done = skipped if ranks.world == 1 else 0
             watch.start(done, done + sum(shard.rows for shard in mine))
         with ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as pool:
-            for shards in rounds:
-                _forward(plan, jobs, shards, batch_size, where, workers, pool, watch)
+            for groups in rounds:
+                _forward(plan, jobs, groups, batch_size, where, workers, pool, watch)
                 ranks.wait()
         whole = part[1] == 1
 
@@ -195,28 +203,28 @@ def _require_distinct(targets: Sequence[Target]) -> None:
         raise UsageError(f"every teacher needs a store of its own, found the paths {paths}")
 
 
-def _cuts(shard: Shard, batch_size: int) -> Iterator[tuple[int, int]]:
-    for start in range(shard.start, shard.stop, batch_size):
-        yield start, min(start + batch_size, shard.stop)
-
-
-def _batches(
-    plan: ViewPlan, todo: Sequence[Shard], batch_size: int, device: torch.device, workers: int
-) -> Iterator[ImageBatch]:
-    """The views of all shards in order, batch by batch."""
-    cuts = (
-        (np.arange(start, stop), shard.view)
-        for shard in todo
-        for start, stop in _cuts(shard, batch_size)
+def _groups(shards: Sequence[Shard], views_per_decode: int) -> list[Group]:
+    """The shards, each with those of some later views of its rows; in order of view and rows."""
+    by_rows: dict[int, list[Shard]] = {}
+    for shard in sorted(shards):
+        by_rows.setdefault(shard.index, []).append(shard)
+    return sorted(
+        tuple(same[i : i + views_per_decode])
+        for same in by_rows.values()
+        for i in range(0, len(same), views_per_decode)
     )
-    while described := list(islice(cuts, DESCRIBED)):
-        yield from plan.stream(described, device=device, workers=workers)
+
+
+def _cuts(group: Group, batch_size: int) -> Iterator[Rows]:
+    shard = group[0]
+    for start in range(shard.start, shard.stop, batch_size):
+        yield np.arange(start, min(start + batch_size, shard.stop))
 
 
 def _forward(
     plan: ViewPlan,
     jobs: Sequence[_Job],
-    todo: Sequence[Shard],
+    groups: Sequence[Group],
     batch_size: int,
     device: torch.device,
     workers: int,
@@ -224,32 +232,54 @@ def _forward(
     watch: DumpObserver | None,
 ) -> None:
     """Run the teachers over every shard; the pool finishes shards while the next is under way."""
-    views = _batches(plan, todo, batch_size, device, workers)
+    asked = (
+        together(rows, [shard.view for shard in group])
+        for group in groups
+        for rows in _cuts(group, batch_size)
+    )
+    views = plan.stream(asked, device=device, workers=workers)
     writing: list[Future[None]] = []
-    with closing(prefetched(lambda batch: batch, views, AHEAD)) as stream:
-        for shard in todo:
-            wanted = [job for job in jobs if shard in job.pending]
-            outputs: list[list[dict[str, Tensor]]] = [[] for _ in wanted]
-            probe_rows, probed = replay.probe_rows(plan, shard.view), []
-            for _ in _cuts(shard, batch_size):
-                batch = next(stream)
-                chosen = np.flatnonzero(np.isin(batch.rows, probe_rows))
-                if len(chosen):
-                    # Copied on the device; the writing thread brings them to the host.
-                    index = torch.from_numpy(chosen).to(device)
-                    probed.append(_Probed(batch.rows[chosen], batch.images.index_select(0, index)))
-                for job, parts in zip(wanted, outputs, strict=True):
-                    parts.append(job.teacher(batch.images))
-                if writing and writing[0].done():
+    ahead = max(1, AHEAD // max(map(len, groups), default=1))
+    with closing(prefetched(lambda batch: batch, views, ahead)) as stream:
+        for group in groups:
+            parts = [_Part(shard, jobs, replay.probe_rows(plan, shard.view)) for shard in group]
+            for _ in _cuts(group, batch_size):
+                for part, batch in zip(parts, next(stream).by_view(len(group)), strict=True):
+                    part.forward(batch)
+                    if watch:
+                        watch.batch(len(batch), jobs[0].top1)
+                while writing and writing[0].done():
                     writing.pop(0).result()
-                if watch:
-                    watch.batch(len(batch.rows), jobs[0].top1)
-            for job, parts in zip(wanted, outputs, strict=True):
-                writing.append(pool.submit(_finish, job, shard, parts, probed, plan, watch))
-            while len(writing) > len(jobs):
+            for part in parts:
+                writing += [
+                    pool.submit(_finish, job, part.shard, outputs, part.probed, plan, watch)
+                    for job, outputs in part.outputs
+                ]
+            while len(writing) > len(jobs) * len(group):
                 writing.pop(0).result()
     for future in writing:
         future.result()
+
+
+class _Part:
+    """A shard on its way through the teachers that lack it."""
+
+    def __init__(self, shard: Shard, jobs: Sequence[_Job], probe_rows: Rows) -> None:
+        self.shard, self.probe_rows = shard, probe_rows
+        self.probed: list[_Probed] = []
+        self.outputs: list[tuple[_Job, list[dict[str, Tensor]]]] = [
+            (job, []) for job in jobs if shard in job.pending
+        ]
+
+    def forward(self, batch: ImageBatch) -> None:
+        chosen = np.flatnonzero(np.isin(batch.rows, self.probe_rows))
+        if len(chosen):
+            # Copied on the device; the writing thread brings them to the host.
+            index = torch.from_numpy(chosen).to(batch.images.device)
+            images = batch.images.index_select(0, index)
+            self.probed.append(_Probed(batch.rows[chosen], images))
+        for job, outputs in self.outputs:
+            outputs.append(job.teacher(batch.images))
 
 
 def _finish(

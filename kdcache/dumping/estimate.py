@@ -16,6 +16,7 @@ import torch
 
 from kdcache.break_even import account
 from kdcache.dumping.opening import Target, store_settings, target_encodings
+from kdcache.views.batches import together
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Plan, Samples, StoreError, write_arrays
 from kdcache_stores.write.outstanding import find_outstanding
@@ -37,6 +38,7 @@ class Estimate:
         stored: rows that the stores hold already.
         encodings: of every field.
         bytes_per_row: of what is to be written, by encoding two views of the first rows.
+        field_bytes: of a row of each field, without what its views share.
         nbytes: that all stores will grow by.
         free_bytes: on the fullest of their disks.
         rows_per_second: of all teachers together, from a warm-up.
@@ -50,6 +52,7 @@ class Estimate:
     stored: int
     encodings: dict[str, str]
     bytes_per_row: float
+    field_bytes: dict[str, float]
     nbytes: int
     free_bytes: int
     rows_per_second: float
@@ -72,9 +75,11 @@ def estimate(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    views_per_decode: int = 1,
     part: tuple[int, int] = (0, 1),
     ranks: int = 1,
     hash_keys: bool = False,
+    shard_rows: int | None = None,
     epochs: int = 240,
     students: int = 1,
 ) -> Estimate:
@@ -90,7 +95,7 @@ def estimate(
     encodings = target_encodings(targets, views, encoding)
     todo = [
         _missing(plan, target, views, part, encodings=encodings, batch_size=batch_size,
-                 device=device, hash_keys=hash_keys)
+                 device=device, hash_keys=hash_keys, shard_rows=shard_rows)
         for target in targets
     ]  # fmt: skip
     rows = max(missing.rows for missing in todo)
@@ -100,6 +105,7 @@ def estimate(
         stored=views * len(plan) - rows if part == (0, 1) else 0,
         encodings=encodings,
         bytes_per_row=0.0,
+        field_bytes={},
         nbytes=0,
         free_bytes=_require_room([target.path for target in targets], [0] * len(targets)),
         rows_per_second=0.0,
@@ -110,17 +116,16 @@ def estimate(
     )
     if not rows:
         return done
-    outputs, speed = _warm_up(plan, targets, batch_size, torch.device(device), workers)
-    nbytes = [
-        round(
-            encoded_bytes(fields, plan.samples.labels, plan.dataset.classes, encodings).of(missing)
-        )
-        for fields, missing in zip(outputs, todo, strict=True)
-    ]
+    outputs, speed = _warm_up(plan, targets, min(views_per_decode, views), batch_size,
+                               torch.device(device), workers)  # fmt: skip
+    labels, classes = plan.samples.labels, plan.dataset.classes
+    encoded = [encoded_bytes(fields, labels, classes, encodings) for fields in outputs]
+    nbytes = [round(each.of(missing)) for each, missing in zip(encoded, todo, strict=True)]
     return replace(
         done,
         rows=rows,
         bytes_per_row=sum(nbytes) / sum(missing.rows for missing in todo),
+        field_bytes=encoded[0].fields,
         nbytes=sum(nbytes),
         free_bytes=_require_room([target.path for target in targets], nbytes),
         rows_per_second=speed * ranks,
@@ -137,11 +142,12 @@ class Missing(NamedTuple):
 
 
 class EncodedBytes(NamedTuple):
-    """Bytes that an encoding takes: once per store, once per sample, and for every row."""
+    """Bytes that encodings take: once per store, once per sample, and for every row; a row's by field."""
 
     store: float
     sample: float
     row: float
+    fields: dict[str, float]
 
     def of(self, missing: Missing) -> float:
         """Bytes that are still to be written."""
@@ -161,6 +167,7 @@ def _missing(
 def _warm_up(
     plan: ViewPlan,
     targets: Sequence[Target],
+    views_per_decode: int,
     batch_size: int,
     device: torch.device,
     workers: int,
@@ -172,25 +179,31 @@ def _warm_up(
     views = range(min(2, plan.views or 2))
     starts = range(0, min(len(plan), WARM_UP_BATCHES * batch_size), batch_size)
     cuts = [np.arange(i, min(i + batch_size, len(plan))) for i in starts]
-    batches = [(rows, view) for rows in cuts for view in views]
-    if len(batches) == 1:
-        batches *= 2  # timed the second time
+    # Views beyond the two are forwarded for the time that they take, and not kept.
+    seen = range(max(len(views), min(views_per_decode, plan.views or views_per_decode)))
+    decoded = [seen[i : i + views_per_decode] for i in range(0, len(seen), views_per_decode)]
+    requests = [(rows, group) for rows in cuts for group in decoded]
+    if len(requests) == 1:
+        requests *= 2  # timed the second time
     outputs: list[dict[str, list[list[np.ndarray]]]] = [
         {name: [[] for _ in views] for name in target.teacher.fields} for target in targets
     ]
     begun, timed, kept = time.perf_counter(), 0, 0
-    stream = plan.stream(batches, device=device, workers=workers)
-    for number, ((_, view), batch) in enumerate(zip(batches, stream, strict=True)):
-        for target, parts in zip(targets, outputs, strict=True):
-            for name, values in target.teacher(batch.images).items():
-                parts[name][view].append(values.cpu().numpy())
-                kept += parts[name][view][-1].nbytes
+    asked = (together(rows, group) for rows, group in requests)
+    stream = plan.stream(asked, device=device, workers=workers)
+    for number, ((_, group), batches) in enumerate(zip(requests, stream, strict=True)):
+        for view, batch in zip(group, batches.by_view(len(group)), strict=True):
+            for target, parts in zip(targets, outputs, strict=True):
+                for name, values in target.teacher(batch.images).items():
+                    if view in views:
+                        parts[name][view].append(values.cpu().numpy())
+                        kept += parts[name][view][-1].nbytes
         if number == 0:
             begun = time.perf_counter()
             continue
-        timed += len(batch.rows)
+        timed += len(batches)
         enough = time.perf_counter() - begun > WARM_UP_SECONDS or kept > WARM_UP_BYTES
-        if view == views[-1] and enough:
+        if group[-1] == seen[-1] and enough:
             break
     seconds = time.perf_counter() - begun
     joined = [
@@ -231,7 +244,11 @@ def encoded_bytes(
         shared = [entry for entry in entries if entry.kind == "once"]
         base = sum(entry.size for entry in shared if entry.start is not None)
         basis = sum(entry.size for entry in shared if entry.start is None)
-    return EncodedBytes(basis, (base + first - last) / n, last / n)
+        of_field = dict.fromkeys(fields, 0.0)
+        for key, entry in store.source.entries.items():
+            if entry.kind == "shard" and entry.view == views - 1:
+                of_field[key.split("/")[0]] += entry.size / n
+    return EncodedBytes(basis, (base + first - last) / n, last / n, of_field)
 
 
 def _require_room(paths: Sequence[str | os.PathLike[str]], nbytes: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ import torch
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.dumping.opening import provenance
-from kdcache.dumping.sanity import Check
+from kdcache.teachers.sanity import Check
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError, MismatchError, Probe, Shard, Store

@@ -23,7 +23,7 @@ from kdcache.distributed import PATIENCE, Ranks, join
 from kdcache.dumping.clean_images import clean_top1, labelled_splits
 from kdcache.dumping.dump import Dumped, DumpObserver, dump
 from kdcache.dumping.estimate import Estimate, estimate
-from kdcache.dumping.opening import Target
+from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
@@ -44,7 +44,7 @@ class DumpRequest:
         split, views, augment, seed: of the plan, see `choose_plan`.
         plan_from: a store whose views to use once more, after the replay proof.
         fields: what the teachers shall give.
-        encoding, batch_size, workers, part, hash_keys, repair: see `dump`.
+        encoding, batch_size, workers, views_per_decode, part, hash_keys, shard_rows, repair: see `dump`.
         precision, channels_last, compile, allow_code: see `load_teacher`.
         mc_dropout: so many posterior samples of each teacher, one store each.
         allow_untrained: dump a teacher that guesses, or gives no logits.
@@ -55,7 +55,7 @@ class DumpRequest:
 
     dataset: DatasetSource
     teachers: Sequence[TeacherRequest]
-    split: str = "train"
+    split: str | None = None
     views: int | None = None
     augment: str | None = None
     seed: int | None = None
@@ -70,12 +70,14 @@ class DumpRequest:
     allow_code: bool = False
     allow_untrained: bool = False
     hash_keys: bool = False
+    shard_rows: int | None = None
     repair: bool = False
     part: tuple[int, int] = (0, 1)
     epochs: int = 240
     students: int = 1
     device: str = "cpu"
     workers: int = 0
+    views_per_decode: int = 1
     threads: int | None = None
 
 
@@ -151,6 +153,7 @@ def prepare_dump(
             if teacher.weights_entry is not None:
                 tell([f"{teacher.architecture}: weights of the entry {teacher.weights_entry}"])
             tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
+            tell(heavy_fields(teacher))
             count = request.mc_dropout
             teachers += (
                 posterior_samples(teacher, asked.out, count) if count else [(teacher, asked.out)]
@@ -163,7 +166,9 @@ def prepare_dump(
         ]))  # fmt: skip
         shared: dict[str, Any] = {
             "batch_size": request.batch_size, "workers": request.workers, "device": device,
-            "hash_keys": request.hash_keys, "part": request.part, "encoding": request.encoding,
+            "views_per_decode": request.views_per_decode,
+            "hash_keys": request.hash_keys, "shard_rows": request.shard_rows,
+            "part": request.part, "encoding": request.encoding,
         }  # fmt: skip
         cost = ranks.on_first(
             lambda: estimate(plan, targets, views, ranks=ranks.world, epochs=request.epochs,
@@ -171,8 +176,10 @@ def prepare_dump(
         )  # fmt: skip
         labelled, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
         clean = ranks.on_first(
-            lambda: [clean_top1(t, labelled, request.allow_untrained, side) for t, _ in teachers]
-        )
+            lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, cost.rows)
+                     for teacher, _ in teachers]
+        )  # fmt: skip
+        tell([f"warning: {advice}" for _, advice in clean if advice is not None])
         targets = [target._replace(clean_top1=top1 or None)
-                   for target, top1 in zip(targets, clean, strict=True)]  # fmt: skip
+                   for target, (top1, _) in zip(targets, clean, strict=True)]  # fmt: skip
         yield PreparedDump(plan, targets, views, cost, ranks, shared | {"repair": request.repair})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import FieldSpec, MismatchError, UsageError, begun_encodings
+
+HEAVY = 64
+"""A field that is so many times as large as another does not belong into one store with it."""
 
 
 class Target(NamedTuple):
@@ -33,7 +37,8 @@ def target_encodings(
 ) -> dict[str, str]:
     """The encoding of every field that some target has."""
     fields = dict.fromkeys(name for target in targets for name in target.teacher.fields)
-    return choose_encodings([target.path for target in targets], list(fields), views, asked)
+    paths, classes = [target.path for target in targets], targets[0].teacher.classes
+    return choose_encodings(paths, list(fields), views, classes, asked)
 
 
 def provenance(device: torch.device, command: str) -> dict[str, Any]:
@@ -52,6 +57,7 @@ def store_settings(
     batch_size: int,
     device: torch.device | str,
     hash_keys: bool = False,
+    shard_rows: int | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """What a dump asks of a target's store: arguments of `StoreWriter`, and of `find_outstanding`.
@@ -83,8 +89,27 @@ def store_settings(
         },
         "provenance": provenance(torch.device(device), command),
         "hash_keys": hash_keys,
+        "shard_rows": shard_rows,
         "head": None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),
     }
+
+
+def heavy_fields(teacher: Teacher) -> list[str]:
+    """A remark on fields that share a store and are of very different weight; empty as a rule.
+
+    A store has one number of rows a shard for all its fields, which the heaviest decides.
+    """
+    sizes = {name: math.prod(_shape(teacher, name)) for name in teacher.fields}
+    light = [name for name in sizes if HEAVY * sizes[name] <= max(sizes.values())]
+    if not light:
+        return []
+    heavy = [name for name in sizes if name not in light]
+    return [
+        f"{', '.join(heavy)} is {max(sizes.values()) // min(sizes.values())} times as large as "
+        f"{', '.join(light)}, and the fields of a store are cut into shards of the same rows: dump the "
+        "heavy ones into a store of their own (--plan-from this one); a training that is given both stores "
+        "joins their fields"
+    ]
 
 
 def _shape(teacher: Teacher, field: str) -> tuple[int, ...]:

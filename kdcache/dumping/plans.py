@@ -20,7 +20,7 @@ from kdcache_stores.write.begin import require_place
 
 def choose_plan(
     source: DatasetSource,
-    split: str = "train",
+    split: str | None = None,
     augment: str | None = None,
     seed: int | None = None,
     views: int | None = None,
@@ -29,7 +29,7 @@ def choose_plan(
     """A plan, and its number of views: as asked for, or those of a store.
 
     Args:
-        split: of the dataset; with a store, the store's.
+        split: of the dataset; None: "train". With a store, it must be the store's.
         augment: as `make_augmentation` takes it. None: `default_augmentation`. With a store, needed for
             a user's own alone; a built-in one must be the store's.
         seed: of the views; None: 0. With a store, it must be the store's.
@@ -39,12 +39,12 @@ def choose_plan(
     Raises:
         UsageError: the augmentation leaves the number of views open, and none is given; or a user's own
             gives another image each time.
-        MismatchError: dataset, augmentation or seed are not those of the store.
+        MismatchError: dataset, split, augmentation or seed are not those of the store.
     """
     if store is not None:
-        plan, stored = stored_plan(source, store, augment, seed)
+        plan, stored = stored_plan(source, store, augment, seed, split)
         return plan, views or stored
-    data = source.load(split)
+    data = source.load(split or "train")
     plan = ViewPlan(data, make_augmentation(augment or default_augmentation(data), data), seed or 0)
     count = views or (1 if plan.augmentation.fixed else plan.views)
     _require_seeded(plan)
@@ -73,6 +73,7 @@ def stored_plan(
     store: str | os.PathLike[str],
     augment: str | None = None,
     seed: int | None = None,
+    split: str | None = None,
 ) -> tuple[ViewPlan, int]:
     """The plan of a store over a dataset that is here, and the store's number of views; see `choose_plan`."""
     with open_store(store) as opened:
@@ -80,6 +81,11 @@ def stored_plan(
         samples = Samples(opened.keys, opened.labels, opened.keys_hashed)
     if seed is not None and seed != stored.seed:
         raise MismatchError(f"the plan of {store} has the seed {stored.seed}, asked for {seed}")
+    if split is not None and split != stored.split:
+        raise MismatchError(
+            f"the views of {store} are of the split {stored.split}, asked for {split}: leave out --split, "
+            "or do without the store"
+        )
     data = source.load(stored.split)
     augmentation = make_augmentation(augment, data) if augment else None
     return ViewPlan.from_store(stored, data, samples, augmentation), views

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.plans import stored_plan
+from kdcache.fields.spelling import needs_head
 from kdcache.preprocessing import Preprocessing
+from kdcache.runs import is_run
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.posterior import mc_dropout
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import Store, UsageError, describe, open_store
+from kdcache_stores import MismatchError, Store, UsageError, describe, open_store
 from kdcache_stores.encodings.fidelity import measure, relative_error
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
@@ -40,7 +43,8 @@ class Recheck:
         problems: why these are not that teacher's outputs; empty if they are.
         measured: by field. Of logits KL(live || stored) and top-1 agreement, as `fidelity.measure`, and
             `spread`, the mean standard deviation of stored rows over that of live ones; of other fields
-            `error`, as `fidelity.relative_error`.
+            `error`, as `fidelity.relative_error`, and of those that the store's head makes logits of
+            `head_kl_t1`, the mean KL(live || stored) of these logits at T = 1.
         recorded: the same measures as the dump recorded them for the encoding.
         worst: key, row, view and field of the row that differs most from its live one.
     """
@@ -94,6 +98,36 @@ def load_stored_teacher(
         fields=tuple(store.fields) if fields is None else fields,
     )
     return teacher if seed is None else mc_dropout(teacher, seed)
+
+
+def teacher_of_store(
+    stores: Sequence[Store],
+    spec: str,
+    device: torch.device | str,
+    dataset: Dataset,
+    allow_code: bool = False,
+) -> Teacher | None:
+    """A teacher for the images of a dataset as the store names it that it filled; None where it filled none.
+
+    A run is none: it comes with its own preprocessing.
+
+    Args:
+        stores: among which it is looked for by the digest of its weights.
+        spec: as `load_teacher` takes it.
+        allow_code: see `load_teacher`.
+    """
+    for store in stores:
+        if store.classes != dataset.classes or is_run(spec.partition("@")[0]):
+            continue
+        try:
+            teacher = load_stored_teacher(
+                store, spec, device, dataset.image_shape, allow_code, ("logits",)
+            )
+        except MismatchError:
+            continue  # another network's store
+        if teacher.weights_sha256 == store.teacher.weights_sha256:
+            return teacher
+    return None
 
 
 def recheck_store(
@@ -167,6 +201,8 @@ def recheck(
             [store.read(int(v), where[views == v], field=name) for v in np.unique(views)]
         )
         comparisons[name] = _compare(name, live, stored, recorded[name])
+        if store.head is not None and needs_head(name):
+            comparisons[name].measured["head_kl_t1"] = _head_kl(store.head, live, stored)
     problems = _weights(store, teacher)
     for name, comparison in comparisons.items():
         problems += comparison.problems(name, store.teacher.precision)
@@ -243,6 +279,16 @@ def _compare(
     measured = measure(live, stored)
     measured["spread"] = float(stored.std(axis=1).mean() / live.std(axis=1).mean())
     return _Comparison(measured, dict(recorded["fidelity"]), furthest)
+
+
+def _head_kl(head: tuple[np.ndarray, np.ndarray], live: np.ndarray, stored: np.ndarray) -> float:
+    """KL of the logits that a head makes of two vectors (n, D), or of the means of two maps (n, D, H, W)."""
+    weight, bias = head
+    logits = [
+        rows.reshape(len(rows), len(weight[0]), -1).mean(2) @ weight.T + bias
+        for rows in (live, stored)
+    ]
+    return measure(*logits)["kl_t1_mean"]
 
 
 def _weights(store: Store, teacher: Teacher) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcache.data.dataset import Dataset
 from kdcache.models.classes import load_class_map
-from kdcache.preprocessing import PREPROCESSINGS, Preprocessing, normalisation
+from kdcache.preprocessing import Preprocessing, normalisation, origin
 from kdcache.teachers.load import load_teacher, teacher_class_names
 from kdcache.teachers.teacher import Teacher
 
@@ -77,10 +77,7 @@ def prepare_teacher(
     if given is not None:
         return teacher, "as given"
     if teacher.preprocessing is fallback:
-        published = trainset.name in PREPROCESSINGS
-        imagenet = "ImageNet's, as the images differ in size"
-        measured = imagenet if trainset.images is None else f"measured on {trainset.name}"
-        return teacher, f"published for {trainset.name}" if published else measured
+        return teacher, origin(trainset)
     if request.size is not None:
         sized = replace(teacher.preprocessing, size=request.size)
         return replace(teacher, preprocessing=sized), "its own, at the size given"

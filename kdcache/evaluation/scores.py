@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,49 +20,80 @@ BATCH = 512
 ECE_BINS = 15
 
 
-@torch.inference_mode()
+class CleanImages:
+    """The un-augmented images of some rows of a dataset, to be measured on any number of times.
+
+    A dataset in memory goes to the device once; files are decoded at each use.
+
+    Args:
+        dataset: where they are.
+        rows: int64 (N,), which of them, in this order (default: all).
+        size: side that the networks were trained at, or height and width; images of another size
+            are resized to 256/224 of the side and cropped centrally, as usual on ImageNet. None
+            takes images as they are.
+        device: where the networks are.
+        workers: processes that decode.
+
+    Raises:
+        UsageError: the networks' images are not square, and these have another size.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray | None = None,
+        size: int | tuple[int, int] | None = None,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+    ) -> None:
+        self.rows = np.arange(len(dataset)) if rows is None else rows
+        self.device, self.workers = device, workers
+        way = "none"
+        height, width = size if isinstance(size, tuple) else (size, size)
+        shape = dataset.image_shape
+        if (
+            height is not None
+            and width is not None
+            and (shape is None or shape[1:] != (height, width))
+        ):
+            if height != width:
+                raise UsageError(
+                    f"the network was trained at {height}x{width} pixels (height x width), images of "
+                    f"{dataset.name} ({dataset.split}) have "
+                    f"{'several sizes' if shape is None else f'{shape[1]}x{shape[2]}'}: a central crop is "
+                    "square, so give them that size"
+                )
+            way = f"center-crop:size={width},resize={round(width * 256 / 224)}"
+        self.plan = ViewPlan(dataset, make_augmentation(way, dataset), seed=0)
+
+    @torch.inference_mode()
+    def logits_of(
+        self, networks: Sequence[Callable[[Tensor], Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each network float32 (N, K) logits and int64 (N,) labels, on the device.
+
+        Args:
+            networks: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
+        """
+        batches = [(self.rows[i : i + BATCH], 0) for i in range(0, len(self.rows), BATCH)]
+        logits: list[list[Tensor]] = [[] for _ in networks]
+        labels = []
+        for batch in self.plan.stream(batches, device=self.device, workers=self.workers):
+            labels.append(batch.labels)
+            for network, parts in zip(networks, logits, strict=True):
+                parts.append(network(batch.images).float())
+        return [(torch.cat(parts), torch.cat(labels)) for parts in logits]
+
+
 def clean_logits(
     network: Callable[[Tensor], Tensor],
     dataset: Dataset,
-    rows: np.ndarray | None = None,
     size: int | tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
     workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the un-augmented images, in the order of ``rows`` (default: all).
-
-    Args:
-        network: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
-        size: side that the network was trained at, or height and width; images of another size are
-            resized to 256/224 of the side and cropped centrally, as usual on ImageNet. None takes images
-            as they are.
-
-    Returns:
-        float32 (N, K) logits and int64 (N,) labels, on ``device``.
-
-    Raises:
-        UsageError: the network's images are not square, and these have another size.
-    """
-    rows = np.arange(len(dataset)) if rows is None else rows
-    way = "none"
-    height, width = size if isinstance(size, tuple) else (size, size)
-    shape = dataset.image_shape
-    if height is not None and width is not None and (shape is None or shape[1:] != (height, width)):
-        if height != width:
-            raise UsageError(
-                f"the network was trained at {height}x{width} pixels (height x width), images of "
-                f"{dataset.name} ({dataset.split}) have "
-                f"{'several sizes' if shape is None else f'{shape[1]}x{shape[2]}'}: a central crop is "
-                "square, so give them that size"
-            )
-        way = f"center-crop:size={width},resize={round(width * 256 / 224)}"
-    plan = ViewPlan(dataset, make_augmentation(way, dataset), seed=0)
-    batches = [(rows[i : i + BATCH], 0) for i in range(0, len(rows), BATCH)]
-    logits, labels = [], []
-    for batch in plan.stream(batches, device=device, workers=workers):
-        logits.append(network(batch.images).float())
-        labels.append(batch.labels)
-    return torch.cat(logits), torch.cat(labels)
+    """Logits and labels of a whole dataset; arguments, return and errors as of `CleanImages`."""
+    return CleanImages(dataset, None, size, device, workers).logits_of([network])[0]
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -46,6 +46,9 @@ class ObjectiveConfig:
         ablation: what of the teacher's targets is kept, see `ablate`.
         reverse: KL(student ‖ teacher) instead of the forward KL.
         label_smoothing: of CE.
+        add: further methods, "NAME" or "NAME:WEIGHT", whose distillation terms are added, with their
+            published weights where none is given. Each takes of the temperatures, the standardization
+            and the ablation what its record has; their own options are named with the method.
 
     Raises:
         UnknownName: for an unknown method, option of it, combination or the like.
@@ -68,6 +71,7 @@ class ObjectiveConfig:
     reverse: bool = False
     label_smoothing: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    add: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -86,7 +90,9 @@ class ObjectiveConfig:
                 raise UnknownName("weighting of teachers", self.weights, WEIGHTINGS)
         elif self.weights is not None:
             object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
-        object.__setattr__(self, "options", _checked(self.record, self.options))
+        object.__setattr__(self, "add", tuple(self.add))
+        self._check_added()
+        object.__setattr__(self, "options", self._checked_options())
         self._check_numbers()
         self._check_method()
         self._check_combinations()
@@ -95,6 +101,96 @@ class ObjectiveConfig:
     def record(self) -> Method:
         """The record of the method."""
         return METHODS[self.method]
+
+    @property
+    def records(self) -> tuple[Method, ...]:
+        """The records of the method and of those that are added."""
+        return (self.record, *(METHODS[text.partition(":")[0]] for text in self.add))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any of them distils a teacher."""
+        return any(method.needs_teacher for method in self.records)
+
+    @property
+    def teacher_fields(self) -> tuple[str, ...]:
+        """What they read of each teacher, as their records name it."""
+        return tuple(dict.fromkeys(f for method in self.records for f in method.teacher_fields))
+
+    @property
+    def student_fields(self) -> tuple[str, ...]:
+        """What they read of the student, as their records name it."""
+        return tuple(dict.fromkeys(f for method in self.records for f in method.student_fields))
+
+    def parts(self) -> list[ObjectiveConfig]:
+        """Each method by itself, every default filled in: this one, then those that are added.
+
+        The weight of its term is the `kd_weight` of each; of `ce_weight` the first one counts.
+        """
+        return [self._part(self.record, None, own=True), *self.parts_added()]
+
+    def parts_added(self) -> list[ObjectiveConfig]:
+        """Those of `parts` that are added."""
+        pairs = [
+            (text.partition(":")[2], m) for text, m in zip(self.add, self.records[1:], strict=True)
+        ]
+        return [self._part(m, float(weight) if weight else None, own=False) for weight, m in pairs]
+
+    def _part(self, method: Method, weight: float | None, own: bool) -> ObjectiveConfig:
+        named = {o: o.name if own else method.flag(o) for o in method.options}
+        changes: dict[str, Any] = {
+            "method": method.name,
+            "add": (),
+            "options": {
+                o.name: self.options[name] for o, name in named.items() if name in self.options
+            },
+        }
+        changes |= {name: _default(name) for name in CHOSEN if name not in method.takes}
+        if method.standardized is None:
+            changes["standardize"] = False
+        if "logits" not in method.teacher_fields:
+            changes["noise"] = None
+        if not method.needs_teacher:
+            changes["weights"] = None
+        if not own:
+            changes |= {"ce_weight": None, "kd_weight": weight, "alpha": None}
+        return dataclasses.replace(self, **changes).resolved()
+
+    def _check_added(self) -> None:
+        names = [self.method]
+        for text in self.add:
+            name, given, weight = text.partition(":")
+            if name not in METHODS:
+                raise UnknownName("method to add", name, METHODS)
+            if METHODS[name].loss is None:
+                raise UsageError(f"{name} has no term to add: --ce-weight weighs cross-entropy")
+            if name in names:
+                raise UsageError(f"{name} is there twice: give its weight instead, {name}:WEIGHT")
+            names.append(name)
+            if given and weight:
+                try:
+                    number = float(weight)
+                except ValueError:
+                    number = -1.0
+                if not (number >= 0 and math.isfinite(number)):
+                    raise UsageError(
+                        f"expected a method to add as NAME or NAME:WEIGHT, such as kd:0.9, found {text!r}"
+                    )
+        if len({METHODS[name].pairs for name in names}) > 1:
+            paired = names_of(METHODS[name] for name in names if METHODS[name].pairs)
+            raise UsageError(f"{paired} reads pairs of views, and the other methods single ones")
+
+    def _checked_options(self) -> dict[str, Any]:
+        """The options of every method, each of its own type and within its bounds."""
+        first, *added = self.records
+        of_added = {m.flag(o): (m, o) for m in added for o in m.options}
+        mine = {name: value for name, value in self.options.items() if name not in of_added}
+        theirs = {
+            name: _value(*of_added[name], value)
+            for name, value in self.options.items()
+            if name in of_added
+        }
+        return _checked(first, mine) | theirs
 
     def _check_numbers(self) -> None:
         for name in ("ce_weight", "kd_weight"):
@@ -119,28 +215,31 @@ class ObjectiveConfig:
     def _check_method(self) -> None:
         """Refuse what the method's record does not have."""
         method = self.record
-        if not method.needs_teacher:
-            for name in ("kd_weight", "alpha", "temperature", "standardize", "noise", "weights"):
+        if not self.needs_teacher:
+            weights = ("kd_weight", "alpha") if method.loss is None else ()
+            for name in (*weights, "temperature", "standardize", "noise", "weights"):
                 if getattr(self, name):
                     raise UsageError(
                         f"{method.name} has no teacher: leave out {name}, or name another method"
                     )
         for name in CHOSEN:
-            if name not in method.takes and getattr(self, name) != _default(name):
+            takes = any(name in record.takes for record in self.records)
+            if not takes and getattr(self, name) != _default(name):
                 takers = names_of(m for m in METHODS.values() if name in m.takes)
                 own = ", ".join(option.name for option in method.options)
                 raise UsageError(
                     f"{name} is an option of {takers}, found method {method.name}"
                     + (f", whose own options are {own}" if own else "")
                 )
-        if self.standardize and method.standardized is None:
+        if self.standardize and all(record.standardized is None for record in self.records):
             raise UsageError(
                 f"{method.name} has no standardized form: leave out standardize, or take "
                 f"{names_of(m for m in METHODS.values() if m.standardized is not None)}"
             )
-        if isinstance(self.weights, str) and self.combine == "mean-losses" and method.whole_batch:
+        whole = [record.name for record in self.records if record.whole_batch]
+        if isinstance(self.weights, str) and self.combine == "mean-losses" and whole:
             raise UsageError(
-                f"{method.name} compares whole batches, so its losses have no weights per sample: "
+                f"{whole[0]} compares whole batches, so its losses have no weights per sample: "
                 "give numbers, or combine 'mean-logits', 'mean-zscores' or 'mean-probs'"
             )
 
@@ -158,6 +257,10 @@ class ObjectiveConfig:
             raise UsageError(
                 "a mean of Z-scores is compared with the student's Z-scores: add standardize"
             )
+        if self.noise is not None and "logits" not in self.teacher_fields:
+            raise UsageError(
+                f"noise is on the teacher's logits, and {self.method} reads {', '.join(self.teacher_fields)}"
+            )
         if isinstance(self.weights, str) and self.combine == "random":
             raise UsageError(
                 f"one teacher at random for the whole batch has no weights per sample, found "
@@ -167,16 +270,14 @@ class ObjectiveConfig:
     def resolved(self) -> ObjectiveConfig:
         """The same with everything that was left out replaced by the published value."""
         method = self.record
-        published = method.plain
-        if self.standardize:
-            assert method.standardized is not None
-            published = method.standardized
+        standardize = bool(self.standardize) and method.standardized is not None
+        published = method.defaults(self.options, standardize)
         ce_weight, kd_weight = published.ce_weight, published.kd_weight
         if self.alpha is not None:
             ce_weight, kd_weight = self.alpha, 1 - self.alpha
         defaults = {
             option.name: option.standardized
-            if self.standardize and option.standardized is not None
+            if standardize and option.standardized is not None
             else option.default
             for option in method.options
         }
@@ -190,18 +291,26 @@ class ObjectiveConfig:
             ce_weight=given(self.ce_weight, ce_weight),
             kd_weight=given(self.kd_weight, kd_weight),
             temperature=given(self.temperature, published.temperature),
-            options=defaults | dict(self.options),
+            options=defaults | self._added_options() | dict(self.options),
+            add=tuple(f"{part.method}:{part.kd_weight:g}" for part in self.parts_added()),
         )
+
+    def _added_options(self) -> dict[str, Any]:
+        return {
+            method.flag(o): part.options[o.name]
+            for method, part in zip(self.records[1:], self.parts_added(), strict=True)
+            for o in method.options
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for TOML or JSON, without None and without what the method does not take."""
         values: dict[str, Any] = {}
-        left_out = {name for name in CHOSEN if name not in self.record.takes}
+        left_out = {n for n in CHOSEN if not any(n in record.takes for record in self.records)}
         for name in (item.name for item in dataclasses.fields(self)):
             value = getattr(self, name)
             if isinstance(value, Noise):
                 values[name] = str(value)
-            elif value is not None and value != {} and name not in left_out:
+            elif value is not None and value not in ({}, ()) and name not in left_out:
                 values[name] = list(value) if isinstance(value, tuple) else value
         return values
 
@@ -219,8 +328,9 @@ class ObjectiveConfig:
         options = dict(values)
         if isinstance(options.get("noise"), str):
             options["noise"] = Noise.parse(options["noise"])
-        if isinstance(options.get("weights"), list):
-            options["weights"] = tuple(options["weights"])
+        for name in ("weights", "add"):
+            if isinstance(options.get(name), list):
+                options[name] = tuple(options[name])
         return cls(**options)
 
     @classmethod
@@ -246,15 +356,16 @@ class ObjectiveConfig:
         name = values.get("method", cls.method)
         if name not in METHODS:
             raise UnknownName("method", name, METHODS)
+        added = [text.partition(":")[0] for text in values.get("add", ())]
         own: dict[str, Any] = {}
         for method in METHODS.values():
             for option in method.options:
                 flag = method.flag(option)
                 if flag not in values:
                     continue
-                if method.name != name:
+                if method.name not in (name, *added):
                     raise UsageError(f"{flag} is an option of {method.name}, found method {name}")
-                own[option.name] = values.pop(flag)
+                own[option.name if method.name == name else flag] = values.pop(flag)
         if values.get("standardize") is True:
             values["standardize"] = "unbiased"
         return cls.from_dict(values | {"options": own})

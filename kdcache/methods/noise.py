@@ -116,9 +116,9 @@ class Noise:
         ]
         return ",".join([f"{self.family}:{self.scale!r}", *options])
 
-    def scale_at(self, step: Step) -> float:
-        """The scale in the step's epoch."""
-        progress = step.epoch / max(step.epochs, 1)
+    def scale_at(self, epoch: int, epochs: int) -> float:
+        """The scale in an epoch, counted from 0."""
+        progress = epoch / max(epochs, 1)
         if self.schedule == "linear":
             return self.scale * (1 - progress)
         if self.schedule == "cosine":
@@ -134,7 +134,7 @@ class Noise:
         logits = full_precision(logits)
         n = math.prod(logits.shape[1:])
         numbers = step.draw(self.family, n, "noise", teacher, copy)
-        noise = self.scale_at(step) * numbers.view(logits.shape)
+        noise = step.number("noise scale", self.scale_at) * numbers.view(logits.shape)
         if self.mode == "multiplicative":
             return logits * (1 + noise)
         if self.relative:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.methods.ensembles import Ensemble, choose, confidence_weights, entropy_weights, shares
+from kdcache.methods.ensembles import (
+    MEANS,
+    Ensemble,
+    choose,
+    confidence_weights,
+    entropy_weights,
+    shares,
+)
 from kdcache.methods.logits.ce import Mix, ce
 from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
+from kdcache.methods.nets import Nets
 from kdcache.methods.record import Method
 from kdcache.methods.scaling import full_precision
 from kdcache.methods.step import Step
@@ -30,7 +38,7 @@ def loss_class(method: Method) -> type[Loss]:
 
 
 class Objective(nn.Module):
-    """ce_weight·CE + kd_weight·D, where D is the distillation term of a method.
+    """ce_weight·CE + kd_weight·D, where D is the distillation term of a method; those of others may be added.
 
     The teachers' logits take one way, in this order: noise per teacher; the teacher's transform
     (none, Z-score or probabilities, by `combine`); the combination; standardization of what is
@@ -43,6 +51,7 @@ class Objective(nn.Module):
 
     Args:
         config: an `ObjectiveConfig`, or nothing and its fields as keywords.
+        nets: what is known of the networks, for methods on features that have parts of their own.
 
     >>> objective = Objective(method="kd", standardize="unbiased")
     >>> objective.config.temperature, objective.config.kd_weight
@@ -51,26 +60,49 @@ class Objective(nn.Module):
     Attributes:
         config: the configuration with every published default filled in.
         method: the record of the method.
-        loss: the distillation term; None without a teacher.
-        needs_teacher: whether teachers are used (all methods but ce).
+        loss: the distillation term; None of cross-entropy.
+        added: the terms that are added, by the name of their method.
+        student_fields: what is read of the student, by stored name, its logits first.
+        teacher_fields: what is read of each teacher.
+        needs_teacher: whether teachers are used.
         needs_pair: whether logits are (B, 2, K), of a weak and a strong view.
         needs_labels: whether a sample without a label is refused.
         needs_keys: whether `Step.keys` are used (noise, permuted ablation).
     """
 
-    def __init__(self, config: ObjectiveConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self, config: ObjectiveConfig | None = None, nets: Nets | None = None, **options: Any
+    ) -> None:
         super().__init__()
         if config is not None and options:
             raise UsageError(f"expected a config or options, found both: {', '.join(options)}")
-        self.config = (config or ObjectiveConfig(**options)).resolved()
+        given = config or ObjectiveConfig(**options)
+        self.config = given.resolved()
         self.method = self.config.record
-        self.loss = loss_class(self.method)(self.config) if self.method.loss else None
-        self.needs_teacher = self.method.needs_teacher
+        own, *others = given.parts()
+        self.loss = loss_class(self.method)(own) if self.method.loss else None
+        self.added = nn.ModuleDict({part.method: loss_class(part.record)(part) for part in others})
+        self.weights_added = {part.method: part.kd_weight or 0.0 for part in others}
+        student = self.config.student_fields if nets is None else tuple(nets.student)
+        self.student_fields = tuple(dict.fromkeys(("logits", *student)))
+        self.teacher_fields = self.config.teacher_fields if nets is None else tuple(nets.teacher)
+        if nets is not None:
+            for loss in self.losses():
+                loss.build(nets)
+        self.needs_teacher = self.config.needs_teacher
         self.needs_pair = self.method.pairs
-        self.needs_labels = self.method.needs_labels or self.config.ablation != "full"
+        records = self.config.records
+        self.needs_labels = (
+            any(record.needs_labels for record in records) or self.config.ablation != "full"
+        )
         self.needs_keys = (
             self.config.noise is not None or self.config.ablation == "non-target-permuted"
         )
+
+    def losses(self) -> list[Loss]:
+        """The distillation terms: the method's, if it has one, then those that are added."""
+        added = cast(Iterable[Loss], self.added.values())
+        return [*([] if self.loss is None else [self.loss]), *added]
 
     def check(self, labels: np.ndarray | Tensor, teachers: int = 1) -> None:
         """Refuse before the first step what no step could use; call it once, with all labels.
@@ -95,6 +127,25 @@ class Objective(nn.Module):
             raise UsageError(f"{self._name()} needs at least one teacher, found none")
         if self.needs_teacher and not isinstance(self.config.weights, str):
             shares(self.config.weights, teachers)
+        alone = [record.name for record in self.config.records if record.one_teacher]
+        if alone and teachers > 1:
+            raise UsageError(f"{alone[0]} distils one teacher, found {teachers}")
+        if teachers > 1:
+            self._check_combined(teachers)
+
+    def _check_combined(self, teachers: int) -> None:
+        """Refuse to combine by their logits teachers of which other fields are read."""
+        reads = f"{self._name()} reads {', '.join(self.teacher_fields)} of each"
+        combine, weights = self.config.combine, self.config.weights
+        if combine in MEANS and set(self.teacher_fields) - {"logits"}:
+            raise UsageError(
+                f"--combine {combine} makes one target of {teachers} teachers by their logits, and "
+                f"{reads}: --combine mean-losses or --combine random"
+            )
+        if isinstance(weights, str) and "logits" not in self.teacher_fields:
+            raise UsageError(
+                f"--teacher-weights {weights} are those of logits, and {reads}: give numbers"
+            )
 
     def forward(
         self,
@@ -108,7 +159,7 @@ class Objective(nn.Module):
 
         Args:
             student: the student's outputs by field, of any floating dtype: "logits" (B, K), or
-                (B, 2, K), weak then strong, for pairs; and what else the method reads.
+                (B, 2, K), weak then strong, for pairs; and the rest of `student_fields`.
             teachers: for each teacher its outputs by field, logits of the student's shape; empty
                 where the method has no teacher. Fields that the method does not read may be there.
             labels: (B,) int64, -1 for unlabelled.
@@ -120,8 +171,9 @@ class Objective(nn.Module):
             The loss, 0-d, and detached 0-d tensors on its device: "ce", "ce_weighted" and, but for
             ce, "kd" (the distillation term as it enters, warm-up included), "kd_weighted",
             "kd_share" (of the loss), and what else the method's loss gives ("tckd" and "nckd" of
-            DKD, "temperature" of CTKD). A weight of 0 leaves "ce" out of the graph, not out of the
-            parts.
+            DKD, "temperature" of CTKD). Those of an added method are named with it, "kd_weighted" of
+            dkd "dkd_kd_weighted"; "kd_share" is of all together. A weight of 0 leaves "ce" out of the
+            graph, not out of the parts.
 
         Raises:
             DataError: for absent fields, shapes that do not fit, or labels that are needed and
@@ -131,24 +183,31 @@ class Objective(nn.Module):
         """
         step = Step() if step is None else step
         with torch.autocast(labels.device.type, enabled=False):
-            student = self._fields(student, ("logits", *self.method.student_fields), "the student")
+            student = self._fields(student, self.student_fields, "the student")
             self._check_batch(student["logits"], len(teachers), labels, mix)
             ce_weight, kd_weight = self.config.ce_weight, self.config.kd_weight
             assert ce_weight is not None
             assert kd_weight is not None
             parts: Terms = {"ce": self._cross_entropy(student["logits"], labels, mix)}
             loss = parts["ce_weighted"] = ce_weight * parts["ce"]
+            outputs = self._outputs(teachers, student) if self.losses() else []
             if self.loss is not None:
-                parts |= self._distillation(
-                    self.loss, student, self._outputs(teachers, student), labels, step, mix
-                )
+                parts |= self._distillation(self.loss, student, outputs, labels, step, mix)
                 parts["kd_weighted"] = kd_weight * parts["kd"]
                 loss = loss + parts["kd_weighted"]
+            for name, weight in self.weights_added.items():
+                added = cast(Loss, self.added[name])
+                terms = self._distillation(added, student, outputs, labels, step, mix)
+                terms["kd_weighted"] = weight * terms["kd"]
+                loss = loss + terms["kd_weighted"]
+                prefix = name.replace("-", "_")
+                parts |= {f"{prefix}_{part}": term for part, term in terms.items()}
             parts = {name: part.detach() for name, part in parts.items()}
-            if self.loss is not None:
+            if self.losses():
                 # Of a loss of 0 it is 0: a student equal to its teacher, without labels.
                 whole = loss.detach()
-                parts["kd_share"] = torch.where(whole == 0, whole, parts["kd_weighted"] / whole)
+                distilled = whole - parts["ce_weighted"] if self.added else parts["kd_weighted"]
+                parts["kd_share"] = torch.where(whole == 0, whole, distilled / whole)
             return loss, parts
 
     def _name(self) -> str:
@@ -166,7 +225,9 @@ class Objective(nn.Module):
         return {field: full_precision(outputs[field]) for field in wanted}
 
     def _outputs(self, teachers: Sequence[Fields], student: Fields) -> list[dict[str, Tensor]]:
-        """What the method reads of each teacher, without a gradient."""
+        """What is read of each teacher, without a gradient."""
+        if not self.needs_teacher:
+            return []
         if not teachers:
             raise UsageError(
                 f"{self._name()} needs the outputs of at least one teacher, found none"
@@ -174,7 +235,7 @@ class Objective(nn.Module):
         targets = []
         for number, teacher in enumerate(teachers):
             whose = f"teacher {number} (counted from 0)"
-            outputs = self._fields(teacher, self.method.teacher_fields, whose)
+            outputs = self._fields(teacher, self.teacher_fields, whose)
             targets.append({field: output.detach() for field, output in outputs.items()})
             shape = student["logits"].shape
             if "logits" in outputs and outputs["logits"].shape != shape:
@@ -199,7 +260,8 @@ class Objective(nn.Module):
                 f"the ablation {self.config.ablation!r} needs one label per image, and mixed "
                 "images have two: use an augmentation without mixup and cutmix"
             )
-        if self.needs_labels and labels.device.type == "cpu":
+        looks = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.needs_labels and looks:
             self.check(labels, teachers)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, mix: Mix | None) -> Tensor:
@@ -218,6 +280,9 @@ class Objective(nn.Module):
         step: Step,
         mix: Mix | None,
     ) -> Terms:
+        if not loss.config.record.needs_teacher:
+            terms = loss(student, {}, labels, step, mix, **loss.shared(student, step))
+            return {name: term.mean() for name, term in terms.items()}
         noise = self.config.noise
         copies = 1 if noise is None else noise.copies
         shared = loss.shared(student, step)
@@ -249,8 +314,9 @@ class Objective(nn.Module):
                 shares(weights, 1)
             yield 1.0, teachers[0]
             return
-        logits = [teacher["logits"] for teacher in teachers]
+        self._check_combined(len(teachers))
         if isinstance(weights, str):
+            logits = [teacher["logits"] for teacher in teachers]
             per_sample = (
                 entropy_weights(logits)
                 if weights == "entropy"
@@ -267,4 +333,5 @@ class Objective(nn.Module):
             elif combine == "random":
                 yield 1.0, teachers[choose(fixed, step)]
             else:
+                logits = [teacher["logits"] for teacher in teachers]
                 yield 1.0, {"logits": Ensemble(logits, fixed, combine)}

@@ -6,6 +6,7 @@ a recipe costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -56,8 +57,15 @@ class Method:
         title: what it computes, one line.
         source: the paper.
         loss: "module:Class", a `kdcache.methods.loss.Loss`; None for cross-entropy alone.
-        teacher_fields: fields that the loss reads of each teacher; none where there is no teacher.
-        student_fields: fields that it reads of the student, beside the logits of cross-entropy.
+        teacher_fields: fields that the loss reads of each teacher, none where there is no teacher;
+            "last" and "attention" stand for maps of the size that the student needs.
+        student_fields: fields that it reads of the student, beside the logits of cross-entropy;
+            "stages" stands for the map of every stage.
+        student: "module:function" from the student's network and `Nets` to the network that is trained,
+            where that is another one.
+        needs_head: the teacher's last layer is part of it.
+        one_teacher: it is made for a single teacher.
+        online: it needs more of its teacher than a store holds, so that it runs in the loop.
         needs_labels: a sample without a label is refused.
         pairs: every sample comes as a weak and a strong view.
         whole_batch: the term compares samples with each other: it is one number for a batch, which
@@ -69,6 +77,7 @@ class Method:
         plain: the published defaults.
         standardized: those on standardized logits; None where standardization is not of the method.
         options: of this method alone.
+        variants: other published defaults, by (option, its value).
     """
 
     name: str
@@ -80,17 +89,32 @@ class Method:
     teacher_fields: tuple[str, ...] = ("logits",)
     student_fields: tuple[str, ...] = ("logits",)
     needs_labels: bool = False
+    student: str | None = None
+    needs_head: bool = False
+    one_teacher: bool = False
+    online: bool = False
     pairs: bool = False
     whole_batch: bool = False
     plain_kl: bool = False
     takes: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
+    variants: tuple[tuple[tuple[str, str], Defaults], ...] = ()
 
     @property
     def needs_teacher(self) -> bool:
         """Whether it distils, instead of training from labels alone."""
         return bool(self.teacher_fields)
 
+    def defaults(self, options: Mapping[str, object], standardize: bool) -> Defaults:
+        """The published weights and temperature, for options that were given."""
+        for (name, value), defaults in self.variants:
+            if options.get(name) == value:
+                return defaults
+        if not standardize:
+            return self.plain
+        assert self.standardized is not None
+        return self.standardized
+
     def flag(self, option: Option) -> str:
         """An option's name among those of all methods: "dkd_beta", on the command line --dkd-beta."""
-        return f"{self.name}_{option.name}"
+        return f"{self.name}_{option.name}".replace("-", "_")

@@ -27,6 +27,15 @@ _ROWS = (
         takes=(*TWO_TEMPERATURES, "ablation", "reverse"),
         plain=Defaults(ce_weight=0.1, kd_weight=0.9, temperature=4.0),
         standardized=Defaults(ce_weight=0.1, kd_weight=9.0, temperature=2.0),
+        options=(
+            Option(
+                "target",
+                "soft",
+                "soft, or hard: cross-entropy with the teacher's largest class (DeiT, weights .5 and .5)",
+                choices=("soft", "hard"),
+            ),
+        ),
+        variants=((("target", "hard"), Defaults(ce_weight=0.5, kd_weight=0.5)),),
     ),
     Method(
         name="dkd",
@@ -89,6 +98,133 @@ _ROWS = (
             Option("gamma", 2.0, "weight of the correlation over samples", least=0),
         ),
     ),
+    Method(
+        name="rkd",
+        title="distances and angles among the samples of a batch",
+        source="Park et al., CVPR 2019",
+        loss="kdcache.methods.features.rkd:RKD",
+        teacher_fields=("pooled",),
+        student_fields=("pooled",),
+        whole_batch=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=1.0),
+        options=(
+            Option("distance", 25.0, "weight of the distances", least=0),
+            Option("angle", 50.0, "weight of the angles", least=0),
+        ),
+    ),
+    Method(
+        name="at",
+        title="attention maps of the stages, means over channels of their squares",
+        source="Zagoruyko and Komodakis, ICLR 2017",
+        loss="kdcache.methods.features.at:AT",
+        teacher_fields=("attention",),
+        student_fields=("stages",),
+        plain=Defaults(ce_weight=1.0, kd_weight=1000.0),
+    ),
+    Method(
+        name="simkd",
+        title="the last map, projected to the teacher's and classified by the teacher's head",
+        source="Chen et al., CVPR 2022",
+        loss="kdcache.methods.features.simkd:SimKD",
+        teacher_fields=("last",),
+        student_fields=("last",),
+        student="kdcache.methods.features.simkd:with_projector",
+        needs_head=True,
+        one_teacher=True,
+        plain=Defaults(ce_weight=0.0, kd_weight=1.0),
+        options=(
+            Option(
+                "factor", 2, "how much narrower the projector is than the teacher's map", least=1
+            ),
+        ),
+    ),
+    Method(
+        name="cat-kd",
+        title="class activation maps, averaged to a few places",
+        source="Guo et al., CVPR 2023",
+        loss="kdcache.methods.features.cat_kd:CATKD",
+        teacher_fields=("last",),
+        student_fields=("cam",),
+        student="kdcache.methods.features.cat_kd:without_bias",
+        needs_head=True,
+        one_teacher=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=15.0),
+        options=(
+            Option("size", 2, "r of the r x r places that maps are averaged to", least=1),
+            Option(
+                "normalise", "none", "l2: unit length of each class's map", choices=("none", "l2")
+            ),
+        ),
+    ),
+    Method(
+        name="crd",
+        title="embeddings of a sample among those of other classes, by two memory banks",
+        source="Tian et al., ICLR 2020",
+        loss="kdcache.methods.features.crd:CRD",
+        teacher_fields=("pooled",),
+        student_fields=("pooled",),
+        needs_labels=True,
+        one_teacher=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=0.8),
+        options=(
+            Option("negatives", 16384, "K, negatives of each sample", least=1),
+            Option("temperature", 0.07, "T of the contrast", above=0),
+            Option("momentum", 0.5, "of the memory banks", least=0),
+            Option("dim", 128, "dimension of the embeddings", least=1),
+        ),
+    ),
+    Method(
+        name="fitnet",
+        title="one stage of the student, by a regressor, is the teacher's",
+        source="Romero et al., ICLR 2015",
+        loss="kdcache.methods.features.fitnet:FitNet",
+        teacher_fields=("stages",),
+        student_fields=("stages",),
+        one_teacher=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=100.0),
+        options=(Option("stage", 2, "which stage is compared, the stem being 0", least=1),),
+    ),
+    Method(
+        name="ofd",
+        title="the stages before their ReLU, with a margin; the teacher in the loop",
+        source="Heo et al., ICCV 2019",
+        loss="kdcache.methods.features.ofd:OFD",
+        teacher_fields=("stages:pre",),
+        student_fields=("stages:pre",),
+        one_teacher=True,
+        online=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=1e-3),
+    ),
+    Method(
+        name="reviewkd",
+        title="every stage of the teacher from all deeper ones of the student, fused",
+        source="Chen et al., CVPR 2021",
+        loss="kdcache.methods.features.reviewkd:ReviewKD",
+        teacher_fields=("stages:pre", "pooled"),
+        student_fields=("stages", "pooled"),
+        one_teacher=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=5.0),
+        options=(Option("warmup", 20, "epochs over which the term grows to its weight", least=0),),
+    ),
+    Method(
+        name="ps-kd",
+        title="labels mixed with the student's own predictions of the last epoch",
+        source="Kim et al., ICCV 2021",
+        loss="kdcache.methods.logits.ps_kd:PSKD",
+        teacher_fields=(),
+        needs_labels=True,
+        plain=Defaults(ce_weight=0.0, kd_weight=1.0),
+        options=(Option("alpha", 0.8, "share of the predictions in the last epoch", least=0),),
+    ),
+    Method(
+        name="ban",
+        title="cross-entropy with the labels and with the teacher's probabilities, in equal parts",
+        source="Furlanello et al., ICML 2018",
+        loss="kdcache.methods.logits.ban:BAN",
+        plain_kl=True,
+        takes=("temperature",),
+        plain=Defaults(ce_weight=1.0, kd_weight=1.0, temperature=1.0),
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
@@ -102,4 +238,4 @@ def names_of(methods: Iterable[Method]) -> str:
 
 def without_teacher(name: str) -> bool:
     """Whether this is a method of kdcache, by its name in a run, that trains from labels alone."""
-    return name in METHODS and not METHODS[name].needs_teacher
+    return name in METHODS and METHODS[name].loss is None

@@ -12,12 +12,14 @@ from kdcache_stores.errors import DataError
 def check_labels(labels: Tensor | None, why: str) -> Tensor:
     """`labels`, refused where they are absent or -1 and `why` needs them.
 
-    Labels on an accelerator are not looked at, which would wait for the device at every step;
+    Labels on an accelerator are not looked at, which would wait for the device at every step, nor
+    those of a compiled step;
     there an index of -1 stops the run in `gather`. `Objective.check` looks once, before the first.
     """
     if labels is None:
         raise DataError(f"{why} needs the label of each sample, found none. Pass `labels`.")
-    if labels.device.type == "cpu" and bool((labels < 0).any()):
+    looks = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and bool((labels < 0).any()):
         raise DataError(
             f"{why} needs the label of each sample, found {int((labels < 0).sum())} of "
             f"{labels.numel()} unlabelled (-1). Leave those samples out, or use another method: "

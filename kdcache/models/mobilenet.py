@@ -5,11 +5,12 @@ Both as the published distillation students define them: ReLU where the papers h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcache.models.network import Network, conv1x1, init_fan_out, run
+from kdcache.models.network import Network, Stage, conv1x1, init_fan_out
 
 
 def conv_bn_relu(inputs: int, outputs: int, stride: int, groups: int = 1) -> list[nn.Module]:
@@ -21,6 +22,13 @@ def conv_bn_relu(inputs: int, outputs: int, stride: int, groups: int = 1) -> lis
 def pointwise(inputs: int, outputs: int) -> list[nn.Module]:
     """A 1x1 convolution, batch norm and ReLU."""
     return [conv1x1(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def split(layers: nn.Sequential, x: Tensor) -> Stage:
+    """The output of layers that end with a ReLU, and what that is taken of."""
+    for layer in list(layers)[:-1]:
+        x = layer(x)
+    return Stage(x, F.relu(x))
 
 
 class InvertedResidual(nn.Module):
@@ -73,14 +81,19 @@ class MobileNetV2(Network):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Five maps: the stem's and those at the end of each published stage."""
-        maps = run(self.conv1(x), list(self.blocks))
+    def stages(self, x: Tensor) -> list[Stage]:
+        """Five maps: the stem's and those at the end of each published stage, which have no ReLU."""
+        stem = split(self.conv1, x)
+        maps, x = [stem], stem.after
+        for block in self.blocks:
+            x = block(x)
+            maps.append(Stage(x, x))
         return [maps[i] for i in (0, 2, 3, 5, 7)]
 
-    def pooled(self, features: Tensor) -> Tensor:
-        """(B, 1280) from the last stage, after its 1x1 convolution."""
-        return super().pooled(self.conv2(features))
+    def last(self, stages: Sequence[Stage]) -> Tensor:
+        """(B, 1280, H, W) from the last stage, by a 1x1 convolution."""
+        result: Tensor = self.conv2(stages[-1].after)
+        return result
 
     @property
     def head(self) -> nn.Linear:
@@ -110,9 +123,12 @@ class MobileNetV1(Network):
         self.model = nn.Sequential(*layers)
         self.fc = nn.Linear(inputs, classes)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
+    def stages(self, x: Tensor) -> list[Stage]:
         """Five maps: the stem's and those at 1/4, 1/8, 1/16 and 1/32 of the size."""
-        maps = run(x, list(self.model))[1:]
+        maps: list[Stage] = []
+        for layer in self.model:
+            assert isinstance(layer, nn.Sequential)
+            maps.append(split(layer, maps[-1].after if maps else x))
         return [maps[i] for i in (0, 3, 5, 11, 13)]
 
     @property

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Stage(NamedTuple):
+    """The map of a stage, (B, C, H, W) both times.
+
+    Attributes:
+        before: its last ReLU; the same as `after` where the stage ends without one.
+        after: what the next stage takes.
+    """
+
+    before: Tensor
+    after: Tensor
+
+
 class Network(nn.Module):
     """An image classifier as stages, global average pooling and one linear head.
 
-    A subclass defines `stages` and `head`; logits are `head(pooled(stages(x)[-1]))`.
+    A subclass defines `stages` and `head`; logits are `head(pooled(last(stages(x))))`.
     """
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """The stem's output and each stage's, (B, C, H, W) each, the deepest last."""
+    def stages(self, x: Tensor) -> list[Stage]:
+        """The stem's map and each stage's, the deepest last."""
         raise NotImplementedError
 
-    def pooled(self, features: Tensor) -> Tensor:
-        """The vector (B, D) that the head sees, from the deepest stage's map (B, C, H, W)."""
-        return F.adaptive_avg_pool2d(features, 1).flatten(1)
+    def last(self, stages: Sequence[Stage]) -> Tensor:
+        """The last map (B, D, H, W), of which the head sees the mean."""
+        return stages[-1].after
+
+    def pooled(self, last: Tensor) -> Tensor:
+        """The vector (B, D) that the head sees, from the last map (B, D, H, W)."""
+        return F.adaptive_avg_pool2d(last, 1).flatten(1)
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The batch norm before the last ReLU of each stage but the stem; none where there is none."""
+        return []
 
     @property
     def head(self) -> nn.Linear:
@@ -29,7 +50,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of normalised images (B, C, H, W)."""
-        logits: Tensor = self.head(self.pooled(self.stages(x)[-1]))
+        logits: Tensor = self.head(self.pooled(self.last(self.stages(x))))
         return logits
 
 
@@ -43,12 +64,39 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 
-def run(x: Tensor, stages: Iterator[nn.Module] | list[nn.Module]) -> list[Tensor]:
-    """The outputs of modules applied one after another, `x` itself first."""
-    outputs = [x]
+class Block(nn.Module):
+    """A block that ends with a ReLU, or with what stands for it (`after`)."""
+
+    def before(self, x: Tensor) -> Tensor:
+        """What its last ReLU is taken of."""
+        raise NotImplementedError
+
+    def after(self, before: Tensor) -> Tensor:
+        """The output, from what is before the last ReLU."""
+        return F.relu(before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        return self.after(self.before(x))
+
+
+def run(stem: Tensor, stages: Sequence[nn.Sequential]) -> list[Stage]:
+    """The maps of stages of blocks applied one after another, the stem's first.
+
+    Args:
+        stem: (B, C, H, W), before the stem's ReLU.
+        stages: `Block`s each.
+    """
+    maps = [Stage(stem, F.relu(stem))]
     for stage in stages:
-        outputs.append(stage(outputs[-1]))
-    return outputs
+        x = maps[-1].after
+        *blocks, last = stage
+        for block in blocks:
+            x = block(x)
+        assert isinstance(last, Block)
+        before = last.before(x)
+        maps.append(Stage(before, last.after(before)))
+    return maps
 
 
 def init_fan_out(net: nn.Module) -> None:

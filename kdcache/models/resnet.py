@@ -12,10 +12,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcache.models.network import Network, conv1x1, conv3x3, init_fan_out, run
+from kdcache.models.network import Block, Network, Stage, conv1x1, conv3x3, init_fan_out, run
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Block):
     """Two 3x3 convolutions beside an identity or a projection (1x1 convolution + batch norm)."""
 
     expansion = 1
@@ -28,14 +28,14 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut_name = add_projection(self, shortcut, inputs, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + getattr(self, self.shortcut_name)(x))
+        total: Tensor = self.bn2(self.conv2(out)) + getattr(self, self.shortcut_name)(x)
+        return total
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions, four times as wide at the end, beside the shortcut."""
 
     expansion = 4
@@ -51,15 +51,15 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.shortcut_name = add_projection(self, shortcut, inputs, outputs, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, 4 width, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + getattr(self, self.shortcut_name)(x))
+        total: Tensor = self.bn3(self.conv3(out)) + getattr(self, self.shortcut_name)(x)
+        return total
 
 
-Block = type[BasicBlock] | type[Bottleneck]
+BlockKind = type[BasicBlock] | type[Bottleneck]
 
 
 def add_projection(block: nn.Module, name: str, inputs: int, outputs: int, stride: int) -> str:
@@ -72,12 +72,21 @@ def add_projection(block: nn.Module, name: str, inputs: int, outputs: int, strid
     return name
 
 
-def stage(block: Block, inputs: int, width: int, depth: int, stride: int, name: str) -> nn.Module:
+def stage(
+    block: BlockKind, inputs: int, width: int, depth: int, stride: int, name: str
+) -> nn.Sequential:
     """`depth` blocks, the first of which takes the stride and the change of width."""
     outputs = width * block.expansion
     blocks: list[nn.Module] = [block(inputs, width, stride, name)]
     blocks += [block(outputs, width, 1, name) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
+
+
+def last_norm(stage: nn.Sequential) -> nn.BatchNorm2d:
+    """The last batch norm of a stage's last block; the shortcut is added after it."""
+    block = stage[-1]
+    assert isinstance(block, (BasicBlock, Bottleneck))
+    return block.bn3 if isinstance(block, Bottleneck) else block.bn2
 
 
 class CifarResNet(Network):
@@ -95,10 +104,13 @@ class CifarResNet(Network):
         self.fc = nn.Linear(wide[2], classes)
         init_fan_out(self)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Four maps: the stem's and three stages' (after their last ReLU)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return run(x, [self.layer1, self.layer2, self.layer3])
+    def stages(self, x: Tensor) -> list[Stage]:
+        """Four maps: the stem's and three stages'."""
+        return run(self.bn1(self.conv1(x)), [self.layer1, self.layer2, self.layer3])
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The last of each stage's last block."""
+        return [last_norm(stage) for stage in (self.layer1, self.layer2, self.layer3)]
 
     @property
     def head(self) -> nn.Linear:
@@ -109,7 +121,9 @@ class CifarResNet(Network):
 class WideStemResNet(Network):
     """ResNet-18/50 of ImageNet with a 3x3 stride-1 stem and no max-pool, for small images."""
 
-    def __init__(self, block: Block, depths: tuple[int, ...], classes: int, channels: int) -> None:
+    def __init__(
+        self, block: BlockKind, depths: tuple[int, ...], classes: int, channels: int
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(channels, 64)
         self.bn1 = nn.BatchNorm2d(64)
@@ -121,10 +135,14 @@ class WideStemResNet(Network):
         self.linear = nn.Linear(512 * e, classes)
         init_fan_out(self)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Five maps: the stem's and four stages' (after their last ReLU)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return run(x, [self.layer1, self.layer2, self.layer3, self.layer4])
+    def stages(self, x: Tensor) -> list[Stage]:
+        """Five maps: the stem's and four stages'."""
+        stages = [self.layer1, self.layer2, self.layer3, self.layer4]
+        return run(self.bn1(self.conv1(x)), stages)
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The last of each stage's last block."""
+        return [last_norm(stage) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
 
     @property
     def head(self) -> nn.Linear:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcache.models.network import Network, conv1x1, run
+from kdcache.models.network import Block, Network, Stage, conv1x1, run
 
 
 def depthwise(channels: int, stride: int) -> nn.Conv2d:
@@ -16,7 +16,7 @@ def depthwise(channels: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
 
 
-class GroupedUnit(nn.Module):
+class GroupedUnit(Block):
     """ShuffleNetV1's unit (Zhang et al. 2018, fig. 2): grouped 1x1, shuffle, depthwise, 1x1.
 
     With stride 2 the average-pooled input is concatenated, else the input is added.
@@ -36,14 +36,15 @@ class GroupedUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.stride = stride
 
-    def forward(self, x: Tensor) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, inputs + outputs, H / 2, W / 2), or the input's shape."""
         out = self.shuffle(F.relu(self.bn1(self.conv1(x))))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.stride == 1:
-            return F.relu(out + x)
-        return F.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1))
+            total: Tensor = out + x
+            return total
+        return torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1)
 
 
 class ShuffleNetV1(Network):
@@ -66,10 +67,9 @@ class ShuffleNetV1(Network):
         units += [GroupedUnit(outputs, outputs, 1, GroupedUnit.GROUPS) for _ in range(depth - 1)]
         return nn.Sequential(*units)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Four maps: the stem's and three stages' (after their last ReLU)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return run(x, [self.layer1, self.layer2, self.layer3])
+    def stages(self, x: Tensor) -> list[Stage]:
+        """Four maps: the stem's and three stages'."""
+        return run(self.bn1(self.conv1(x)), [self.layer1, self.layer2, self.layer3])
 
     @property
     def head(self) -> nn.Linear:
@@ -77,7 +77,7 @@ class ShuffleNetV1(Network):
         return self.linear
 
 
-class SplitUnit(nn.Module):
+class SplitUnit(Block):
     """ShuffleNetV2's unit (Ma et al. 2018, fig. 3c): half of the channels pass untouched."""
 
     def __init__(self, channels: int) -> None:
@@ -91,17 +91,16 @@ class SplitUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
         self.shuffle = nn.ChannelShuffle(2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W), the same out."""
+    def before(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W), the same out; the untouched half is of a ReLU, so another changes nothing."""
         untouched, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
-        out = self.bn2(self.conv2(out))
-        out = F.relu(self.bn3(self.conv3(out)))
+        out = self.bn3(self.conv3(self.bn2(self.conv2(out))))
         shuffled: Tensor = self.shuffle(torch.cat([untouched, out], 1))
         return shuffled
 
 
-class HalvingUnit(nn.Module):
+class HalvingUnit(Block):
     """ShuffleNetV2's spatial down-sampling (fig. 3d): both branches see all channels."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -119,11 +118,11 @@ class HalvingUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
         self.shuffle = nn.ChannelShuffle(2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
-        left = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = F.relu(self.bn3(self.conv3(x)))
-        right = F.relu(self.bn5(self.conv5(self.bn4(self.conv4(right)))))
+        right = self.bn5(self.conv5(self.bn4(self.conv4(right))))
         shuffled: Tensor = self.shuffle(torch.cat([left, right], 1))
         return shuffled
 
@@ -148,14 +147,13 @@ class ShuffleNetV2(Network):
             HalvingUnit(inputs, outputs), *(SplitUnit(outputs) for _ in range(depth))
         )
 
-    def stages(self, x: Tensor) -> list[Tensor]:
+    def stages(self, x: Tensor) -> list[Stage]:
         """Four maps: the stem's and three stages'."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return run(x, [self.layer1, self.layer2, self.layer3])
+        return run(self.bn1(self.conv1(x)), [self.layer1, self.layer2, self.layer3])
 
-    def pooled(self, features: Tensor) -> Tensor:
-        """(B, 1024) from the last stage, after its 1x1 convolution."""
-        return super().pooled(F.relu(self.bn2(self.conv2(features))))
+    def last(self, stages: Sequence[Stage]) -> Tensor:
+        """(B, 1024, H, W) from the last stage, by a 1x1 convolution."""
+        return F.relu(self.bn2(self.conv2(stages[-1].after)))
 
     @property
     def head(self) -> nn.Linear:

@@ -8,7 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcache.models.network import Network, init_fan_out
+from kdcache.models.network import Network, Stage, init_fan_out
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -44,18 +44,24 @@ class VGG(Network):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Five maps, each block's after its last ReLU and before it is halved."""
+    def stages(self, x: Tensor) -> list[Stage]:
+        """Five maps, each block's before it is halved."""
         halvings = 4 if min(x.shape[2:]) >= 64 else 3
-        maps: list[Tensor] = []
+        maps: list[Stage] = []
         for i, layer in enumerate(
             (self.block0, self.block1, self.block2, self.block3, self.block4)
         ):
             if 0 < i <= halvings:
                 x = F.max_pool2d(x, 2)
-            x = F.relu(layer(x))
-            maps.append(x)
+            before = layer(x)
+            x = F.relu(before)
+            maps.append(Stage(before, x))
         return maps
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The last layer of each block but the first."""
+        blocks = (self.block1, self.block2, self.block3, self.block4)
+        return [norm for block in blocks if isinstance(norm := block[-1], nn.BatchNorm2d)]
 
     @property
     def head(self) -> nn.Linear:

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ SCRIPTED = (
 
 CONVERT = (
     "it holds pickled code, not only weights. Where you trust it, convert it once: "
-    "content = torch.load(FILE, weights_only=False); torch.save(content.state_dict(), 'weights.pt'), or "
-    "content['model'] and the like in place of content.state_dict() where the file holds a dict"
+    "content = torch.load(FILE, weights_only=False); torch.save(content.state_dict(), 'weights.pt'). "
+    "Where the file holds a dict, it is content['model'] (weights) or content['model'].state_dict() (a "
+    "network) in place of content.state_dict()"
 )
 
 
@@ -169,11 +170,13 @@ def _find_state(
         return entry, _entry(entries, path, entry)
     if "" in entries:
         return None, entries[""]
+    if not entries and any(isinstance(item, Tensor) for item in content.values()):
+        raise DataError(f"weights {path}: {_mixed(content)}")
     nested = [nest for nest in NESTS if nest in entries]
     if not nested and len(entries) != 1:
         raise DataError(
             f"weights {path}: expected a state dict (names and tensors), at the top or under "
-            f"{', '.join(NESTS)}; found: {', '.join(map(str, content)) or 'nothing'}"
+            f"{', '.join(NESTS)}; found: {_few(map(str, content)) or 'nothing'}"
             + (f", of which {_choice(path, list(entries))}" if entries else "")
         )
     taken = (nested or list(entries))[0]
@@ -184,6 +187,20 @@ def _find_state(
             f"better): {_choice(path, [taken, *rivals])}"
         )
     return taken, entries[taken]
+
+
+def _mixed(content: Mapping[Any, Any]) -> str:
+    """What keeps a mapping that holds tensors from being a state dict."""
+    others = [
+        f"{name} ({type(item).__name__})"
+        for name, item in content.items()
+        if not (isinstance(item, Tensor) and isinstance(name, str))
+    ]
+    return (
+        f"a state dict of {len(content) - len(others)} tensors but for {_few(others)}. Save the tensors "
+        "alone: torch.save({n: t for n, t in torch.load(FILE).items() if torch.is_tensor(t)}, "
+        "'weights.pt')"
+    )
 
 
 def _state_dicts(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -268,6 +285,8 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         ]
     if problems or missing or unexpected:
         name = type(module).__name__
+        if not both:
+            problems.append("no name agrees, so they are of another network")
         raise MismatchError(f"weights {source} do not fit {name}: {'; '.join(problems)}")
     module.load_state_dict(dict(state), strict=False)
 
@@ -316,11 +335,15 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _listed(kind: str, names: list[str], most: int = 8) -> list[str]:
-    if not names:
-        return []
+def _listed(kind: str, names: list[str]) -> list[str]:
+    return [f"{len(names)} {kind}: {_few(names)}"] if names else []
+
+
+def _few(names: Iterable[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are."""
+    names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return [f"{len(names)} {kind}: {', '.join(names[:most])}{more}"]
+    return ", ".join(names[:most]) + more
 
 
 def tensor_digest(state: Mapping[str, Tensor]) -> str:

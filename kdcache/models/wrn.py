@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcache.models.network import Network, conv1x1, conv3x3, init_fan_out, run
+from kdcache.models.network import Network, Stage, conv1x1, conv3x3, init_fan_out
 
 
 class PreActivationBlock(nn.Module):
@@ -26,9 +26,14 @@ class PreActivationBlock(nn.Module):
         self.conv2 = conv3x3(outputs, outputs)
         self.convShortcut = conv1x1(inputs, outputs, stride) if inputs != outputs else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        out = F.relu(self.bn1(x))
+    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
+
+        Args:
+            x: the input.
+            normalised: `bn1` of it, where it is there already.
+        """
+        out = F.relu(self.bn1(x) if normalised is None else normalised)
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
         out = F.relu(self.bn2(self.conv1(out)))
         residual: Tensor = self.conv2(self.dropout(out))
@@ -44,9 +49,19 @@ class WideStage(nn.Module):
         blocks += [PreActivationBlock(outputs, outputs, 1, dropout) for _ in range(depth - 1)]
         self.layer = nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        out: Tensor = self.layer(x)
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The batch norm that the stage begins with."""
+        first = self.layer[0]
+        assert isinstance(first, PreActivationBlock)
+        return first.bn1
+
+    def forward(self, x: Tensor, normalised: Tensor) -> Tensor:
+        """(B, inputs, H, W) and `norm` of it -> (B, outputs, H / stride, W / stride)."""
+        first, *blocks = self.layer
+        out: Tensor = first(x, normalised)
+        for block in blocks:
+            out = block(out)
         return out
 
 
@@ -67,13 +82,27 @@ class WideResNet(Network):
         init_fan_out(self)
         nn.init.zeros_(self.fc.bias)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Four maps: the stem's and three stages', none of them through a last ReLU yet."""
-        return run(self.conv1(x), [self.block1, self.block2, self.block3])
+    def stages(self, x: Tensor) -> list[Stage]:
+        """Four maps: the stem's and three stages'.
 
-    def pooled(self, features: Tensor) -> Tensor:
-        """(B, 64 k) from the last stage, after its batch norm and ReLU."""
-        return super().pooled(F.relu(self.bn1(features)))
+        A stage ends with a sum, which the next one takes: that is `Stage.after`. `Stage.before` is what
+        the next ReLU is taken of, the sum after the batch norm that follows.
+        """
+        blocks = [self.block1, self.block2, self.block3]
+        x = self.conv1(x)
+        maps: list[Stage] = []
+        for block in blocks:
+            maps.append(Stage(block.norm(x), x))
+            x = block(x, maps[-1].before)
+        return [*maps, Stage(self.bn1(x), x)]
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Those that follow the three stages."""
+        return [self.block2.norm, self.block3.norm, self.bn1]
+
+    def last(self, stages: Sequence[Stage]) -> Tensor:
+        """(B, 64 k, H, W): the last stage after its batch norm and ReLU."""
+        return F.relu(stages[-1].before)
 
     @property
     def head(self) -> nn.Linear:

@@ -16,6 +16,7 @@ from kdcache.report.logits import (
     by_group,
     calibrated,
     find_teacher,
+    run_stores,
     spec_teacher,
     teacher_logits,
 )
@@ -75,7 +76,8 @@ def report(
     sections: list[Section] = []
     with ExitStack() as opened:
         read = [opened.enter_context(open_store(path)) for path in stores]
-        teacher_spec = find_teacher(records, read) if len(records) > 1 else None
+        known = [*read, *run_stores(records, opened)]
+        teacher_spec = find_teacher(records, known) if len(records) > 1 else None
         groups = grouped([run for run in records if run is not teacher_spec])
         config = records[0].config if records else None
         if config:
@@ -87,8 +89,9 @@ def report(
                 left_out,
             )
             sections += _runs(
-                groups, teacher_spec, testset, teacher, read, device, workers, left_out
-            )
+                groups, teacher_spec, testset, teacher, known,
+                device, workers, left_out,
+            )  # fmt: skip
         for store, path in zip(read, stores, strict=True):
             sections.append(_store(store, path, config, dataset, data_root, left_out))
     parts = [f"{len(records)} run{'s' * (len(records) != 1)}"] * bool(records)

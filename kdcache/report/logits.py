@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,15 @@ import torch
 from torch import Tensor
 
 from kdcache.data.dataset import Dataset
-from kdcache.dumping.recheck import load_stored_teacher
+from kdcache.dumping.recheck import teacher_of_store
 from kdcache.evaluation.scores import calibration, clean_logits
 from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Group, RunRecord
-from kdcache.runs import WEIGHTS, is_run, load_run_model
+from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores import Store, open_store
-from kdcache_stores.errors import DataError, KDCacheError, MismatchError
+from kdcache_stores.errors import DataError, KDCacheError
 
 
 @dataclass(frozen=True)
@@ -85,28 +86,27 @@ def spec_teacher(spec: str, dataset: Dataset, device: str, stores: Sequence[Stor
 
     Where it filled one of the stores, with the preprocessing and class map that this one names.
     """
-    for store in stores:
-        if store.classes != dataset.classes or is_run(spec.partition("@")[0]):
-            continue
-        try:
-            teacher = load_stored_teacher(store, spec, device, dataset.image_shape)
-        except MismatchError:
-            continue  # another network's store
-        if teacher.weights_sha256 == store.teacher.weights_sha256:
-            return teacher
+    stored = teacher_of_store(stores, spec, device, dataset)
+    if stored is not None:
+        return stored
     channels, size = dataset.image_shape[::2] if dataset.image_shape else (3, 224)
     return load_teacher(spec, classes=dataset.classes, channels=channels, size=size, device=device)
 
 
-def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecord | None:
-    """The run among some whose weights filled one of the stores, or a store that the runs read."""
-    wanted = {store.teacher.weights_sha256 for store in stores}
-    for path in {path for run in runs for path in run.config.get("store_paths", [])}:
+def run_stores(runs: Sequence[RunRecord], opened: ExitStack) -> list[Store]:
+    """The stores that some runs read, where they still lie there; ``opened`` closes them."""
+    stores = []
+    for path in dict.fromkeys(p for run in runs for p in run.config.get("store_paths", [])):
         try:
-            with open_store(path) as store:
-                wanted.add(store.teacher.weights_sha256)
+            stores.append(opened.enter_context(open_store(path)))
         except KDCacheError:
             continue  # it was moved since: then --store names its place
+    return stores
+
+
+def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecord | None:
+    """The run among some whose weights filled one of the stores."""
+    wanted = {store.teacher.weights_sha256 for store in stores}
     for run in runs:
         alone = without_teacher(run.config["objective"]["method"])
         if alone and (run.path / WEIGHTS).is_file() and wanted:

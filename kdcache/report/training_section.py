@@ -81,13 +81,16 @@ def _any(groups: Sequence[Group], name: str) -> bool:
     return any(run.last(name) is not None for group in groups for run in group.runs)
 
 
-def series(group: Group, name: str) -> np.ndarray | None:
-    """An entry of the metrics over epochs and seeds, float64 (epochs that all seeds have, seeds)."""
-    curves = [[r[name] for r in run.metrics if name in r] for run in group.runs]
-    epochs = min(len(values) for values in curves)
+def series(group: Group, name: str) -> tuple[list[int], np.ndarray] | None:
+    """The epochs in which all seeds have an entry of the metrics, and float64 (epochs, seeds)."""
+    curves = [
+        {r.get("epoch", i): r[name] for i, r in enumerate(run.metrics, 1) if name in r}
+        for run in group.runs
+    ]
+    epochs = sorted(set.intersection(*map(set, curves)))
     if not epochs:
         return None
-    return np.array([values[:epochs] for values in curves], np.float64).T
+    return epochs, np.array([[values[e] for values in curves] for e in epochs], np.float64)
 
 
 def curve(groups: Sequence[Group], name: str) -> Figure:
@@ -97,8 +100,8 @@ def curve(groups: Sequence[Group], name: str) -> Figure:
     rows = []
 
     def draw(axes: Axes) -> None:
-        for index, group, values in shown:
-            values, epochs = values * factor, np.arange(1, len(values) + 1)
+        for index, group, (epochs, values) in shown:
+            values = values * factor
             mean = values.mean(axis=1)
             axes.plot(epochs, mean, label=group.label, **look(index),
                       marker="o" if len(epochs) == 1 else None)  # fmt: skip
@@ -114,13 +117,13 @@ def curve(groups: Sequence[Group], name: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes, len(shown))
 
-    for _, group, values in shown:
-        for epoch, seeds in enumerate(values, start=1):
+    for _, group, (epochs, values) in shown:
+        for epoch, seeds in zip(epochs, values, strict=True):
             rows += [
                 (group.label, run.seed, epoch, value)
                 for run, value in zip(group.runs, seeds, strict=True)
             ]
-    ends = ", ".join(f"{g.label} {v[-1].mean() * factor:.4g}" for _, g, v in shown)
+    ends = ", ".join(f"{g.label} {v[-1].mean() * factor:.4g}" for _, g, (_, v) in shown)
     return figure(
         f"curve-{stem}",
         title,

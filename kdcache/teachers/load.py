@@ -11,20 +11,21 @@ RUN[@FILE]                            a directory written by `kdcache train-teac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from kdcache.fields.spelling import is_last, spelled, stored_name
 from kdcache.models.library import (
     Pretrained,
     pretrained_timm,
     pretrained_torchvision,
     torchvision_class_names,
 )
-from kdcache.models.taps import head_of, read_outputs
+from kdcache.models.taps import as_fields, expanded, head_of, read_outputs, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
 from kdcache.models.zoo import MODELS, build_model
 from kdcache.precision import require_precision
@@ -75,7 +76,7 @@ def load_teacher(
         compile: through torch.compile.
         allow_untrained: fresh weights where there is nothing to load.
         allow_code: import the function that a run names, if its network is a user's own.
-        fields: what it shall give (`kdcache.models.taps`).
+        fields: what it shall give, as people spell it or as it is stored (`kdcache.fields.spelling`).
 
     Raises:
         UnknownName: no such model, weights or precision.
@@ -87,7 +88,7 @@ def load_teacher(
     if at and weights is not None:
         raise UsageError(f"teacher {spec}: weights are given twice, {after} and {weights}")
     require_precision(precision)
-    if not fields or len(set(fields)) < len(fields):
+    if not fields or len(set(map(stored_name, fields))) < len(fields):
         raise UsageError(f"fields {', '.join(fields)}: name one at least, and each once")
     source = str(weights) if weights is not None else after or None
     prefix, _, rest = name.partition(":")
@@ -114,14 +115,16 @@ def load_teacher(
     preprocessing = preprocessing or loaded.preprocessing or fallback
     if preprocessing is None:
         raise UsageError(
-            f"teacher {name}: the mean and std that it was trained with are not known. Give them as "
-            f"its preprocessing, by numbers or by the name of one: {', '.join(PREPROCESSINGS)}"
+            f"teacher {name}: the mean and std that it was trained with are not known. Give --mean and "
+            f"--std, or --normalize with one of {', '.join(PREPROCESSINGS)}; or the --store that it filled, "
+            "which says them"
         )
     state = loaded.module.state_dict()
     digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
     module = loaded.module.eval().requires_grad_(False).to(device)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
+    given = preprocessing(torch.zeros(1, channels, size, size, dtype=torch.uint8, device=device))
     teacher = Teacher(
         architecture=name,
         module=module,
@@ -133,7 +136,7 @@ def load_teacher(
         precision=precision,
         class_map=None if class_map is None else tuple(class_map),
         channels_last=channels_last,
-        fields=tuple(fields),
+        fields=expanded(module, fields, given),
     )
     return replace(teacher, shapes=_try_out(teacher, channels, size), compile=compile)
 
@@ -176,6 +179,8 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int,
     try:
         with torch.no_grad():
             given = teacher.forward(images)
+    except UsageError:  # a field that it does not have
+        raise
     except Exception as error:  # whatever a network raises: an assertion about the size, say
         shape = "x".join(map(str, images.shape[1:]))
         halved = {str(p.dtype) for p in teacher.module.parameters()} - {"torch.float32"}
@@ -209,21 +214,33 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int,
             f"{max(teacher.class_map)}: the dataset has {teacher.classes} classes, "
             f"teacher {teacher.architecture} has {logits.shape[1]}, counted from 0"
         )
-    if "pooled" in teacher.fields and (head := head_of(teacher.module)) is not None:
-        _require_head(teacher, head, images, outputs)
+    if (head := head_of(teacher.module)) is not None:
+        if "pooled" in teacher.fields:
+            _require_head(teacher, head, "pooled", outputs["pooled"], images)
+        if any(is_last(name) for name in teacher.fields):
+            with torch.no_grad():
+                last = as_fields(tapped(teacher.module, ("last",))(images)).get("last")
+            if last is not None:  # a user's module may give a part of it alone
+                _require_head(teacher, head, "last", last.float().mean((2, 3)), images)
     shapes = {name: tuple(values.shape[1:]) for name, values in outputs.items()}
     return shapes | {"logits": (teacher.classes,)}
 
 
 @torch.no_grad()
 def _require_head(
-    teacher: Teacher, head: nn.Linear, images: Tensor, outputs: Mapping[str, Tensor]
+    teacher: Teacher, head: nn.Linear, field: str, pooled: Tensor, images: Tensor
 ) -> None:
-    """Refuse a field `pooled` of which the head does not make the network's own logits."""
-    who, pooled = f"teacher {teacher.architecture}", outputs["pooled"]
+    """Refuse a field of which the head does not make the network's own logits.
+
+    Args:
+        field: its name.
+        pooled: (B, D), the field, or the mean of its map.
+        images: (B, C, H, W), what it was made of.
+    """
+    who, name = f"teacher {teacher.architecture}", spelled(field)
     if pooled.shape[1:] != (head.in_features,):
         raise DataError(
-            f"{who}: expected pooled (B, {head.in_features}), the input of its head, found "
+            f"{who}: expected {name} of {head.in_features} channels, the input of its head, found "
             f"{tuple(pooled.shape)}: give another field another name"
         )
     given = teacher.module(images)
@@ -231,9 +248,9 @@ def _require_head(
     furthest = float((head(pooled) - logits).abs().max())
     if furthest > 1e-3 * float(logits.abs().max()):
         raise DataError(
-            f"{who}: its head, on the field pooled, gives other logits than itself (by up to "
-            f"{furthest:.3g}). pooled is the input of the linear layer `head`: give another field "
-            "another name"
+            f"{who}: its head, on the field {name}, gives other logits than itself (by up to "
+            f"{furthest:.3g}). pooled is the input of the linear layer `head`, and last the map of which "
+            "that is the mean: dump another field, and give a field of your own another name"
         )
 
 

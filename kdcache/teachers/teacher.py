@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from kdcache.fields.spelling import needs_head
 from kdcache.models.taps import head_of, read_outputs, tapped
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import Preprocessing
@@ -80,9 +81,10 @@ class Teacher:
     def head(self) -> tuple[Tensor, Tensor] | None:
         """Weight (K, D) and bias (K,) that make the logits of `pooled`, float32.
 
-        None where `pooled` is not among the fields, or a user's module names no layer as `head`.
+        None where no field needs it (`kdcache.fields.spelling.needs_head`), or a user's module names no
+        layer as `head`.
         """
-        linear = head_of(self.module) if "pooled" in self.fields else None
+        linear = head_of(self.module) if any(map(needs_head, self.fields)) else None
         if linear is None:
             return None
         weight = linear.weight.detach().float()

@@ -12,6 +12,7 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers.teacher import Teacher
 from kdcache.training.settings import Training
+from kdcache.training.tuning import computing
 from kdcache.views.cached import CachedViews
 from kdcache.views.sizes import view_size
 from kdcache_stores.objects.urls import redact
@@ -24,8 +25,13 @@ def resolved(
     objective: ObjectiveConfig,
     teachers: list[Teacher],
     ranks: int,
+    projector: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the result, as tables of TOML values."""
+    """Everything that decides the result, as tables of TOML values.
+
+    Args:
+        projector: what the network has beside its model, see `kdcache.models.projected`.
+    """
     t, dataset, plan = training, views.dataset, views.plan.to_store()
     height, width = view_size(views.plan)
     config = {
@@ -34,21 +40,22 @@ def resolved(
             "name": t.dataset, "root": t.data_root, "fingerprint": dataset.fingerprint,
             "train_samples": t.train_samples, "val_split": t.val_split, "subset": t.subset,
             "augmentation": plan.augmentation, "view_seed": plan.seed, "views": views.views,
-            "schedule": t.schedule,
+            "schedule": t.schedule, "seed": t.data_seed,
             "resident_views": views.window * views.group if t.schedule == "random" else None,
         },
         "model": {
             "name": t.model, "classes": dataset.classes, "channels": preprocessing.channels,
             "size": width, "height": None if height == width else height,
-            "init_weights": t.init_weights,
+            "init_weights": t.init_weights, "projector": projector,
         },
         "preprocessing": preprocessing.to_dict(),
         "objective": objective.to_dict(),
         "training": asdict(t.optimization) | {
             "seed": t.seed, "precision": t.precision, "channels_last": t.channels_last,
             "compile": t.compile, "ema": t.ema, "device": t.device, "threads": t.threads,
-            "ranks": ranks,
+            "ranks": ranks, "eval_every": t.eval_every if t.eval_every > 1 else None,
         },
+        "computing": computing(t),
         "online": [teacher.to_store().digest for teacher in teachers],
         "stores": [
             {"digest": digest, "plan": store.plan.digest}
@@ -67,10 +74,12 @@ def summarized(
     parameters: int,
     held_out: bool,
     teacher_forwards: int,
+    side_by_side: int,
 ) -> dict[str, Any]:
     """The summary of a finished training: last and best accuracy, seconds per epoch, what it read."""
     chosen_on = "val_top1" if held_out else "test_top1"
-    last, best = records[-1], max(records, key=lambda record: record[chosen_on])
+    tested = [record for record in records if chosen_on in record]
+    last, best = records[-1], max(tested, key=lambda record: record[chosen_on])
     seconds = sum(record["seconds"] for record in records)
     random = training.schedule == "random" and views.views is not None
     return {
@@ -92,6 +101,7 @@ def summarized(
         "train_samples": len(views.rows),
         "samples_left_out": views.left_out,
         "stores": views.digests,
+        **({"students_side_by_side": side_by_side} if side_by_side > 1 else {}),
     } | ({"resident_views": views.window * views.group, "views": views.views} if random else {})
 
 

@@ -48,7 +48,7 @@ class Preflight:
                 f"{', '.join(fetched)}: the logits were not checked before the training, which without "
                 "a cache (--cache-size) would fetch some of them twice; `kdcache check` does"
             )
-        distills = training.objective.record.needs_teacher
+        distills = training.objective.needs_teacher
         self.case = Case(
             stores=stores,
             objective=training.objective,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,14 @@ class Training:
         val_split: fraction of the training samples held out to choose the best epoch on.
         subset: allow samples of the dataset that the store lacks.
         init_weights: a file of weights to start from.
-        seed: of the initial weights, the sample order, the noise and the choice of samples.
+        seed: of the initial weights, the noise and what layers draw.
+        data_seed: of the sample order, the choice of samples and, without a store, the views; None
+            is the seed.
         precision: "float32", or "bf16"/"fp16" autocast; the loss is float32 always.
+        graph: compile the whole step and, on a GPU, capture it, see `kdcache.training.learning.static_step`.
+        tf32: a float32 network on a GPU computes its convolutions in TF32, see `kdcache.training.tuning`.
         ema: decay of an exponential moving average of the weights that is evaluated and saved instead.
+        eval_every: measure the test set after every so many epochs, and after the last.
         threads: compute threads on the CPU (default: as torch chooses; 1 is fastest for tiny networks).
     """
 
@@ -56,10 +61,14 @@ class Training:
     subset: bool = False
     init_weights: str | None = None
     seed: int = 0
+    data_seed: int | None = None
     device: str = "cpu"
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
+    graph: bool = False
+    tf32: bool = True
+    eval_every: int = 1
     ema: float | None = None
     workers: int = 0
     threads: int | None = None
@@ -68,22 +77,72 @@ class Training:
     skip_bad: bool = False
 
     @property
+    def stream_seed(self) -> int:
+        """The seed of what the network is shown."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
     def source(self) -> DatasetSource:
         """Where its datasets come from."""
         root = Path(self.data_root) if self.data_root else None
         return DatasetSource(self.dataset, root, self.download, self.skip_bad, self.workers)
 
     def __post_init__(self) -> None:
-        if self.objective.record.needs_teacher and not self.stores and not self.online:
+        if self.objective.needs_teacher and not self.stores and not self.online:
             raise UsageError(
                 f"--method {self.objective.method} needs at least one --store "
                 "(or --online TEACHER, to run the teacher in the loop)."
             )
+        live = [record.name for record in self.objective.records if record.online]
+        if live and not self.online:
+            raise UsageError(
+                f"--method {live[0]} needs more of its teacher than a store holds: give --online TEACHER, to "
+                "run it in the loop; a --store beside it still proves that it is the right one."
+            )
         require_precision(self.precision)
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
+        if self.eval_every < 1:
+            raise UsageError(f"--eval-every {self.eval_every} must be at least 1.")
         if not 0 <= self.val_split < 1:
             raise UsageError(f"--val-split {self.val_split} must be in [0, 1).")
+
+
+#: What trainings side by side may differ in; the rest makes the stream of batches, or is the process's.
+OWN = ("model", "objective", "optimization", "init_weights", "seed", "data_seed", "precision",
+       "channels_last", "compile", "graph", "ema")  # fmt: skip
+
+
+def require_one_stream(trainings: Sequence[Training]) -> None:
+    """Refuse trainings that cannot share a stream of batches.
+
+    They may differ in their networks, losses, optimizers, seeds and precision, but for the number of
+    epochs, the batch size, the data seed (by default the seed) and whether views come in pairs.
+
+    Raises:
+        UsageError: naming what differs; or there is none.
+    """
+    if not trainings:
+        raise UsageError("expected at least one training, found none.")
+    shared = {
+        field.name: lambda t, name=field.name: getattr(t, name)
+        for field in fields(Training)
+        if field.name not in OWN
+    } | {
+        "data_seed": lambda t: t.stream_seed,
+        "epochs": lambda t: t.optimization.epochs,
+        "batch_size": lambda t: t.optimization.batch_size,
+        "weak and strong views": lambda t: t.objective.record.pairs,
+    }
+    for name, value in shared.items():
+        first, *others = (value(training) for training in trainings)
+        for number, other in enumerate(others, start=2):
+            if other != first:
+                raise UsageError(
+                    f"trainings side by side share their stream of batches: {name.replace('_', '-')} is "
+                    f"{first!r} in training 1 and {other!r} in training {number}. Give all the same, or "
+                    "train them one after the other."
+                )
 
 
 def recipe_options(name: str, student: str, stores: Sequence[str] = ()) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,16 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def by_view(self, views: int) -> Iterator[ImageBatch]:
+        """The batches of single views of a batch of `together`: (V * B) to V times (B,)."""
+        each = len(self) // views
+        for start in range(0, len(self), each):
+            here = slice(start, start + each)
+            mix = self.mix and (self.mix[0][here], self.mix[1][here])
+            yield ImageBatch(
+                self.rows[here], self.views[here], self.images[here], self.labels[here], mix
+            )
+
     def to(self, device: torch.device) -> ImageBatch:
         """The batch with its tensors on a device; copies do not wait where they need not."""
         if device.type == "cpu":
@@ -48,6 +58,18 @@ class ImageBatch:
 
         mix = self.mix and (move(self.mix[0]), move(self.mix[1]))
         return ImageBatch(self.rows, self.views, move(self.images), move(self.labels), mix)
+
+
+def together(rows: Rows, views: Sequence[int]) -> Pairs:
+    """The pairs of several views of the same rows, view by view: their images are decoded once.
+
+    Args:
+        rows: int64 (B,).
+        views: V of them.
+
+    Returns rows and views int64 (V * B,), for `ImageBatch.by_view`.
+    """
+    return np.tile(rows, len(views)), np.repeat(np.asarray(views, dtype=np.int64), len(rows))
 
 
 def make_batches(

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from kdcache_stores import (
 )
 
 SCHEDULES = ("epoch", "random")
+
+#: A store, or several: paths, or open ones.
+Stores = str | os.PathLike[str] | Store | Sequence[str | os.PathLike[str] | Store]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class CachedViews:
 
     Args:
         dataset: the samples to train on.
-        stores: stores of one view plan (paths, or open stores); may be empty when ``plan`` is given.
+        stores: a store, or several of one view plan (paths, or open stores); may be empty when
+            ``plan`` is given.
             Those of one teacher join their fields, those of different teachers are an ensemble.
         batch_size: samples per batch; the last batch of an epoch may be smaller.
         fields: those to read, of every teacher; no other is touched. None of them takes only the
@@ -115,7 +120,7 @@ class CachedViews:
     def __init__(
         self,
         dataset: Dataset,
-        stores: Sequence[str | os.PathLike[str] | Store],
+        stores: Stores,
         batch_size: int,
         fields: Sequence[str] = ("logits",),
         *,
@@ -139,6 +144,8 @@ class CachedViews:
         self.group, self.part = 2 if pairs else 1, part
         rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
         self.left_out = 0
+        self._at = 0, 0
+        stores = [stores] if isinstance(stores, str | os.PathLike | Store) else stores
         self.stores = [s if isinstance(s, Store) else open_store(s) for s in stores]
         self._opened = [s for s, given in zip(self.stores, stores, strict=True) if s is not given]
         self.replay: replay.Replayed | None = None
@@ -176,6 +183,16 @@ class CachedViews:
             )
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
+
+    @property
+    def keys(self) -> Tensor:
+        """int64 (N,) on the device, 64 bits of the SHA-256 of the key of each sample that is used."""
+        return self._keys
+
+    @property
+    def labels(self) -> Rows:
+        """int64 (N,), the labels of the samples that are used; -1 where unlabelled."""
+        return self.plan.samples.labels[self.rows]
 
     def holding(self, field: str) -> list[Store]:
         """Of each teacher that is read, the store that holds a field; none where it is not read."""
@@ -283,8 +300,64 @@ class CachedViews:
         """Batches per epoch."""
         return -(-len(self.rows) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the epoch that comes next, from the one that comes next in it.
+
+        A pass that ends goes on to the next epoch; one that is broken off is continued by the next
+        pass, unless `set_epoch` says otherwise.
+        """
+        epoch, start = self._at
+        for done, batch in enumerate(self.epoch(epoch, start), start + 1):
+            self._at = (epoch, done) if done < len(self) else (epoch + 1, 0)
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have the next pass be of ``epoch``; where that has begun, it goes on."""
+        if epoch != self._at[0]:
+            self._at = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the passes are, plain JSON: for `load_state_dict` of views made alike."""
+        epoch, batch = self._at
+        return {"epoch": epoch, "batch": batch, "of": self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next pass go on where these passes were, with the very batches that came next.
+
+        Raises:
+            MismatchError: the state is of other stores, rows, order or batches; says what differs.
+        """
+        here = self._identity()
+        for name, stated in state["of"].items():
+            if here.get(name) != stated:
+                raise MismatchError(
+                    f"the state is of views with {name} {stated!r:.80}, here it is "
+                    f"{here.get(name)!r:.80}: make CachedViews with the arguments of the run that "
+                    "goes on, or begin anew without its state."
+                )
+        self._at = int(state["epoch"]), int(state["batch"])
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that the batches of an epoch depend on, plain JSON."""
+        return {
+            "plan": self.plan.to_store().digest,
+            "stores": self.digests,
+            "rows": hashlib.sha256(self.rows.tobytes()).hexdigest(),
+            "batch_size": self.batch_size,
+            "views": self.views,
+            "group": self.group,
+            "schedule": self.schedule,
+            "window": self.window,
+            "seed": self.seed,
+            "part": list(self.part),
+        }
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``epoch`` (counted from 0), the same at every call.
+
+        Args:
+            epoch: its number.
+            start: how many of its first batches to leave out, fewer than there are.
 
         Each iterator keeps the rows that it reads: several may be live at once, in any order and
         in several threads. One alone takes the memory of the window and of the view that comes
@@ -293,7 +366,8 @@ class CachedViews:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = rng.permutation(len(self.rows))
         views = self._views_of(epoch, rng)
-        cuts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        begin = start * self.batch_size
+        cuts = [order[i : i + self.batch_size] for i in range(begin, len(order), self.batch_size)]
         totals = [len(cut) for cut in cuts]
         index, parts = self.part
         cuts = [cut[index * len(cut) // parts : (index + 1) * len(cut) // parts] for cut in cuts]
@@ -309,9 +383,9 @@ class CachedViews:
             device=self.device,
             workers=self.workers,
         )
-        start = 0
+        position = 0
         for cut, total, batch in zip(cuts, totals, stream, strict=True):
-            here = slice(start, start := start + len(cut))
+            here = slice(position, position := position + len(cut))
             images, labels = batch.images, batch.labels
             if self.group == 2:
                 images, labels = images.view(-1, 2, *images.shape[1:]), labels[::2]

@@ -6,7 +6,8 @@ ranks and resumption have no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
 from kdcache.augment.mix import Mix
 from kdcache.augment.specs import from_description
 from kdcache.data.align import find_rows
-from kdcache.data.dataset import Dataset, Rows
+from kdcache.data.dataset import Dataset, Rows, start_method
+from kdcache.data.encoded.encoded_images import EncodedDataset
 from kdcache.philox import Draws, key_words, split_seed
 from kdcache.views.batches import ImageBatch, grouped
-from kdcache.views.loader import load
+from kdcache.views.loader import Loaders
 from kdcache.views.sources import Decoded, Resident, Source, header_sizes
 from kdcache_stores import Plan, Samples
 from kdcache_stores.errors import MismatchError, UsageError
@@ -56,6 +58,8 @@ class ViewPlan:
 
     Raises:
         MismatchError: the dataset lacks samples, or labels differ.
+        UsageError: a seed out of range, or images that are no files for an augmentation that has
+            `decode_side`.
     """
 
     def __init__(
@@ -69,11 +73,20 @@ class ViewPlan:
         split_seed(seed)
         if seed >= 1 << 63:
             raise UsageError(f"a plan's seed must be below 2^63, found {seed}")
+        if augmentation.decode_side is not None and not isinstance(dataset, EncodedDataset):
+            raise UsageError(
+                f"{augmentation.name} has decode_side={augmentation.decode_side}, but the images of "
+                f"{dataset.name} are no files that kdcache decodes: leave it out"
+            )
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
         self.samples = samples if samples is not None else dataset.samples
         self._where = find_rows(dataset, self.samples, partial) if samples is not None else None
         self._words = key_words(self.samples.key_hashes)
         self._resident: dict[torch.device, torch.Tensor] = {}
+        self._loaders: Loaders | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_resident": {}, "_loaders": None}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -119,7 +132,14 @@ class ViewPlan:
             augmentation=self.augmentation.describe(),
             seed=self.seed,
             class_names=self.dataset.class_names,
-            notes={"skipped": dict(self.dataset.skipped)} if self.dataset.skipped else {},
+            notes={
+                name: value
+                for name, value in (
+                    ("skipped", dict(self.dataset.skipped)),
+                    ("decoder", self.dataset.decoder),
+                )
+                if value
+            },
         )
 
     @classmethod
@@ -162,20 +182,20 @@ class ViewPlan:
 
     def stream(
         self,
-        batches: Sequence[tuple[Rows, NDArray[np.int64] | int]],
+        batches: Iterable[tuple[Rows, NDArray[np.int64] | int]],
         device: str | torch.device = "cpu",
         workers: int = 0,
     ) -> Iterator[ImageBatch]:
         """The views of each batch, in order.
 
         Images in memory are gathered and augmented in batches on the device, without workers.
-        Files, and a user's own augmentation, go through a DataLoader; a row that is several times
-        in a batch is decoded once. The pixels do not depend on the way, see the augmentation for
-        interpolation.
+        Files, and a user's own augmentation, go through a DataLoader, whose processes stay until
+        the plan goes; a row that is several times in a batch is decoded once. The pixels do not
+        depend on the way, see the augmentation for interpolation.
 
         Args:
             batches: (rows int64 (B,), views int64 (B,) or one view for all) each; a row or a view
-                may occur any number of times.
+                may occur any number of times. Taken one by one, a few ahead.
             device: where the images go.
             workers: processes that decode; 0: this one.
 
@@ -187,12 +207,24 @@ class ViewPlan:
         if self.dataset.images is not None and (self.augmentation.batched or workers == 0):
             yield from self._stream_resident(batches, device)
         else:
-            pairs = [self._pairs(*batch) for batch in batches]
-            yield from load(self._render, pairs, device, workers)
+            pairs = (self._pairs(*batch) for batch in batches)
+            if self._loaders is None:
+                # They render a copy: without a cycle, the processes end with the plan.
+                self._loaders = Loaders(copy.copy(self)._render, start_method(self.dataset))
+            yield from self._loaders.stream(pairs, device, workers)
 
     def images(self, rows: Any, views: Any, device: str | torch.device = "cpu") -> torch.Tensor:
         """The views of some pairs: uint8 (B, C, H, W)."""
         return next(self.stream([(rows, views)], device)).images
+
+    def render(self, rows: Any, views: Any) -> ImageBatch:
+        """The views of some pairs on the CPU, in this process, with no worker: see `stream`."""
+        rows, views = self._pairs(rows, views)
+        images = self.dataset.images
+        if images is None or not self.augmentation.batched:
+            return self._render(rows, views)
+        source = Resident(images)
+        return self._batch(rows, views, self._draw(rows, views, source.sizes), source)
 
     def parameters(self, rows: Any, views: Any) -> tuple[Parameters, dict[str, NDArray[np.bool_]]]:
         """Everything that is drawn for some pairs, and which of it has no effect on which view.
@@ -202,7 +234,8 @@ class ViewPlan:
             unused.
         """
         rows, views = self._pairs(rows, views)
-        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows))
+        side = self.augmentation.decode_side
+        drawn = self._draw(rows, views, lambda rows: header_sizes(self.dataset, rows, side))
         return drawn.image | drawn.mix, self.augmentation.unused(drawn.image)
 
     def _pairs(self, rows: Any, views: Any) -> tuple[Rows, NDArray[np.int64]]:
@@ -285,5 +318,5 @@ class ViewPlan:
 
     def _render(self, rows: Rows, views: NDArray[np.int64]) -> ImageBatch:
         """One batch from decoded images, on the CPU."""
-        source = Decoded(self.dataset)
+        source = Decoded(self.dataset, self.augmentation.decode_side)
         return self._batch(rows, views, self._draw(rows, views, source.sizes), source)

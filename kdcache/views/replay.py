@@ -23,6 +23,7 @@ import torch
 import torchvision
 
 from kdcache.data.dataset import Rows
+from kdcache.data.encoded.decoding import decoder
 from kdcache.philox import derive_seed
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Probe, Store
@@ -188,6 +189,7 @@ def versions() -> dict[str, str]:
         "libjpeg": str(
             PIL.features.version_feature("libjpeg_turbo") or PIL.features.version_codec("jpg")
         ),
+        "decoder": decoder(),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from kdcache.augment.augmentation import Augmentation, Parameters
 from kdcache.data.dataset import Dataset, Rows
+from kdcache.data.encoded.decoding import scaled_size
+from kdcache.data.encoded.encoded_images import EncodedDataset
 from kdcache_stores.errors import DataError
 
 
@@ -46,20 +48,24 @@ class Resident(Source):
 
 
 class Decoded(Source):
-    """Images decoded as they are asked for, each once."""
+    """Images decoded as they are asked for, each once; image files no larger than `side` asks for."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, side: int | None = None) -> None:
+        self.dataset, self.side = dataset, side
         self.cache: dict[int, torch.Tensor] = {}
 
     def image(self, row: int) -> torch.Tensor:
         """The image of a row, decoded at most once."""
         if row not in self.cache:
-            self.cache[row] = self.dataset.decode(row)
+            if self.side is not None and isinstance(self.dataset, EncodedDataset):
+                self.cache[row] = self.dataset.decode(row, self.side)
+            else:
+                self.cache[row] = self.dataset.decode(row)
         return self.cache[row]
 
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
         """Height and width of each image."""
+        self.dataset.ahead(rows)
         return np.array([self.image(int(row)).shape[1:] for row in rows], dtype=np.int64)
 
     def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
@@ -80,9 +86,16 @@ class Decoded(Source):
         return torch.stack(images)
 
 
-def header_sizes(dataset: Dataset, rows: Rows) -> NDArray[np.int64]:
-    """Height and width of images, int64 (B, 2), from their files' headers where they differ."""
+def header_sizes(dataset: Dataset, rows: Rows, side: int | None = None) -> NDArray[np.int64]:
+    """Height and width of images, int64 (B, 2), from their files' headers where they differ.
+
+    Args:
+        dataset: holds them.
+        rows: (B,).
+        side: as they are decoded with it, see `decode_image`.
+    """
     if dataset.image_shape is not None:
-        size = np.array(dataset.image_shape[1:], dtype=np.int64)
+        size = np.array(scaled_size(*dataset.image_shape[1:], side), dtype=np.int64)
         return np.broadcast_to(size, (len(rows), 2))
-    return np.array([dataset.size(int(row)) for row in rows], dtype=np.int64)
+    sizes = (scaled_size(*dataset.size(int(row)), side) for row in rows)
+    return np.array(list(sizes), dtype=np.int64)

@@ -23,6 +23,7 @@ prints it as it stands and exits 1 (2 for `UsageError`).
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -90,3 +91,34 @@ class RemoteError(StoreError, ConnectionError):
 
 class TrainingError(KDCacheError):
     """A run cannot go on (a loss that is not finite), or may not begin (a warning under --strict)."""
+
+
+_REMEDIES = {
+    errno.EACCES: "its permissions do not allow this: change them, or choose another place",
+    errno.EPERM: "its permissions do not allow this: change them, or choose another place",
+    errno.EROFS: "its file system is mounted read-only: choose a place that can be written to",
+    errno.ENOSPC: "the disk is full: make room and run the same again, what was committed is safe",
+    errno.EDQUOT: "the quota is used up: make room and run the same again, what was committed is safe",
+    errno.ENAMETOOLONG: "the name is longer than its file system allows: choose a shorter one",
+    errno.ELOOP: "it is a link that leads back to itself: give the folder itself",
+    errno.EISDIR: "it is a folder, and a file is expected: give the file, or move the folder away",
+    errno.ENOTDIR: "a part of it is a file, and a folder is expected: choose another path",
+    errno.ENOENT: "there is no such file or folder; the current folder may have been deleted, too",
+    errno.ENOSYS: "its file system lacks what this needs, such as locks: choose a local disk",
+    errno.ENOLCK: "its file system has no locks to give: choose a local disk",
+    errno.ENOTSUP: "its file system lacks what this needs, such as locks: choose a local disk",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.EIO: "the disk fails to read or write: check it, and copy what it holds",
+}
+
+
+def explain(error: BaseException, where: str | None = None) -> str:
+    """One line for an error: an error of the system gets the path, or `where`, and what to do."""
+    if not isinstance(error, OSError) or isinstance(error, KDCacheError) or error.errno is None:
+        return str(error)
+    path = where if where is not None else error.filename
+    remedy = _REMEDIES.get(
+        error.errno, "the system refuses: repair the cause, and run the same again"
+    )
+    subject = "the current folder or a path below it" if path is None else str(path)
+    return f"{subject}: {remedy} ({error.strerror})"

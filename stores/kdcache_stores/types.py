@@ -44,6 +44,9 @@ class Samples:
             raise DataError(
                 f"labels must be -1 (unlabelled) or more, found {labels[row]} in row {row}"
             )
+        if labels.size and labels.max() >= 2**63:
+            row = int(labels.argmax())
+            raise DataError(f"labels must be below 2^63, found {labels[row]} in row {row}")
         object.__setattr__(self, "labels", labels.astype(np.int64))
         seen: dict[str, int] = {}
         for row, key in enumerate(self.keys):
@@ -213,12 +216,32 @@ _TYPES: dict[str, Any] = {
 }
 
 
+_LONGEST = 4096
+"""Characters of a name, at most."""
+
+
+def _sound(name: str, item: Json) -> bool:
+    """Whether a value of the right type is one that the format allows."""
+    if isinstance(item, str):
+        return len(item) <= _LONGEST
+    if name == "classes":
+        return bool(0 < item < 2**32)
+    if name == "class_names" and item is not None:
+        return all(isinstance(entry, str) and len(entry) <= _LONGEST for entry in item)
+    if name == "clean_top1" and item is not None:
+        return all(
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+            for value in item.values()
+        )
+    return True
+
+
 def _known(cls: type, value: Json, what: str) -> dict[str, Json]:
     if not isinstance(value, dict):
         raise FormatError(f"{what} must be a JSON object, found {type(value).__name__}")
     known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}  # type: ignore[attr-defined]
     for name, item in known.items():
-        if not isinstance(item, _TYPES[name]) or isinstance(item, bool):
+        if not isinstance(item, _TYPES[name]) or isinstance(item, bool) or not _sound(name, item):
             raise FormatError(f"{what}.{name} has the wrong type: {item!r:.80}")
     try:
         cls(**known)

@@ -94,7 +94,7 @@ def test_an_ensemble_of_one_is_refused(trained: Trained, kdcache: Run) -> None:
 def test_the_teacher_tried(
     trained: Trained, kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcache.checks.trials.SIZES", (8, 16))  # larger ones take seconds
+    monkeypatch.setattr("kdcache.teachers.trials.SIZES", (8, 16))  # larger ones take seconds
     common = ("--dataset", "digits", "--device", "cpu", "--json", "--epochs", 4)
     assert rules(kdcache("check", trained.store, "--teacher", trained.teacher, *common)) == []
     wrong = tmp_path / "wrong.zarr"

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kdcache.data.loading import load_dataset
+from kdcache.dumping.default_encoding import choose_encodings
 from kdcache.models.classes import save_class_map
 from kdcache.models.zoo import build_model
 from kdcache_stores import open_store
@@ -232,7 +233,15 @@ def test_exhaustive_needs_no_views(trained: Trained, dump: Run, tmp_path: Path) 
     assert "how many views" in refused.err
 
 
-def test_many_views_are_compact_and_a_store_keeps_its_encoding(
+def test_many_views_of_many_classes_are_compact(tmp_path: Path) -> None:
+    def chosen(views: int, classes: int) -> dict[str, str]:
+        return choose_encodings([tmp_path / "new"], ["logits", "pooled"], views, classes)
+
+    assert chosen(8, 32) == {"logits": "compact:2.5e-5", "pooled": "float16"}
+    assert chosen(7, 1000) == chosen(8, 31) == {"logits": "float16", "pooled": "float16"}
+
+
+def test_a_store_keeps_its_encoding(
     trained: Trained, dump: Run, kdcache: Run, tmp_path: Path
 ) -> None:
     def run(name: str, views: int, *more: str) -> str:
@@ -242,8 +251,8 @@ def test_many_views_are_compact_and_a_store_keeps_its_encoding(
         encoding = done.json["stores"][0]["info"]["fields"]["logits"]["encoding"]
         return ":".join(map(str, encoding.values()))
 
-    assert run("few", 7) == "float16"
     assert run("few", 8) == "float16"
+    assert run("many", 7, "--encoding", "compact:2.5e-5") == "compact:2.5e-05"
     assert run("many", 8) == "compact:2.5e-05"
     assert run("asked", 8, "--encoding", "float32") == "float32"
     words = ["--teacher", trained.teacher, "--out", tmp_path / "few"]

@@ -76,7 +76,8 @@ PREPARED = stand_in(**{"__enter__.return_value.run": end, "__enter__.return_valu
 CASES = {
     "demo": Case(ends=("kdcache.demo:steps",)),
     "train-teacher": Case(
-        ("--dataset", "digits", "--model", "resnet8", "--out", "run"), ("kdcache.training.preparation:train",)
+        ("--dataset", "digits", "--model", "resnet8", "--out", "run"),
+        ("kdcache.training.preparation:train_together",),
     ),
     "dump-teacher": Case(
         ("--dataset", "digits", "--teacher", "t", "--out", "s.zarr"),
@@ -87,8 +88,8 @@ CASES = {
     "train-student": Case(
         ("--dataset", "digits", "--student", "resnet8", "--method", "kd", "--store", "s.zarr",
          "--out", "run"),
-        ("kdcache.training.preparation:train",),
-        plain={RECIPE_STORE: stand_in()},
+        ("kdcache.training.preparation:train_together", "kdcache.training.generations:born_again"),
+        plain={RECIPE_STORE: stand_in(), "kdcache_cli.student_runs:_tables": [{"method": "dkd"}]},
     ),
     "check": Case(
         ("s.zarr", "--method", "kd"),
@@ -162,7 +163,8 @@ def of_method(method: Method, option: Option) -> Value:
     flag = f"--{method.flag(option).replace('_', '-')}"
     other = next((choice for choice in option.choices if choice != option.default), None)
     changed = other or type(option.default)(float(option.default) + 1)
-    return value(f"--method {method.name} {flag} {changed}", f"--method {method.name}")
+    named = "" if method.name == "kd" else f"--method {method.name}"  # that of the cases
+    return value(f"{named} {flag} {changed}", named)
 
 
 #: By option, and where a command's differs by "command option".
@@ -171,9 +173,20 @@ VALUES = {
     "--augment": value("--augment own.views:crop"),
     "--cache-size": value("--cache-size 2GB"),
     "--ablation": value("--ablation target-only"),
+    "--add": value("--add dkd"),
     "--combine": value("--combine mean-probs"),
+    "train-student --combine": value("--store t.zarr --combine mean-probs", "--store t.zarr"),
+    "train-student --teacher-weights": value("--store t.zarr --teacher-weights 2,1", "--store t.zarr"),
+    "train-student --resident-views": value("--schedule random --resident-views 3", "--schedule random"),
+    "check --data-root": value("--dataset digits --data-root there", "--dataset digits"),
+    "check --download": value("--dataset digits --download", "--dataset digits"),
+    "check --seed": value("--dataset digits --seed 3", "--dataset digits"),
+    "check --subset": value("--dataset digits --subset", "--dataset digits"),
+    "evaluate --augment": value("--store s.zarr --augment own.views:crop", "--store s.zarr"),
     "--device": value("--device cpu:0"),
     "--ema": value("--ema 0.9"),
+    "--image-column": value("--dataset hf:a --image-column x", "--dataset hf:a"),
+    "--label-column": value("--dataset hf:a --label-column x", "--dataset hf:a"),
     "--lr-schedule": value("--lr-schedule cosine"),
     "--mean": value("--mean 0.4 --std 0.2", "--mean 0.5 --std 0.2"),
     "--method": value("--method dkd"),
@@ -190,7 +203,7 @@ VALUES = {
     "dump-teacher --out": value("--teacher u --out v.zarr", "--teacher u --out w.zarr"),
     "dump-teacher --teacher": value("--teacher u --out v.zarr", "--teacher t --out v.zarr"),
     "bench --out": value("--out found.json"),
-    "check --run": value("s.zarr --run run", "s.zarr --device auto", alone=True),
+    "check --run": value("s.zarr --run run", "s.zarr", alone=True),
     "check --recipe": value("s.zarr --recipe cifar100/kd-ls", "s.zarr --recipe cifar100/kd",
                             alone=True),
     "export --format": value("--format onnx"),

@@ -94,7 +94,7 @@ def test_the_largest_seed(tmp_path: Path, kdcache: Run) -> None:
 def test_teacher_weights_that_are_no_numbers(weights: str, tmp_path: Path, kdcache: Run) -> None:
     result = kdcache(
         "train-student", "--dataset", "digits", "--student", "resnet8", "--method", "kd",
-        "--store", tmp_path, f"--teacher-weights={weights}", "--out", tmp_path / "run",
+        "--store", tmp_path, "--store", tmp_path, f"--teacher-weights={weights}", "--out", tmp_path / "run",
     )  # fmt: skip
     refused(result, 2, f"--teacher-weights {weights!r}")
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import sys
+import itertools
+import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdcache import load_dataset, load_teacher
+from kdcache import CachedDataset, Preprocessing, ViewSampler, load_dataset, load_teacher
 from kdcache_stores import open_store
 from tests.conftest import Trained
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+FRAMEWORKS = {
+    "plain_pytorch": "torch",
+    "with_accelerate": "accelerate",
+    "with_lightning": "lightning",
+    "with_timm": "timm",
+    "with_torchvision": "torchvision",
+    "with_transformers": "transformers",
+}
 
 
 def example(name: str) -> ModuleType:
@@ -31,84 +40,90 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def test_plain_pytorch(trained: Trained) -> None:
-    assert example("plain_pytorch").main(str(trained.store), epochs=2) > 0.5
+def needs(framework: str) -> ModuleType:
+    """Import it; without it skip, but fail where all are required, as `make test-examples` does."""
+    if os.environ.get("KDCACHE_REQUIRE_FRAMEWORKS"):
+        return importlib.import_module(framework)
+    module: ModuleType = pytest.importorskip(framework)
+    return module
 
 
-class Trainer:
-    """Goes through the data as Lightning does.
-
-    It makes an iterator before the first epoch and one at the start of every other, takes as many
-    batches as the loader is long, and never asks for the one after the last.
-    """
-
-    def __init__(self, max_epochs: int, **options: Any) -> None:
-        self.max_epochs = max_epochs
-
-    def fit(self, module: Any, loader: Any) -> None:
-        module.current_epoch = 0
-        optimizer, batches = module.configure_optimizers(), iter(loader)
-        for epoch in range(self.max_epochs):
-            module.current_epoch = epoch
-            batches = iter(loader) if epoch else batches
-            for index in range(len(loader)):
-                batch = module.transfer_batch_to_device(next(batches), torch.device("cpu"), 0)
-                loss = module.training_step(batch, index)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-
-
-STAND_IN = SimpleNamespace(
-    LightningModule=nn.Module,
-    Trainer=Trainer,
-    seed_everything=lambda seed, verbose: torch.manual_seed(seed),
-)
-
-
-@pytest.fixture(params=["stand-in", "installed"])
-def lightning(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ModuleType]:
-    """The example with Lightning, or with what goes through the data as Lightning does."""
-    with warnings.catch_warnings():
-        if request.param == "stand-in":
-            monkeypatch.setitem(sys.modules, "lightning", STAND_IN)
-        else:
-            warnings.simplefilter("ignore")  # Lightning's own, about workers and its dependencies
-            pytest.importorskip("lightning")
-        yield example("with_lightning")
-
-
-def test_with_lightning(
-    trained: Trained, lightning: ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_three_epochs_are_three_views(
+    trained: Trained, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three epochs are views 0, 1 and 2 of every sample, with the teacher's logits of those images."""
-    seen: list[tuple[int, Any]] = []
-    step = lightning.Distillation.training_step
+    """Of every sample once an epoch: its pixels, and the teacher's logits of those pixels."""
+    seen: list[dict[str, Tensor]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the frameworks' own, about workers and dependencies
+        needs(FRAMEWORKS[name])
+        module = example(name)
+        distill = module.distill
 
-    def training_step(self: Any, batch: Any, index: int) -> Tensor:
-        seen.append((self.current_epoch, batch))
-        return step(self, batch, index)
+        def recorded(logits: Tensor, batch: dict[str, Tensor]) -> Any:
+            seen.append({key: value.clone() for key, value in batch.items()})
+            return distill(logits, batch)
 
-    monkeypatch.setattr(lightning.Distillation, "training_step", training_step)
-    assert lightning.main(str(trained.store), epochs=3) > 0.5
-    samples = len(load_dataset("digits"))
+        monkeypatch.setattr(module, "distill", recorded)
+        assert module.main(str(trained.store), epochs=3) > 0.5
+    train = load_dataset("digits")
+    normalise = Preprocessing.measured(train.images)
     teacher = load_teacher(str(trained.teacher), classes=10, channels=1, size=8)
+    views = CachedDataset(train, trained.store)
+    assert len(seen) % 3 == 0
+    orders = []
     with open_store(trained.store) as store:
         for epoch in range(3):
-            batches = [batch for when, batch in seen if when == epoch]
-            assert all((batch.views == epoch).all() for batch in batches)
-            rows = np.concatenate([batch.rows for batch in batches])
-            np.testing.assert_array_equal(np.sort(rows), np.arange(samples))
-            logits = torch.cat([batch.teachers[0]["logits"] for batch in batches])
-            stored = torch.from_numpy(np.array(store.read(epoch)))[rows]
-            assert torch.equal(logits, stored)
+            batches = seen[epoch * len(seen) // 3 : (epoch + 1) * len(seen) // 3]
+            batch = {key: torch.cat([b[key] for b in batches]) for key in batches[0]}
+            rows = batch["row"].numpy()
+            orders.append(rows.tolist())
+            assert (batch["view"] == epoch).all()
+            np.testing.assert_array_equal(np.sort(rows), np.arange(len(train)))
+            np.testing.assert_array_equal(batch["label"], train.labels[rows])
+            np.testing.assert_array_equal(batch["logits"], store.read(epoch)[rows])
+            images = views.plan.images(rows, epoch)
+            expected = normalise(images).expand(batch["image"].shape)
+            torch.testing.assert_close(batch["image"], expected, rtol=0, atol=1e-6)
             with torch.inference_mode():
-                live = teacher.logits(torch.cat([batch.images for batch in batches]))
-            torch.testing.assert_close(logits, live, rtol=0, atol=1e-3)
+                live = teacher.logits(images)
+            torch.testing.assert_close(batch["logits"], live, rtol=0, atol=1e-3)
+    assert orders[0] != orders[1] != orders[2]
 
 
-def test_every_example_is_tested() -> None:
-    names = {file.stem for file in EXAMPLES.glob("*.py")}
-    assert names == {"plain_pytorch", "with_lightning"}
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stateful_data_loader_goes_on_in_the_middle_of_an_epoch(
+    trained: Trained, workers: int
+) -> None:
+    """What torchdata's loader gives after a kill is what an uninterrupted one would have given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchdata calls what torch has deprecated (set_vital)
+        stateful = needs("torchdata.stateful_dataloader").StatefulDataLoader
+
+        def make() -> Any:
+            data = CachedDataset(load_dataset("digits"), trained.store, rows=np.arange(100))
+            return stateful(data, 16, sampler=ViewSampler(data, seed=4), num_workers=workers)
+
+        def facts(batch: dict[str, Tensor]) -> tuple[Any, ...]:
+            return tuple(batch[key].numpy().tobytes() for key in sorted(batch))
+
+        loader = make()
+        whole = [facts(batch) for _ in range(3) for batch in loader]
+        assert len(whole) == 21
+        for stop in (3, 9):
+            loader = make()
+            passes = (facts(batch) for _ in range(3) for batch in loader)
+            taken = list(itertools.islice(passes, stop))
+            state = loader.state_dict()
+            del passes, loader
+            then = make()
+            then.load_state_dict(state)
+            epochs = 3 - (stop // 7)
+            rest = [facts(batch) for _ in range(epochs) for batch in then]
+            assert taken + rest == whole
+
+
+def test_every_example_is_tested_and_short() -> None:
+    files = {file.stem: file.read_text().splitlines() for file in EXAMPLES.glob("*.py")}
+    assert files.keys() == FRAMEWORKS.keys()
+    assert {name: len(lines) for name, lines in files.items() if len(lines) >= 60} == {}

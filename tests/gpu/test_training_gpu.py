@@ -73,11 +73,12 @@ def test_options_learn(trained: Trained, tmp_path: Path, options: dict[str, obje
 def test_a_step_does_not_wait_for_the_device(trained: Trained, tmp_path: Path, name: str) -> None:
     with prepared(training(trained, name), tmp_path / "run") as loop:
         loop.train_epoch(0)
-        loop.forward.train()
+        learner = loop.courses[0].learner
+        learner.begin_epoch(1)
         batch = next(loop.views.epoch(1))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            loop._step(batch, 1, 0)
+            learner.learn(batch, 1, 0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -364,3 +364,39 @@ def test_some_rows_are_those_of_the_whole_view(tmp_path: Path) -> None:
     store = dump(tmp_path, teacher_like(3, 100, 10))
     rows = np.array([99, 3, 40, 3, 31, 32])
     np.testing.assert_allclose(store.read(2, rows), store.read(2)[rows], rtol=1e-6, atol=1e-6)
+
+
+def test_the_rows_side_gives_the_directions_of_the_classes_side() -> None:
+    from kdcache_stores.encodings.compact import _directions, _directions_of_rows
+    from kdcache_stores.encodings.fidelity import standardize
+
+    rng = np.random.default_rng(0)
+    first = standardize(rng.normal(size=(20, 6)) @ rng.normal(size=(6, 90)))
+    moved = standardize(first + 0.3 * rng.normal(size=(20, 6)) @ rng.normal(size=(6, 90))) - first
+    few = _directions_of_rows(first, moved)
+    assert np.allclose(few @ few.T, np.eye(len(few)), atol=1e-6)
+    assert np.allclose(few.sum(axis=1), 0, atol=1e-6)  # the mean is kept apart
+    leading = np.abs((few[:10] * _directions(first, moved)[:10]).sum(axis=1))
+    assert np.allclose(leading, 1, atol=1e-6)
+
+
+def test_thousands_of_classes() -> None:
+    rng = np.random.default_rng(0)
+    classes = 2100
+    heads = rng.normal(size=(32, classes)).astype(np.float32)
+    features = rng.normal(size=(200, 32)).astype(np.float32)
+    noise = 0.3 * rng.normal(size=(200, 32)).astype(np.float32)
+    rows = np.stack([features @ heads, (features + noise) @ heads])
+    encoding = compact.Compact()
+    shared = encoding.fit(rows)
+    shared |= encoding.base(rows[0], shared)
+    decoded = np.empty_like(rows[1])
+    encoding.decode(
+        {**encoding.encode(rows[1], np.zeros(200, np.int64), shared), **shared}, decoded
+    )
+    measured = measure(rows[1], decoded)
+    assert measured["kl_z_mean"] < 4e-4
+    assert measured["top1_agreement"] == 1
+    assert shared["basis"].shape == (1024, classes)
+    samples = {k: encoding.calibration_samples(10**7, (k,)) for k in (100, 1000, 4000, 65534)}
+    assert samples == {100: 1024, 1000: 4000, 4000: 512, 65534: 512}

@@ -207,6 +207,17 @@ def test_shards_of_sparse_rows_stay_small_when_dense() -> None:
     assert choose_shard_rows(1_281_167, make_encoding("float16").arrays((1000,)), 1000) > 32_000
 
 
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_shards_of_narrow_rows_have_grain(classes: int) -> None:
+    """A view of ImageNet's size keeps 20 processes busy, however few classes it has."""
+    specs = make_encoding("float16").arrays((classes,))
+    rows = choose_shard_rows(1_281_167, specs, classes)
+    assert 32_000 < rows <= 65_536
+    assert rows * 2 * classes <= 64 * 2**20
+    assert choose_shard_rows(1_281_167, specs, classes, 1000) <= 1000
+    assert -(-50_000 // choose_shard_rows(50_000, specs, classes)) == (2 if classes == 1000 else 1)
+
+
 @pytest.mark.parametrize("text", ["topk:3", "quantized"])
 def test_a_standard_deviation_below_zero_is_refused(text: str) -> None:
     encoding = make_encoding(text)

@@ -16,9 +16,10 @@ from kdcache_cli.output import emit, say
 
 @click.command("check")
 @click.argument("stores", nargs=-1)
+@options.expect
 @click.option("--student", "model", help="Its model, as for train-student.")
 @options.recipe
-@click.option("--dataset", help="The student's; needed for a part of it, and for --teacher.")
+@options.dataset_name("The student's; needed for a part of it, and for --teacher.")
 @options.data_root
 @options.download
 @options.samples

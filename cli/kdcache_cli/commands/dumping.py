@@ -46,7 +46,7 @@ class Bar:
 @click.command("dump-teacher")
 @options.dataset
 @options.skip_bad
-@click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
+@click.option("--split", help="train, test or unlabeled [default: train, or that of --plan-from].")
 @click.option(
     "--teacher",
     "teachers",
@@ -78,7 +78,7 @@ class Bar:
     default="logits",
     show_default=True,
     callback=lambda c, p, v: tuple(v.split(",")),
-    help="What to store of each view: logits, pooled, or a field that your own module gives.",
+    help="What to store of each view; see `kdcache list fields`.",
 )
 @click.option(
     "--encoding",
@@ -86,7 +86,7 @@ class Bar:
     multiple=True,
     callback=lambda c, p, v: options.encodings(v),
     help="Of the logits, or FIELD=ENCODING [default: a store's own; of new logits compact:2.5e-5 from "
-    "8 views on, else float16].",
+    "8 views and 32 classes on, else float16].",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--precision", default="float32", show_default=True, help="float32, bf16 or fp16.")
@@ -108,6 +108,19 @@ class Bar:
     "--allow-untrained", is_flag=True, help="Dump a teacher that guesses, or gives no logits."
 )
 @click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(1),
+    help="Rows of a view that one shard holds at most: the grain of parts, ranks and interrupts "
+    "[default: 65,536, and at most 64 MiB; a store's own].",
+)
+@click.option(
+    "--views-per-decode",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Views made of an image file each time it is decoded; the store is the same.",
+)
 @click.option("--repair", is_flag=True, help="Check a finished store; write damaged shards anew.")
 @click.option(
     "--part", callback=lambda c, p, v: options.part(v), help="i/n, i from 0: a job's share."
@@ -121,6 +134,8 @@ class Bar:
 @common
 def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> None:
     """Run teachers once over the views of a dataset and store their logits, or other fields.
+
+    All samples of the split are stored; train-student chooses among them (--train-samples, --val-split).
 
     Run it again on an unfinished store and it completes what is missing; with more --views it adds
     them. Under torchrun the ranks share the work.

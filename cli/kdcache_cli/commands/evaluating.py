@@ -19,7 +19,12 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 @click.option("--split", default="test", show_default=True)
 @click.option("--weights", type=options.LOCAL_PATH, help="Weights, when MODEL is a model's name.")
 @click.option("--teacher", help="A run, or NAME@FILE: its accuracy and cost beside.")
-@click.option("--store", help="Logits of the teacher on this split: how far MODEL agrees.")
+@click.option(
+    "--store",
+    help="Logits of the teacher on this split: how far MODEL agrees. Who filled it takes its "
+    "preprocessing and class map from it, of whatever split.",
+)
+@options.foreign
 @click.option("--augment", help="With --store: needed where its augmentation is your own.")
 @click.option(
     "--batch-size",
@@ -41,6 +46,7 @@ def evaluate(
     from kdcache.evaluation.measured import evaluate
 
     where = options.resolve_device(device, threads)
+    given["asked"] = _asked(model, given)
     results = evaluate(
         model, options.source(given), note=lambda text: say(text, quiet), device=where, **given
     )
@@ -63,6 +69,23 @@ def evaluate(
         of = f"{agreement['views']} views of {agreement['samples']:,} samples"
         title = f"agreement with {given['store']} ({of})"
         console.print(table(title, ("", ""), lines))
+
+
+def _asked(model: str, given: dict[str, Any]) -> list[Any]:
+    """What --normalize, --mean, --std and --size ask for MODEL and --teacher, in order; runs are left out."""
+    from kdcache.evaluation.measured import AskedPreprocessing
+    from kdcache.runs import is_run
+
+    specs = [model] + [given["teacher"]] * (given["teacher"] is not None)
+    foreign = [not is_run(spec.partition("@")[0]) for spec in specs]
+    means, stds, names, sizes = (given[key] for key in ("means", "stds", "normalizations", "sizes"))
+    if not any(foreign) and (means or stds or names or sizes):
+        raise click.UsageError("a run states its own preprocessing: leave out --normalize, --mean, "
+                               "--std and --size.")  # fmt: skip
+    chosen = options.preprocessings(given, sum(foreign))
+    sides = options.each("--size", given.pop("sizes"), sum(foreign))
+    wishes = iter([AskedPreprocessing(*pair) for pair in zip(chosen, sides, strict=True)])
+    return [next(wishes) if other else AskedPreprocessing() for other in foreign]
 
 
 _LINES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -107,7 +107,7 @@ def encoding_text(encoding: dict[str, Any]) -> str:
 @click.option(
     "--rows", type=click.IntRange(1), default=256, show_default=True, help="With --teacher."
 )
-@click.option("--dataset", help="With --teacher: where the images are.")
+@options.dataset_name("With --teacher: where the images are.")
 @options.data_root
 @click.option("--augment", help="With --teacher: needed where the augmentation is your own.")
 @options.device_alone
@@ -171,6 +171,11 @@ def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
             texts.append(
                 f"{field}: {words} {measured[key]:.2g} on average, the dump measured "
                 f"{recheck['recorded'][field][key]:.2g}"
+                + (
+                    f"; logits of it through the head differ by a KL of {measured['head_kl_t1']:.2g} at T=1"
+                    if "head_kl_t1" in measured
+                    else ""
+                )
             )
         say(f"{recheck['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
             quiet)  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from kdcache.methods.record import Method
 from kdcache.methods.table import METHODS
 from kdcache_cli.app import common
 from kdcache_cli.output import emit
@@ -29,13 +30,24 @@ def _datasets() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    return {name: f"{method.title} ({method.source})" for name, method in METHODS.items()}
+    def line(method: Method) -> str:
+        reads = ", ".join(method.teacher_fields) or "no teacher"
+        return f"{method.title} ({method.source}) [{reads}]"
+
+    return {name: line(method) for name, method in METHODS.items()}
 
 
 def _augmentations() -> dict[str, str]:
     from kdcache.augment.specs import AUGMENTATIONS
 
     return {name: first_line(kind) for name, kind in AUGMENTATIONS.items()}
+
+
+def _fields() -> dict[str, str]:
+    from kdcache.fields.spelling import FIELDS
+
+    own = {"NAME": "A field that your own module gives: its forward returns {NAME: tensor}."}
+    return FIELDS | own
 
 
 def _encodings() -> dict[str, str]:
@@ -54,6 +66,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _models,
     "datasets": _datasets,
     "methods": _methods,
+    "fields": _fields,
     "augmentations": _augmentations,
     "encodings": _encodings,
     "recipes": _recipes,

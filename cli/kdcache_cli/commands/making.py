@@ -37,7 +37,7 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
 @click.command("import")
 @click.argument("file", type=options.LOCAL_PATH)
 @click.option("--out", required=True, type=options.LOCAL_PATH, help="The store.")
-@click.option("--dataset", help="Whose keys FILE names: needed to train from the store.")
+@options.dataset_name("Whose keys FILE names: needed to train from the store.")
 @options.data_root
 @click.option("--split", default="train", show_default=True, help="With --dataset.")
 @click.option(
@@ -91,7 +91,7 @@ def import_logits(
 
 @click.command("export-views")
 @options.dataset
-@click.option("--split", default="train", show_default=True, help="train, test or unlabeled.")
+@click.option("--split", help="train, test or unlabeled [default: train, or that of --store].")
 @click.option("--store", help="Take plan and views of this store.")
 @click.option("--augment", help="Without --store: as for dump-teacher.")
 @click.option("--seed", type=options.SEED, help="Without --store: of the views [default: 0].")

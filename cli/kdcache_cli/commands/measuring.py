@@ -16,6 +16,12 @@ from kdcache_cli.output import console, emit, percent, say, size, table
 @click.option("--quick", is_flag=True, help="A small set in about a minute; noisy.")
 @click.option("--gpu", is_flag=True, help="resnet32x4 and resnet8x4 on CIFAR-100 shapes, on a GPU.")
 @click.option("--store", help="Measure the encodings on this store's logits [default: synthetic].")
+@click.option(
+    "--only",
+    multiple=True,
+    help="Sections: epochs, graph, students, dump, photos, reading, views, encodings, memory [default: "
+    "all, but graph on a GPU alone].",
+)
 @click.option("--out", type=options.LOCAL_PATH, help="Write the results there, as JSON.")
 @options.threads
 @common
@@ -23,6 +29,7 @@ def bench(
     quick: bool,
     gpu: bool,
     store: str | None,
+    only: tuple[str, ...],
     out: Path | None,
     threads: int | None,
     as_json: bool,
@@ -34,7 +41,9 @@ def bench(
 
     device = options.resolve_device("cuda" if gpu else "cpu", threads)
     scale = QUICK if quick else GPU if gpu else CPU
-    results = measure(scale, device, store, lambda section: say(f"measuring {section} ...", quiet))
+    results = measure(
+        scale, device, store, only, lambda section: say(f"measuring {section} ...", quiet)
+    )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -49,7 +58,8 @@ def bench(
          str(claim["rounds"]))
         for claim in results["claims"]
     ]  # fmt: skip
-    console.print(table("ratios, side by side", ("", "median", "quartiles", "rounds"), claims))
+    if claims:
+        console.print(table("ratios, side by side", ("", "median", "quartiles", "rounds"), claims))
     for claim in results["claims"]:
         say(f"{claim['what']}: {claim['about']}")
     encodings = [
@@ -59,13 +69,16 @@ def bench(
         for row in results["encodings"]["table"]
     ]  # fmt: skip
     columns = ("", "bytes a row", "KL T=1", "KL T=4", "KL Z, tau=2", "same top-1", "M rows/s")
-    console.print(
-        table(f"encodings, on {results['encodings']['logits']} logits", columns, encodings)
-    )
+    if encodings:
+        title = f"encodings, on {results['encodings']['logits']} logits"
+        console.print(table(title, columns, encodings))
     memory = [
         (f"{row['factor']}x", size(row["store_bytes"]), size(row["write_bytes"]),
          size(row["read_bytes"]))
         for row in results["memory"]
     ]  # fmt: skip
-    title = "peak memory beyond the process, as a store grows"
-    console.print(table(title, ("", "store", "to write", "to stream"), memory))
+    if memory:
+        title = "peak memory beyond the process, as a store grows"
+        console.print(table(title, ("", "store", "to write", "to stream"), memory))
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())
+    say(f"measured in {spent}")

@@ -16,7 +16,7 @@ from kdcache_cli.output import emit, say
 @click.option("--store", "stores", multiple=True, help="Store to describe; may be given again.")
 @click.option("--out", required=True, type=options.LOCAL_PATH, help="Folder for page and figures.")
 @click.option("--teacher", help="The teacher, if its run is not among RUNS; see dump-teacher.")
-@click.option("--dataset", help="[default: that of the runs, or of the store]")
+@options.dataset_name("[default: that of the runs, or of the store]")
 @options.data_root
 @options.device
 @common

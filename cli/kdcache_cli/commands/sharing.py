@@ -26,7 +26,7 @@ def transfer(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -37,17 +37,27 @@ def transfer(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
+expect = click.option(
+    "--expect",
+    metavar="DIGEST",
+    help="Content digest that the store must have, before a byte is sent.",
+)
+
+
 @click.command("push")
 @click.argument("store")
 @click.argument("url")
+@expect
 @click.option("--take-over", is_flag=True, help="Go on from a push that will not be repeated.")
 @common
-def push(store: str, url: str, take_over: bool, as_json: bool, quiet: bool) -> None:
+def push(
+    store: str, url: str, take_over: bool, expect: str | None, as_json: bool, quiet: bool
+) -> None:
     """Copy a sealed STORE to URL: what is missing there, never over other data."""
     from kdcache_stores.share.push import push_store
 
     with transfer(quiet, "push") as progress:
-        done = push_store(store, url, progress, take_over)
+        done = push_store(store, url, progress, take_over, expect=expect)
     report(done, "sent", as_json, quiet)
 
 
@@ -60,13 +70,21 @@ def push(store: str, url: str, take_over: bool, as_json: bool, quiet: bool) -> N
     callback=lambda ctx, param, value: value and view_range(value),
     help="Only the views A to B-1; the result is a valid store of those.",
 )
+@expect
 @common
-def pull(url: str, folder: str, views: tuple[int, int] | None, as_json: bool, quiet: bool) -> None:
+def pull(
+    url: str,
+    folder: str,
+    views: tuple[int, int] | None,
+    expect: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Copy the store at URL, or some of its views, into FOLDER, and verify it."""
     from kdcache_stores.share.pull import pull_store
 
     with transfer(quiet, "pull") as progress:
-        done = pull_store(url, folder, views, progress)
+        done = pull_store(url, folder, views, progress, expect=expect)
     report(done, "fetched", as_json, quiet)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from rich.progress import Progress, TaskID
 from kdcache_cli import options
 from kdcache_cli.app import common
 from kdcache_cli.output import console, emit, percent, progress, say, table
+from kdcache_cli.student_runs import StudentRun, student_runs
 
 
 class Bars:
-    """An epoch bar and a step bar over one training."""
+    """An epoch bar over one training, and a step bar that trainings side by side share."""
 
-    def __init__(self, bars: Progress, title: str) -> None:
+    def __init__(self, bars: Progress, title: str, steps: TaskID | None = None) -> None:
         self.bars, self.title = bars, title
+        self.steps = bars.add_task("  steps", total=None, note="") if steps is None else steps
         self.epochs: TaskID | None = None
-        self.steps = bars.add_task("  steps", total=None, note="")
+        self.tested = ""
 
     def note(self, text: str) -> None:
         """Say it above the bars."""
-        self.bars.console.print(text, markup=False)
+        say(text)
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
@@ -36,47 +39,83 @@ class Bars:
         if self.epochs is None:
             self.epochs = self.bars.add_task(self.title, total=epochs, note="")
         wait = record["data_wait_seconds"] / max(record["seconds"], 1e-9)
+        if "test_top1" in record:
+            self.tested = f"test {percent(record['test_top1'])}  "
         note = (
-            f"loss {record['train_loss']:.3f}  test {percent(record['test_top1'])}  "
+            f"loss {record['train_loss']:.3f}  {self.tested}"
             f"{record['images_per_second']:,.0f} images/s  wait {wait:.1%}"
         )
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
 
 
-def _train(
-    training: Any, out: Path, title: str, as_json: bool, quiet: bool, **options: Any
-) -> None:
-    from kdcache.training.preparation import train
+def _is_first() -> bool:
+    """Whether this process prints, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
-    # Of the processes that torchrun starts, one prints.
-    first = os.environ.get("RANK", "0") == "0"
-    quiet, as_json = quiet or not first, as_json and first
+
+def _train(
+    trainings: Sequence[Any],
+    outs: Sequence[Path],
+    titles: Sequence[str],
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    from kdcache.training.preparation import train_together
+
+    quiet, as_json = quiet or not _is_first(), as_json and _is_first()
     with progress(quiet, "") as bars:
-        run = train(training, out, Bars(bars, title), **options)
-    summary = run.summary() or {}
-    emit({"run": str(run.path)} | summary, as_json)
-    if not quiet:
+        steps = bars.add_task("  steps", total=None, note="")
+        watches = [Bars(bars, title, steps) for title in titles]
+        runs = train_together(trainings, outs, watches, **options)
+    summaries = [run.summary() or {} for run in runs]
+    documents = [{"run": str(r.path)} | s for r, s in zip(runs, summaries, strict=True)]
+    emit(documents[0] if len(documents) == 1 else documents, as_json)
+    if quiet:
+        return
+    if len(runs) == 1:
+        console.print(table(titles[0], ("", ""), _page(summaries[0])))
+        say(f"run: {runs[0].path}")
+    else:
+        columns = ("", "last top-1", "best top-1", "NLL", "seconds per epoch of all")
         rows = [
-            ("test top-1, last epoch", percent(summary["last_top1"])),
-            (
-                f"test top-1, best epoch ({summary['best_epoch']}, chosen on "
-                f"{summary['best_chosen_on']})",
-                percent(summary["best_top1"]),
-            ),
-            ("test top-5, last epoch", percent(summary["last_top5"])),
-            ("negative log-likelihood (nats)", f"{summary['last_nll']:.4f}"),
-            ("expected calibration error", percent(summary["last_ece"])),
-            (
-                f"both at T={summary['temperature']:.2f}, fitted on the "
-                f"{summary['temperature_fitted_on']}",
-                f"{summary['calibrated_nll']:.4f}, {percent(summary['calibrated_ece'])}",
-            ),
-            ("seconds per epoch (median)", f"{summary['seconds_per_epoch']:.3f}"),
-            ("share of time waiting for data", percent(summary["data_wait_fraction"])),
-            ("teacher forwards", f"{summary['teacher_forwards']:,}"),
-        ]
-        console.print(table(title, ("", ""), rows))
-        say(f"run: {run.path}")
+            (title, percent(summary["last_top1"]), percent(summary["best_top1"]),
+             f"{summary['last_nll']:.4f}", f"{summary['seconds_per_epoch']:.3f}")
+            for title, summary in zip(titles, summaries, strict=True)
+        ]  # fmt: skip
+        console.print(table("students side by side", columns, rows))
+        say(f"runs: {runs[0].path.parent}")
+
+
+def _page(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a person wants to know of a finished run."""
+    return [
+        ("test top-1, last epoch", percent(summary["last_top1"])),
+        (
+            f"test top-1, best epoch ({summary['best_epoch']}, chosen on "
+            f"{summary['best_chosen_on']})",
+            percent(summary["best_top1"]),
+        ),
+        ("test top-5, last epoch", percent(summary["last_top5"])),
+        ("negative log-likelihood (nats)", f"{summary['last_nll']:.4f}"),
+        ("expected calibration error", percent(summary["last_ece"])),
+        (
+            f"both at T={summary['temperature']:.2f}, fitted on the "
+            f"{summary['temperature_fitted_on']}",
+            f"{summary['calibrated_nll']:.4f}, {percent(summary['calibrated_ece'])}",
+        ),
+        ("seconds per epoch (median)", f"{summary['seconds_per_epoch']:.3f}"),
+        ("share of time waiting for data", percent(summary["data_wait_fraction"])),
+        ("teacher forwards", f"{summary['teacher_forwards']:,}"),
+    ]
+
+
+def _beside(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a command's arguments say beside the `Training`, which is taken out of them."""
+    from kdcache.training.preparation import TrainingOptions
+
+    names = TrainingOptions.__optional_keys__ & settings.keys()
+    return {name: settings.pop(name) for name in sorted(names)}
 
 
 def _training(settings: dict[str, Any]) -> Any:
@@ -99,27 +138,43 @@ def _training(settings: dict[str, Any]) -> Any:
 @click.option("--augment", help="[default: pad-crop-flip, or resized-crop-flip for large images]")
 @options.val_split
 @options.steps
+@options.seed
 @options.device
 @common
-def train_teacher(
-    out: Path, as_json: bool, quiet: bool, tensorboard: bool, **settings: Any
-) -> None:
+def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Train a network from labels."""
     from kdcache.methods.config import ObjectiveConfig
 
+    beside = _beside(settings)
     training = _training(settings | {"objective": ObjectiveConfig(method="ce")})
-    title = f"teacher {training.model}"
-    _train(training, out, title, as_json, quiet, tensorboard=tensorboard)
+    _train([training], [out], [f"teacher {training.model}"], as_json, quiet, **beside)
 
 
 @click.command("train-student")
 @click.option(
     "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
 )
+@options.expect
 @options.dataset
 @options.skip_bad
 @click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
-@options.recipe
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help="Name; see `kdcache list methods`. Or a --recipe. Several: a student by each.",
+)
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    help="Published settings, such as cifar100/kd-ls; flags override them. Several: a student by each.",
+)
+@click.option(
+    "--runs",
+    type=options.LOCAL_PATH,
+    help="TOML file of students to train side by side: a table [[run]] of options for each.",
+)
 @options.run_out
 @options.samples
 @click.option(
@@ -141,49 +196,112 @@ def train_teacher(
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @options.cache_size
 @click.option("--init-weights", type=options.LOCAL_PATH, help="File of weights to start from.")
+@click.option(
+    "--generations",
+    type=click.IntRange(1),
+    help="So many students, each taught by the one before (born-again networks); --out holds a run and a "
+    "store of each.",
+)
 @options.allow_code
 @options.baseline
 @options.strict
 @options.objective
 @options.steps
+@click.option(
+    "--seed",
+    "seeds",
+    type=options.SEED,
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Of the initial weights and the noise. Several: a student of each, side by side.",
+)
+@click.option(
+    "--data-seed",
+    type=options.SEED,
+    help="Of the order of the samples and their choice; students side by side share it "
+    "[default: the (first) --seed].",
+)
 @options.device
 @common
 def train_student(
-    out: Path,
-    as_json: bool,
-    quiet: bool,
-    recipe: str | None,
-    tensorboard: bool,
-    allow_code: bool,
-    baseline: Path | None,
-    strict: bool,
-    **settings: Any,
+    out: Path, as_json: bool, quiet: bool, generations: int | None, **settings: Any
 ) -> None:
-    """Train a student from labels and cached logits, without its teacher."""
+    """Train students from labels and cached outputs of their teacher, without the teacher.
+
+    Several seeds, methods, recipes or --runs train side by side from one stream of batches: images are
+    decoded and logits read once for all, in one order. Each writes its run into a folder of --out.
+    """
     from kdcache.augment.custom import is_import_path
 
-    if recipe:
-        settings |= from_recipe(recipe, settings)
-    if settings["method"] is None:
-        raise click.UsageError("give --method (see `kdcache list methods`) or --recipe.")
     if settings["stores"] and settings["augment"] and not is_import_path(settings["augment"]):
         raise click.UsageError(
             "--augment is for training without a store, or names the MODULE:FUNCTION that the store's "
             "views were made with; other views a store brings itself."
         )
-    training = _training(options.with_objective(settings))
-    title = f"student {training.model} by {training.objective.method}"
-    _train(training, out, title, as_json, quiet, tensorboard=tensorboard, allow_code=allow_code,
-           baseline=baseline, strict=strict)  # fmt: skip
+    beside = _beside(settings)
+    listed = settings["runs"] is not None
+    runs = student_runs(click.get_current_context(), settings)
+    several = len(runs) > 1 or listed
+    shared = runs[0].settings["seed"] if several else None
+    trainings = [_student(run, shared) for run in runs]
+    if several:
+        seed = trainings[0].stream_seed
+        order = (
+            f"{len(runs)} students side by side see the samples in one order, of data seed {seed}"
+        )
+        say(order, quiet or not _is_first())
+    titles = [
+        run.name if several else f"student {training.model} by {training.objective.method}"
+        for run, training in zip(runs, trainings, strict=True)
+    ]
+    if generations is not None:
+        if several:
+            raise click.UsageError(
+                "--generations is for one student: give one seed and one method."
+            )
+        _born_again(trainings[0], out, generations, titles[0], as_json, quiet, **beside)
+        return
+    outs = [out / run.name if several else out for run in runs]
+    _train(trainings, outs, titles, as_json, quiet, **beside)
 
 
-def from_recipe(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's options, but for those given on the command line of ``settings``."""
+def _born_again(
+    training: Any,
+    out: Path,
+    generations: int,
+    title: str,
+    as_json: bool,
+    quiet: bool,
+    **beside: Any,
+) -> None:
+    from kdcache.training.generations import born_again
+
+    with progress(quiet, "") as bars:
+        result = born_again(training, out, generations, Bars(bars, title), **beside)
+    emit([generation.to_dict() for generation in result], as_json)
+    if not quiet:
+        rows = [(g.run.name, percent(g.top1), percent(g.ensemble_top1)) for g in result]
+        console.print(table(title, ("", "test top-1", "with those before, averaged"), rows))
+
+
+def _student(run: StudentRun, data_seed: int | None) -> Any:
+    settings = dict(run.settings)
+    if recipe := settings.pop("recipe"):
+        settings |= from_recipe(recipe, settings, run.given)
+    if settings["data_seed"] is None:
+        settings["data_seed"] = data_seed
+    return _training(options.with_objective(settings))
+
+
+def from_recipe(name: str, settings: dict[str, Any], own: Collection[str] = ()) -> dict[str, Any]:
+    """The recipe's options, but for those given on the command line of ``settings``, or named here."""
     from kdcache.training.settings import recipe_options
 
     published = recipe_options(name, settings["model"], settings["stores"])
     source = click.get_current_context().get_parameter_source
     given = {key for key in published if source(key) is ParameterSource.COMMANDLINE}
+    given |= {*own}
     if settings["alpha"] is not None:  # short for both weights
         given |= {"ce_weight", "kd_weight"}
     return {key: value for key, value in published.items() if key not in given}

@@ -10,7 +10,7 @@ from scipy.stats import chi2, ttest_ind
 
 from kdcache.checks.case import Case
 from kdcache.checks.finding import Finding, percent
-from kdcache.dumping.sanity import SIGNIFICANCE
+from kdcache.teachers.sanity import SIGNIFICANCE
 
 #: Total variation between two priors: a tenth of the samples would have to be of another class.
 PRIOR = 0.1

@@ -94,7 +94,7 @@ def loss_settings(objective: ObjectiveConfig, labelled: bool) -> Iterator[Findin
         return
     temperatures = sides or ({mine.temperature} if mine.temperature is not None else set())
     yield from _temperature({t for t in temperatures if t is not None}, mine)
-    if not usual and labelled:
+    if not usual and labelled and objective.record.teacher_fields == ("logits",):
         yield from _weights(mine)
 
 
@@ -166,6 +166,7 @@ def _owner(mine: Setting) -> str | None:
     """The method that these weights were published for, if it is another one and not this one too."""
     same = [s for s in published() if s.standardized == mine.standardized]
     same = [s for s in same if s[2:4] == mine[2:4]]
+    same = [s for s in same if METHODS[s.method].teacher_fields == ("logits",)]
     owners = {s.method for s in same}
     if not owners or mine.method in owners:
         return None

@@ -10,9 +10,9 @@ from scipy.stats import binom
 
 from kdcache.checks.case import Case
 from kdcache.checks.finding import Finding, percent
-from kdcache.checks.trials import LEAST
-from kdcache.dumping.sanity import SIGNIFICANCE, Check, sample_size
 from kdcache.models.classes import best_class_map
+from kdcache.teachers.sanity import SIGNIFICANCE, Check, sample_size
+from kdcache.teachers.trials import LEAST
 from kdcache_stores import Store
 
 #: How far of the way from chance to always right a teacher's top-1 must be. A resnet20 for CIFAR-100
@@ -131,7 +131,7 @@ def teacher_preprocessing(case: Case) -> Iterator[Finding]:
     change, remedy, top1 = better
     yield Finding(
         "preprocessing",
-        f"{name(case.first)} has a top-1 of {percent(float(case.trials.right.mean()))} on "
+        f"{name(case.first)} has a top-1 of {percent(case.trials.top1)} on "
         f"{len(case.trials.right)} clean images as it was dumped, and {percent(top1)} with {change}.",
         f"dump again: {remedy}." if remedy.startswith("--") else f"{remedy}.",
     )

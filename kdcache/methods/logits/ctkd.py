@@ -13,7 +13,7 @@ from kdcache.methods.logits.ce import Mix
 from kdcache.methods.logits.kd import KD, kd
 from kdcache.methods.loss import Fields, TargetFields, Terms
 from kdcache.methods.scaling import SoftmaxTarget
-from kdcache.methods.step import Step
+from kdcache.methods.step import Number, Step
 
 
 def reversal(epoch: int, ramp: int = 10) -> float:
@@ -26,7 +26,7 @@ def reversal(epoch: int, ramp: int = 10) -> float:
 
 
 def learned_temperature(
-    theta: Tensor, *, strength: float = -1.0, start: float = 1.0, end: float = 20.0
+    theta: Tensor, *, strength: Number = -1.0, start: float = 1.0, end: float = 20.0
 ) -> Tensor:
     """T = start + end·σ(θ), with the gradient of θ multiplied by `strength`.
 
@@ -81,8 +81,9 @@ class CTKD(KD):
 
     def shared(self, student: Fields, step: Step) -> dict[str, Any]:
         """The temperature of the step, as of `KD` besides."""
+        strength = step.number("ctkd strength", lambda epoch, _: reversal(epoch, self.ramp))
         temperature = learned_temperature(
-            self.theta, strength=reversal(step.epoch, self.ramp), start=self.start, end=self.end
+            self.theta, strength=strength, start=self.start, end=self.end
         )
         return super().shared(student, step) | {"temperature": temperature}
 

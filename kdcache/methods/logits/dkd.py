@@ -141,5 +141,5 @@ class DKD(Loss):
             partner, lam = mix[0], mix[1].to(v.dtype)
             other = tckd_nckd(v, z, partner, reduction="none", **self.scaling)
             tckd, nckd = (lam * a + (1 - lam) * b for a, b in zip((tckd, nckd), other, strict=True))
-        warmup = dkd_warmup(step.epoch, self.warmup)
+        warmup = step.number("dkd warm-up", lambda epoch, _: dkd_warmup(epoch, self.warmup))
         return {"kd": warmup * (self.alpha * tckd + self.beta * nckd), "tckd": tckd, "nckd": nckd}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdcache.methods.ablations import ablate, permutation
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.methods.logits.ce import Mix
+from kdcache.methods.logits.ce import Mix, ce
 from kdcache.methods.loss import Fields, Loss, TargetFields, Terms
 from kdcache.methods.scaling import (
     Reduction,
@@ -21,6 +21,7 @@ from kdcache.methods.scaling import (
     scaled,
 )
 from kdcache.methods.step import Step
+from kdcache_stores.errors import UsageError
 
 
 def kd(
@@ -75,6 +76,15 @@ def kd(
     return reduced(teacher_temperature * student_temperature * loss, reduction)
 
 
+def hard_kd(student: Tensor, teacher: Tensor | SoftmaxTarget) -> Tensor:
+    """Cross-entropy with the teacher's largest class, per sample: (B, K) logits each -> (B,).
+
+    Source: Touvron et al., Training Data-Efficient Image Transformers, ICML 2021, eq. 3.
+    """
+    check_shapes(student, teacher)
+    return ce(student, scaled(teacher, 1.0).argmax(-1), reduction="none")
+
+
 class KD(Loss):
     """`kd` with the objective's temperatures, standardization, direction and ablation."""
 
@@ -84,6 +94,12 @@ class KD(Loss):
         self.options = {
             name: getattr(config, name) for name in (*names, "standardize", "reverse", "ablation")
         }
+        self.hard = config.options.get("target") == "hard"
+        if self.hard and any(value not in (None, False, "full") for value in self.options.values()):
+            raise UsageError(
+                "the teacher's largest class as a label knows no temperature, standardization, ablation "
+                "or direction: leave them out, or take the target soft"
+            )
 
     def shared(self, student: Fields, step: Step) -> dict[str, Any]:
         """The order of the permuted ablation: one for all copies of the noise and all teachers."""
@@ -103,4 +119,6 @@ class KD(Loss):
         """The term "kd", (B,)."""
         options = self.options | shared
         v, z = student["logits"], target["logits"]
+        if self.hard:
+            return {"kd": hard_kd(v, z)}
         return {"kd": kd(v, z, labels=labels, reduction="none", **options)}

@@ -38,6 +38,11 @@ the root of its classes, so a step of that root over this is small enough for ev
 _STEPS = (1e-3, 4.0)
 """Sizes of a step, at least and at most."""
 _TAU = 2.0
+_SIDE = 2048
+"""Classes up to which the basis comes from a matrix of classes; beyond, from one of calibration rows, of
+which two views of half as many as there are components give all components."""
+_MEASURED = 2**22
+"""Logits that a step is tried on at most: 4,096 samples of 1,024 classes, 64 of 65,534."""
 _CALIBRATION = (256, 1024)
 """Samples at least and at most that the basis is fitted to. At 8 views of 100 classes, 256 cost 2.7% of
 the bytes over 4,096, and 1,024 cost 0.4%."""
@@ -111,7 +116,8 @@ class Compact:
         Where there are many, enough to tell which directions of the classes are never used.
         """
         least, most = _CALIBRATION
-        return min(max(samples // 8, least), max(most, 4 * shape[0]), samples)
+        most = max(most, 4 * shape[0]) if shape[0] <= _SIDE else MOST_COMPONENTS // 2
+        return min(max(samples // 8, least), most, samples)
 
     def fit(self, rows: Floats) -> dict[str, Array]:
         """`basis`, from the rows (v, n, K) of n samples in one or two views.
@@ -120,20 +126,20 @@ class Compact:
         """
         classes = rows.shape[-1]
         views = [standardize(view.astype(np.float64)) for view in rows]
-        moved = views[-1] - views[0]
-        # What every view pays for decides; the base, paid once, breaks ties.
-        spread = moved.T @ moved + 0.01 * views[0].T @ views[0]
-        # Directions that these rows do not show come last, but before the mean, which is kept apart.
-        spread += (1e-9 * np.trace(spread) + 1e-12) * (np.eye(classes) - 1 / classes)
-        vectors = np.linalg.eigh(spread)[1][:, ::-1].T[: _components(classes)]
+        if classes <= _SIDE:
+            vectors = _directions(views[0], views[-1] - views[0])
+        else:
+            vectors = _directions_of_rows(views[0], views[-1] - views[0])
         largest = np.abs(vectors).argmax(axis=1)
         vectors = vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
         first, last = (view @ vectors.T for view in (views[0], views[-1]))
 
+        some = slice(None, None, math.ceil(rows.shape[1] * classes / _MEASURED))
+
         def reached(step: float) -> float:
-            base = np.rint(first / step)
-            decoded = (base + _FINE * _residual(last / step, base)) * step @ vectors
-            return float(kl(views[-1] / _TAU, standardize(decoded) / _TAU).mean())
+            base = np.rint(first[some] / step)
+            decoded = (base + _FINE * _residual(last[some] / step, base)) * step @ vectors
+            return float(kl(views[-1][some] / _TAU, standardize(decoded) / _TAU).mean())
 
         low, high = max(_STEPS[0], math.sqrt(classes) / _MOST), _STEPS[1]
         if (best := reached(low)) > self.kl:
@@ -230,6 +236,14 @@ class Compact:
         out[rows, true] = np.maximum(own, largest) + half
         out[rows, other] = np.minimum(own, largest) - half
 
+    def check(self, arrays: Mapping[str, Array], labels: NDArray[np.int64]) -> None:
+        """Raises `CorruptStore` for a code beyond the largest, also where its vector is zero."""
+        for name in ("values", "base"):
+            if (code := int(arrays[name].max(initial=0))) > 2 * _MOST:
+                raise CorruptStore(
+                    f"compact: a code of {code}, beyond {2 * _MOST}, or never written"
+                )
+
 
 Exact = NDArray[np.float64]
 
@@ -249,6 +263,29 @@ def _rounded(moments: Exact, std: Exact) -> NDArray[np.float32]:
     unit = np.ldexp(1.0, np.frexp(std)[1] - _BITS)
     with np.errstate(over="ignore"):
         return np.where(std > 0, np.rint(moments / unit) * unit, moments).astype(np.float32)
+
+
+def _directions(first: Exact, moved: Exact) -> Exact:
+    """Principal components (C, K) of rows (n, K) of a view, and of their way to the other view."""
+    classes = first.shape[1]
+    # What every view pays for decides; the base, paid once, breaks ties.
+    spread = moved.T @ moved + 0.01 * first.T @ first
+    # Directions that these rows do not show come last, but before the mean, which is kept apart.
+    spread += (1e-9 * np.trace(spread) + 1e-12) * (np.eye(classes) - 1 / classes)
+    vectors: Exact = np.linalg.eigh(spread)[1][:, ::-1].T[: _components(classes)]
+    return vectors
+
+
+def _directions_of_rows(first: Exact, moved: Exact) -> Exact:
+    """The same from the products of rows, of which there are fewer than classes; only those they show."""
+    rows = np.concatenate([moved, 0.1 * first])
+    sizes, mixtures = np.linalg.eigh(rows @ rows.T)
+    shown = np.flatnonzero(sizes > 1e-9 * max(sizes.max(), 1e-12))[::-1][
+        : _components(rows.shape[1])
+    ]
+    vectors: Exact = mixtures[:, shown].T @ rows
+    vectors /= np.sqrt(sizes[shown])[:, None]
+    return vectors
 
 
 def _components(classes: int) -> int:

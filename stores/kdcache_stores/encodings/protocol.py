@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +18,8 @@ Floats = NDArray[np.float32]
 NOTHING: Mapping[str, Array] = MappingProxyType({})
 MOST_KL = 1e-2
 """Z-scored KL at tau = 2, nats, that an encoding may lose where nobody chose to lose more."""
+DENSE_BYTES = 256 * 2**20
+"""No row, and no shard's rows, are larger than this as float32, however small they are encoded."""
 NEAR_TIE = 0.05
 """Row standard deviations by which a logit may fall short of the largest and count as that too: a
 step of the default `quantized`. Rounding may decide between such classes; none of them is wrong."""
@@ -48,7 +51,7 @@ class ArraySpec:
     @property
     def row_bytes(self) -> int:
         """Uncompressed bytes per row."""
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+        return int(np.dtype(self.dtype).itemsize) * math.prod(self.shape)
 
 
 class Encoding(Protocol):
@@ -85,6 +88,14 @@ class Encoding(Protocol):
 
     def decode(self, arrays: Mapping[str, Array], out: Floats) -> None:
         """Fill `out`, float32 (n, *shape), from all arrays; what was never written becomes NaN."""
+
+
+@runtime_checkable
+class CheckedEncoding(Encoding, Protocol):
+    """An encoding that the format says more of than decoding needs."""
+
+    def check(self, arrays: Mapping[str, Array], labels: NDArray[np.int64]) -> None:
+        """Raises `CorruptStore` unless arrays that `decode` takes are what the format says of them."""
 
 
 @runtime_checkable

@@ -112,6 +112,20 @@ class TopK:
             rows = {name: arrays[name][part] for name in ("values", "ids", "mean", "std")}
             _fill(**rows, out=out[part])
 
+    def check(self, arrays: Mapping[str, Array], labels: NDArray[np.int64]) -> None:
+        """Raises `CorruptStore` for entries in another order, without the label's, or a wrong logsumexp."""
+        values, ids = arrays["values"].astype(np.float64), arrays["ids"].astype(np.int64)
+        if (values[:, 1 : self.k] > values[:, : self.k - 1]).any():
+            raise CorruptStore("topk: entries that do not descend")
+        if (values[:, self.k] > values[:, self.k - 1]).any():
+            raise CorruptStore("topk: an entry beyond the K largest that is larger than they are")
+        if ((labels >= 0) & ~(ids == labels[:, None]).any(axis=1)).any():
+            raise CorruptStore("topk: a row without the entry of its label")
+        least = np.log(np.exp(values - values[:, :1]).sum(axis=1)) + values[:, 0]
+        slack = 1e-2 + 2e-3 * np.abs(values).max(axis=1)
+        if not (arrays["logsumexp"] >= least - slack).all():  # NaN, too, is not
+            raise CorruptStore("topk: a logsumexp below that of the entries")
+
 
 def _parts(count: int, classes: int) -> Iterator[slice]:
     step = math.ceil(_AT_ONCE / classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from kdcache_stores.errors import FormatError, UsageError
 
 Json = Any
 """What `json` reads and writes: None, bool, int, float, str, lists, and dicts with str keys."""
+
+DEEPEST = 32
+"""Levels of lists and objects within a JSON object, at most."""
 
 
 def plain(value: Json, what: str) -> Json:
@@ -34,14 +38,41 @@ def pretty_json(value: Json) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Json]:
-    """The JSON object in `data`; raises `FormatError` naming `where` for anything else."""
+    """The JSON object in `data`: all metadata that a store or a server gives comes through here.
+
+    Raises `FormatError` naming `where` for anything else, and for what no other program reads alike:
+    numbers that are not finite in float64 or beyond 64 bits, text that is not Unicode, more than
+    `DEEPEST` levels.
+    """
     try:
         value = json.loads(data, parse_constant=_refuse_constant)
+        _check_values(value)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where} is no JSON that this kdcache reads: {error}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{where} must hold a JSON object, found {type(value).__name__}")
     return value
+
+
+def _check_values(value: Json) -> None:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner: list[Json] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode()  # raises a ValueError for half of a surrogate pair
+            elif isinstance(item, int) and not -(2**63) <= item < 2**64:
+                raise ValueError("an integer beyond 64 bits")
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("a number beyond float64")
+            elif isinstance(item, dict):
+                inner += [*item, *item.values()]
+            elif isinstance(item, list):
+                inner += item
+        level = inner
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} levels of lists and objects")
 
 
 def _refuse_constant(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -11,7 +12,7 @@ from kdcache_stores.encodings.encoding_names import (
     encoding_to_dict,
     make_encoding,
 )
-from kdcache_stores.encodings.protocol import Encoding
+from kdcache_stores.encodings.protocol import DENSE_BYTES, Encoding
 from kdcache_stores.errors import FormatError, StoreNotFound, UsageError
 from kdcache_stores.format.canonical_json import Json, pretty_json
 from kdcache_stores.types import LOGITS, FieldSpec, Plan, StoredTeacher
@@ -43,6 +44,10 @@ class Field:
             raise UsageError(f"{name} is no name for a field: a store keeps something else there")
         if not shape or min(shape) < 1:
             raise UsageError(f"field {name}: sizes must be positive, found shape {shape}")
+        if 4 * math.prod(shape) > DENSE_BYTES:
+            raise UsageError(
+                f"field {name}: rows of shape {shape} are larger than {DENSE_BYTES} bytes as float32"
+            )
         return cls(name, shape, make_encoding(spec.encoding))
 
     @property
@@ -187,6 +192,7 @@ def read_header(document: dict[str, Json], where: str) -> Header:
     for name in ("config", "provenance"):
         if not isinstance(value.get(name), dict):
             raise FormatError(f"{where}: {name} must be a JSON object")
+    _check_provenance(value["provenance"], where)
     listed = value.get("fields")
     if not isinstance(listed, dict) or not 0 < len(listed) <= 64:
         raise FormatError(f"{where}: fields must name 1 to 64 fields")
@@ -207,6 +213,16 @@ def read_header(document: dict[str, Json], where: str) -> Header:
         head = _read_head(value["head"], plan.classes, fields, where)
     about = value["config"], value["provenance"]
     return Header(plan, teacher, fields, samples, keys, *about, head, (version[0], version[1]))
+
+
+def _check_provenance(value: dict[str, Json], where: str) -> None:
+    """Those of its members that are shown or compared are text; raises `FormatError`."""
+    versions = value.get("versions", {})
+    named = {name: value.get(name, "") for name in ("time", "command")}
+    named |= versions if isinstance(versions, dict) else {"versions": versions}
+    for name, item in named.items():
+        if not isinstance(item, str):
+            raise FormatError(f"{where}: provenance: {name} must be text, found {item!r:.80}")
 
 
 def _read_head(value: Json, classes: int, fields: dict[str, Field], where: str) -> tuple[int, int]:
@@ -236,6 +252,10 @@ def _read_field(name: str, value: Json, where: str) -> Field:
         or not all(_is_int(size) and 0 < size < 2**32 for size in shape)
     ):
         raise FormatError(f"{where}: shape must be 1 to 8 positive integers, found {shape!r:.80}")
+    if 4 * math.prod(shape) > DENSE_BYTES:
+        raise FormatError(
+            f"{where}: rows of shape {shape!r:.80} are larger than {DENSE_BYTES} bytes"
+        )
     return Field(name, tuple(shape), encoding_from_dict(value.get("encoding"), where))
 
 

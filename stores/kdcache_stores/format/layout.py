@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from kdcache_stores.encodings.protocol import ArraySpec
+from kdcache_stores.encodings.protocol import DENSE_BYTES, ArraySpec
 from kdcache_stores.errors import FormatError, UsageError
 from kdcache_stores.format.canonical_json import Json, first_difference, pretty_json
 from kdcache_stores.types import Shard
 
 SHARD_BYTES = 64 * 2**20
 """No array's shard is larger, before compression."""
+SHARD_ROWS = 65_536
+"""No shard holds more rows unless it is asked to: parts, ranks and interrupts need grain."""
 CHUNK_BYTES = 2**20
 """No chunk is larger, before compression, unless a single row is."""
 SHARED_BYTES = 256 * 2**20
 """No array per store, which is a single row, is larger."""
-DENSE_BYTES = 256 * 2**20
-"""No shard's rows are larger than this as float32, however small they are encoded."""
 
 _ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
@@ -38,7 +38,7 @@ def choose_shard_rows(
         samples: N.
         specs: all arrays of the store.
         values: values per row of the widest field, decoded.
-        at_most: a further limit.
+        at_most: rows per shard, instead of `SHARD_ROWS`.
 
     Returns rows, a multiple of the number of chunks of each array, which is a power of two.
     """
@@ -46,7 +46,7 @@ def choose_shard_rows(
     if widest > SHARD_BYTES:
         raise UsageError(f"a row of {widest} bytes does not fit a shard of {SHARD_BYTES} bytes")
     dense = max(DENSE_BYTES // (4 * values), 1)
-    limit = min(SHARD_BYTES // widest, dense, at_most or samples)
+    limit = min(SHARD_BYTES // widest, dense, at_most or SHARD_ROWS, samples)
     shards = math.ceil(samples / limit)
     while True:
         rows = math.ceil(samples / shards)
@@ -63,13 +63,16 @@ def _chunks(rows: int, row_bytes: int) -> int:
     return int(min(1 << (wanted - 1).bit_length(), 1 << (rows.bit_length() - 1)))
 
 
+def each_shard(views: range, samples: int, shard_rows: int) -> Iterator[Shard]:
+    """All shards of these views, in order, one at a time: however many are claimed, none is kept."""
+    for view in views:
+        for index, start in enumerate(range(0, samples, shard_rows)):
+            yield Shard(view, index, start, min(start + shard_rows, samples))
+
+
 def shards_of(views: range, samples: int, shard_rows: int) -> list[Shard]:
     """All shards of these views, in order."""
-    return [
-        Shard(view, index, start, min(start + shard_rows, samples))
-        for view in views
-        for index, start in enumerate(range(0, samples, shard_rows))
-    ]
+    return list(each_shard(views, samples, shard_rows))
 
 
 def _blosc(spec: ArraySpec) -> dict[str, Json]:
@@ -136,6 +139,11 @@ class ArrayLayout:
         """Chunks per shard."""
         return self.shard_rows // self.chunk_rows
 
+    @property
+    def most_bytes(self) -> int:
+        """No shard is larger: chunks that do not compress, each with its checksums, and the index."""
+        return self.shard_rows * self.spec.row_bytes + 64 * self.chunks + 4
+
     def key(self, view: int, index: int) -> str:
         """Key of the array's part of a shard; what rows share is part of several."""
         view = view if self.spec.per == "row" else 0
@@ -181,9 +189,14 @@ class ArrayLayout:
 
 
 def read_layout(
-    document: dict[str, Json], field: str, spec: ArraySpec, samples: int, where: str
+    document: dict[str, Json],
+    field: str,
+    spec: ArraySpec,
+    samples: int,
+    where: str,
+    values: int = 1,
 ) -> ArrayLayout:
-    """The layout that an array's `zarr.json` states.
+    """The layout that an array's `zarr.json` states; a row of its field has `values` values.
 
     Only row counts are taken from the document; all else must be what this format version writes.
     Raises `FormatError` naming the first member that differs.
@@ -225,6 +238,10 @@ def read_layout(
     if layout.chunk_rows > 1 and layout.chunk_rows * spec.row_bytes > 2 * CHUNK_BYTES:
         raise FormatError(
             f"{where}: chunks of {chunk_rows} rows are larger than {CHUNK_BYTES} bytes"
+        )
+    if layout.shard_rows > 1 and 4 * layout.shard_rows * values > DENSE_BYTES:
+        raise FormatError(
+            f"{where}: the rows of a shard are larger than {DENSE_BYTES} bytes as float32"
         )
     limit = SHARED_BYTES if spec.per == "store" else SHARD_BYTES
     if layout.shard_rows * spec.row_bytes > limit:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 from kdcache_stores.errors import CorruptStore, FormatError
@@ -101,7 +102,7 @@ class Part:
     views: int
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | mmap) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
 
@@ -192,12 +193,18 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
 
 def _plausible(entry: Entry) -> bool:
     """Whether the measures of a shard can be true."""
-    measures = [entry.error, *(entry.fidelity or {}).values()]
-    if not all(value is None or 0 <= value < math.inf for value in measures):
+    if entry.error is not None and not 0 <= entry.error < math.inf:
+        return False
+    rows = (entry.stop or 0) - (entry.start or 0)
+    if (measured := entry.fidelity) is not None and not (
+        all(value is not None and 0 <= value < math.inf for value in measured.values())
+        and 1 <= measured["rows"] <= rows
+        and measured["top1_agreement"] <= 1
+    ):
         return False
     if entry.labelled is None or entry.correct is None:
         return entry.labelled is entry.correct is None
-    return entry.correct <= entry.labelled <= (entry.stop or 0) - (entry.start or 0)
+    return entry.correct <= entry.labelled <= rows
 
 
 def read_part(data: bytes, where: str) -> Part | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kdcache_stores.errors import CorruptStore, FormatError, MismatchError
 from kdcache_stores.format.canonical_json import Json, digest, parse_json, pretty_json
-from kdcache_stores.format.manifest import RECORDS, Entry, sha256
+from kdcache_stores.format.manifest import ANNOUNCEMENT, RECORDS, Entry, sha256
 from kdcache_stores.format.tables import read_table, write_table
 from kdcache_stores.objects.files import LocalFiles
 from kdcache_stores.types import Probe, Shard
@@ -85,10 +84,10 @@ def write_probes(probes: Iterable[Probe]) -> bytes:
     return write_table(pa.Table.from_pylist([vars(probe) for probe in probes], schema=schema))
 
 
-def read_probes(data: bytes, where: str) -> list[Probe]:
-    """The probes in a Parquet file; raises `FormatError`."""
+def read_probes(data: bytes, most: int, where: str) -> list[Probe]:
+    """The probes in a Parquet file, at most `most`; raises `FormatError`."""
     columns = {"row": "int64", "view": "int64", "sha256": "string", "coarse": "binary"}
-    return [Probe(**row) for row in read_table(data, columns, 10**7, where).to_pylist()]
+    return [Probe(**row) for row in read_table(data, columns, most, where).to_pylist()]
 
 
 def announcement(manifest_sha256: str, views: int) -> bytes:
@@ -99,9 +98,8 @@ def announcement(manifest_sha256: str, views: int) -> bytes:
 def announced(data: bytes) -> str | None:
     """The digest of the announced manifest; None if the announcement is unreadable."""
     try:
-        value = json.loads(data)
-        return str(value["manifest"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return str(parse_json(data, ANNOUNCEMENT)["manifest"])
+    except (FormatError, KeyError):
         return None
 
 

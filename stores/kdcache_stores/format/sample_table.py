@@ -6,19 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from kdcache_stores.errors import FormatError
-from kdcache_stores.format.tables import read_table, write_table
+from kdcache_stores.errors import FormatError, UsageError
+from kdcache_stores.format.tables import MEAN_TEXT, read_table, write_table
 from kdcache_stores.types import Samples
 
 
 def write_samples(samples: Samples) -> bytes:
-    """The bytes of `samples.parquet`: row, key, label."""
+    """The bytes of `samples.parquet`: row, key, label.
+
+    Raises `UsageError` for keys that a reader would take for an attack: `MEAN_TEXT` bytes on average.
+    """
     import pyarrow as pa
+
+    keys = pa.array(samples.keys, pa.string())
+    mean = (keys.nbytes / len(samples)) - 4
+    if mean > MEAN_TEXT:
+        raise UsageError(
+            f"the keys take {mean:.0f} bytes on average, a store's at most {MEAN_TEXT}: hash them "
+            "(--hash-keys), or give shorter ones"
+        )
 
     table = pa.table(
         {
             "row": pa.array(np.arange(len(samples), dtype=np.int64)),
-            "key": pa.array(samples.keys, pa.string()),
+            "key": keys,
             "label": pa.array(samples.labels),
         }
     )

@@ -8,6 +8,7 @@ chooses which code runs.
 
 from __future__ import annotations
 
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,11 @@ class ShardReader:
 
     Args:
         layout: of the shard's array.
-        data: the shard's bytes.
+        data: the shard's bytes, or a map of them.
         where: how errors name the shard.
     """
 
-    def __init__(self, layout: ArrayLayout, data: bytes, where: str) -> None:
+    def __init__(self, layout: ArrayLayout, data: bytes | mmap, where: str) -> None:
         from google_crc32c import value as crc32c
 
         self._crc32c = crc32c
@@ -71,6 +72,12 @@ class ShardReader:
         """The one row of an array per store."""
         result: NDArray[Any] = self.rows(range(1))[0]
         return result
+
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each chunk of an uncompressed array begins in the bytes, (chunks,)."""
+        for number in range(self._layout.chunks):
+            self._chunk(number)
+        return self._index[:, 0].astype(np.int64)
 
     def _chunk(self, number: int) -> NDArray[Any]:
         """One chunk, (chunk_rows, *spec.shape), a read-only view of the bytes where possible."""

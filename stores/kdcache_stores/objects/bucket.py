@@ -102,6 +102,31 @@ class Bucket:
                 options["if_match"] = tag
         return self._call(lambda: obstore.get(self._store, key, options=options))
 
+    def range(self, key: str, start: int, length: int, tag: str | None = None) -> bytes:
+        """Bytes of an object from `start` on, `length` of them or as many as there are.
+
+        Raises `FileNotFoundError`, `RemoteError`, and `FileExistsError` if another version of it
+        than that of the `tag` is there now.
+        """
+        import obstore
+
+        options: Any = {"range": (start, start + length)}
+        if tag is not None:
+            options["if_match"] = tag
+
+        def read() -> bytes:
+            return bytes(obstore.get(self._store, check_key(key), options=options).bytes())
+
+        result: bytes = self._request("read", key, read)
+        return result
+
+    def version(self, key: str) -> tuple[int, str | None]:
+        """Size in bytes and tag of this version; raises `FileNotFoundError`, `RemoteError`."""
+        import obstore
+
+        meta = self._request("read", key, lambda: obstore.head(self._store, check_key(key)))
+        return meta["size"], meta["e_tag"]
+
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""
         import obstore
@@ -233,6 +258,10 @@ class Bucket:
                 f"no permission to {what} {place} ({reason}): the credentials are missing, expired "
                 "or not allowed to; they come from where the service's own tools look for them"
             )
+        if _is_absent(error):
+            return RemoteError(
+                f"cannot {what} {place}: there is no such bucket. Make it, or correct the address"
+            )
         return RemoteError(
             f"cannot {what} {place} ({reason}); it was tried again with growing pauses. Everything "
             "that is done is kept: run the same again"
@@ -244,6 +273,11 @@ def _is_refusal(error: Exception) -> bool:
     return type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or (
         re.search(rf"<Code>({codes})</Code>|code: 40[13] ", str(error)) is not None
     )
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether the bucket is what is not there."""
+    return re.search(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>", str(error)) is not None
 
 
 def _is_final(error: Exception) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
+import mmap
 import os
 import re
 import secrets
@@ -14,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdcache_stores.errors import FormatError, StoreError, StoreInUse
+from kdcache_stores.errors import FormatError, StoreError, StoreInUse, explain
 from kdcache_stores.objects.urls import require_local
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -138,6 +140,20 @@ class LocalFiles:
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `FileNotFoundError`."""
+        with self._open(key) as file:
+            return file.readall() or b""
+
+    def map(self, key: str) -> mmap.mmap:
+        """The object's bytes, mapped for reading and not copied; raises `FileNotFoundError`."""
+        with self._open(key) as file:
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError:
+                raise StoreError(
+                    f"{self.where}: {key} is empty, nothing of it can be mapped"
+                ) from None
+
+    def _open(self, key: str) -> io.FileIO:
         path = self.path(key)
         try:
             # O_NONBLOCK: opening a named pipe must not wait for its other end.
@@ -147,11 +163,11 @@ class LocalFiles:
                 raise FormatError(f"{self.where}: {key} is a link or no plain file") from None
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise FileNotFoundError(error.errno, "no such object", path) from None
-            raise StoreError(f"{self.where}: cannot read {key}: {error.strerror}") from error
-        with open(handle, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise FormatError(f"{self.where}: {key} is no plain file")
-            return file.readall() or b""
+            raise StoreError(f"cannot read {explain(error, path)}") from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):  # `open` refuses a folder in its own words
+            os.close(handle)
+            raise FormatError(f"{self.where}: {key} is no plain file")
+        return io.FileIO(handle)
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""
@@ -263,6 +279,8 @@ class LocalFiles:
                 handle = os.open(path, flags, 0o666)
             except FileNotFoundError:  # the folder went with the last holder
                 continue
+            except OSError as error:
+                raise StoreError(explain(error, path)) from error
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -273,9 +291,9 @@ class LocalFiles:
                     f"{self.where}: {who} is writing here and holds {key}. Wait until it has ended, or "
                     "end it, and run the same again; or write to another place."
                 ) from None
-            except OSError:
+            except OSError as error:
                 os.close(handle)
-                raise
+                raise StoreError(explain(error, path)) from error
             if _is_at(handle, path):
                 return handle
             os.close(handle)

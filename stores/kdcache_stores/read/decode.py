@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encodings.protocol import Encoding, Floats
+from kdcache_stores.encodings.protocol import Array, CheckedEncoding, Encoding, Floats
 from kdcache_stores.errors import CorruptStore, UsageError
 from kdcache_stores.format.layout import ArrayLayout
 from kdcache_stores.format.shards import ShardReader
@@ -127,6 +127,42 @@ def _read_shard(
     _wait([*checks, *blocks])
 
 
+def check_shard(
+    source: SealedObjects,
+    shard: Shard,
+    layouts: list[ArrayLayout],
+    encoding: Encoding,
+    shape: tuple[int, ...],
+    labels: NDArray[np.int64],
+) -> None:
+    """Decode a shard, a chunk at a time, and keep nothing; raises `CorruptStore` for what is invalid.
+
+    Args:
+        source, shard, layouts, encoding: of one field.
+        shape: of its rows.
+        labels: int64 (shard.rows,).
+    """
+    readers = {}
+    for layout in layouts:
+        key = layout.key(shard.view, shard.index)
+        readers[layout.spec.name] = ShardReader(
+            layout, source.load(key)[0], f"{source.where}/{key}"
+        )
+    for rows in _blocks(layouts, shard):
+        out = np.empty((len(rows), *shape), np.float32)
+        arrays = _arrays(readers, rows, slice(None))
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                encoding.decode(arrays, out)
+            if isinstance(encoding, CheckedEncoding) and np.isfinite(out).all():
+                encoding.check(arrays, labels[rows.start : rows.stop])
+        except CorruptStore as error:
+            where = next(iter(readers.values())).where
+            raise CorruptStore(f"{where}: {error}") from None
+        if not np.isfinite(out).all():
+            raise _not_finite(readers, rows, shard.start)
+
+
 def _wait(futures: list[Future[None]]) -> None:
     """Wait for all, the SHA-256 first: its error names the damage, a block's error only a symptom of it."""
     for future in futures:
@@ -151,20 +187,29 @@ def _decode_block(
     part = wanted.within(shard_start + rows.start, shard_start + rows.stop)
     assert part is not None
     which, places = part
-    arrays = {
-        name: reader.single() if reader.per_store else reader.rows(rows)[which]
-        for name, reader in readers.items()
-    }
+    arrays = _arrays(readers, rows, which)
     in_place = isinstance(places, slice)
     target = out[places] if in_place else np.empty((len(places), *out.shape[1:]), np.float32)
     encoding.decode(arrays, target)
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(target.sum())  # far cheaper than asking each value
     if suspicious and not np.isfinite(target).all():
-        where = next(iter(readers.values())).where
-        raise CorruptStore(
-            f"{where}: rows {shard_start + rows.start} to {shard_start + rows.stop - 1} hold "
-            "values that were never written"
-        )
+        raise _not_finite(readers, rows, shard_start)
     if not in_place:
         out[places] = target
+
+
+def _arrays(readers: dict[str, ShardReader], rows: range, which: Any) -> dict[str, Array]:
+    """Some rows of every array of a field; all of an array per store."""
+    return {
+        name: reader.single() if reader.per_store else reader.rows(rows)[which]
+        for name, reader in readers.items()
+    }
+
+
+def _not_finite(readers: dict[str, ShardReader], rows: range, shard_start: int) -> CorruptStore:
+    where = next(iter(readers.values())).where
+    return CorruptStore(
+        f"{where}: rows {shard_start + rows.start} to {shard_start + rows.stop - 1} hold "
+        "values that were never written"
+    )

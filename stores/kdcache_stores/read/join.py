@@ -37,6 +37,19 @@ def join_fields(stores: Sequence[Store], fields: Sequence[str]) -> list[dict[str
     return [{name: _holder(name, own, stores) for name in fields} for own in teachers.values()]
 
 
+def expected(paths: Sequence[str], digests: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Each store with the content digest that `open_store` shall find in it, None where none is asked.
+
+    Raises `UsageError` unless there is a digest for each store, or none at all.
+    """
+    if digests and len(digests) != len(paths):
+        raise UsageError(
+            f"expected a digest for each of {len(paths)} stores, found {len(digests)}: give --expect "
+            "once for each, in their order"
+        )
+    return [(path, digests[i] if digests else None) for i, path in enumerate(paths)]
+
+
 def common_views(stores: Iterable[Store]) -> range:
     """The numbers of the views that all of these stores hold; raises `MismatchError` if there is none."""
     stores = list(stores)

@@ -170,8 +170,11 @@ class Store:
     def probes(self) -> list[Probe]:
         """All probes, by view and row."""
         keys = [key for key, entry in self.source.entries.items() if entry.kind == "probes"]
+        most = self.n_views * len(self)
         probes = [
-            p for key in keys for p in read_probes(self.source.get(key), f"{self.where}/{key}")
+            probe
+            for key in keys
+            for probe in read_probes(self.source.get(key), most, f"{self.where}/{key}")
         ]
         return sorted(probes, key=lambda probe: (probe.view, probe.row))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from mmap import mmap
+
 from kdcache_stores.encodings.protocol import ArraySpec
 from kdcache_stores.errors import CorruptStore, FormatError, StoreNotFound, UnfinishedStore
 from kdcache_stores.format.canonical_json import Json, parse_json
 from kdcache_stores.format.head import head_layouts
 from kdcache_stores.format.header import HEAD, Field, Header, read_header
-from kdcache_stores.format.layout import ArrayLayout, read_layout, shards_of
+from kdcache_stores.format.layout import ArrayLayout, each_shard, read_layout
 from kdcache_stores.format.manifest import (
     ANNOUNCEMENT,
     MANIFEST,
@@ -20,12 +23,14 @@ from kdcache_stores.format.manifest import (
     sha256,
 )
 from kdcache_stores.format.records import announced
-from kdcache_stores.objects.files import Objects, Stamp
+from kdcache_stores.objects.files import LocalFiles, Objects, Stamp
 
 _READS = 8
 """How often seal and manifest are read until they agree."""
 _SMALL = 64 * 2**20
 """No metadata object is larger."""
+_LARGE = 2**30
+"""No table is larger."""
 
 
 class SealedObjects:
@@ -58,6 +63,9 @@ class SealedObjects:
         # A growth may replace both files between two reads, and a network may damage either.
         for attempt in range(_READS):
             try:
+                for key, most in ((SEAL, _SMALL), (MANIFEST, _LARGE)):
+                    if (size := self.objects.size(key) or 0) > most:
+                        raise FormatError(f"{self.where}: {key} of {size} bytes is too large")
                 seal = read_seal(self.objects.get(SEAL), self.where)
                 data = self.objects.get(MANIFEST)
             except FileNotFoundError:
@@ -121,7 +129,24 @@ class SealedObjects:
         due = not known and (self._verify or entry.kind != "shard")
         return data, before if due else None
 
-    def confirm(self, key: str, data: bytes, stamp: Stamp | None) -> None:
+    def mapped(self, key: str) -> tuple[mmap, Stamp | None]:
+        """A local object's bytes, mapped, of the right size and SHA-256; and the stamp they have.
+
+        Raises `CorruptStore`.
+        """
+        assert isinstance(self.objects, LocalFiles)
+        entry, stamp = self.entry(key), self.objects.stamp(key)
+        if stamp is None or stamp[0] != entry.size:
+            actual = "is missing" if stamp is None else f"has {stamp[0]} bytes"
+            raise CorruptStore(f"{self.where}/{key} {actual}, the manifest says {entry.size} bytes")
+        data = self.objects.map(key)
+        if self._verify and self._checked.get(key) != stamp:
+            self.confirm(key, data, stamp)
+        if self.objects.stamp(key) != stamp:
+            raise CorruptStore(f"{self.where}/{key} changed while it was read")
+        return data, stamp
+
+    def confirm(self, key: str, data: bytes | mmap, stamp: Stamp | None) -> None:
         """Check an object's SHA-256; raises `CorruptStore`."""
         if (actual := sha256(data)) != self.entry(key).sha256:
             raise CorruptStore(
@@ -133,7 +158,7 @@ class SealedObjects:
 
     def get(self, key: str) -> bytes:
         """A small object's bytes, checked; raises `CorruptStore`."""
-        if self.entry(key).size > 2**32:
+        if self.entry(key).size > _LARGE:
             raise FormatError(f"{self.where}: {key} of {self.entry(key).size} bytes is too large")
         data, stamp = self.load(key)
         self.confirm(key, data, stamp)
@@ -191,7 +216,9 @@ class SealedObjects:
         key = f"{field.name}/{spec.name}/zarr.json"
         where = f"{self.where}/{key}"
         try:
-            return read_layout(self.document(key), field.name, spec, samples, where)
+            return read_layout(
+                self.document(key), field.name, spec, samples, where, math.prod(field.shape)
+            )
         except CorruptStore:
             # While a store grows, its arrays are longer than the sealed manifest says.
             if self.announced() is None or self.objects.size(key) is None:
@@ -218,11 +245,13 @@ class SealedObjects:
         for layout in shared:
             if layout.spec.per == "sample" and layout.shard_rows != first.shard_rows:
                 raise FormatError(f"{self.where}: {layout.path} has shards of other rows")
-            for shard in shards_of(range(layout.views), layout.samples, layout.shard_rows):
-                if self.entry(layout.key(shard.view, shard.index)).kind != "once":
+            for shard in each_shard(range(layout.views), layout.samples, layout.shard_rows):
+                entry = self.entry(layout.key(shard.view, shard.index))
+                if entry.kind != "once":
                     raise FormatError(
                         f"{self.where}: the manifest's kind of {layout.path} is wrong"
                     )
+                self._check_size(entry, layout)
         for layout in layouts:
             if (layout.views, layout.shard_rows) != (first.views, first.shard_rows):
                 raise FormatError(
@@ -241,8 +270,16 @@ class SealedObjects:
                 f"{self.where}: the manifest lists {listed} shards, {len(views)} views of "
                 f"{first.samples} samples need {needed}"
             )
-        for shard in shards_of(views, first.samples, first.shard_rows):
+        for shard in each_shard(views, first.samples, first.shard_rows):
             for layout in layouts:
                 entry = self.entry(layout.key(shard.view, shard.index))
                 if entry.shard != shard:
                     raise FormatError(f"{self.where}: the manifest's rows of {entry.key} are wrong")
+                self._check_size(entry, layout)
+
+    def _check_size(self, entry: Entry, layout: ArrayLayout) -> None:
+        if entry.size > layout.most_bytes:
+            raise FormatError(
+                f"{self.where}: {entry.key} has {entry.size} bytes, no shard of it has more than "
+                f"{layout.most_bytes}"
+            )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from kdcache_stores.errors import CorruptStore, KDCacheError
 from kdcache_stores.format.canonical_json import Json
 from kdcache_stores.format.header import HEAD
+from kdcache_stores.format.layout import each_shard
 from kdcache_stores.format.manifest import CARD, CROISSANT, MANIFEST, SAMPLES, SEAL, Entry
 from kdcache_stores.objects.files import LocalFiles, is_temporary
-from kdcache_stores.read.decode import cores
+from kdcache_stores.read.decode import check_shard, cores
 from kdcache_stores.read.reader import Store
 from kdcache_stores.read.sealed_objects import SealedObjects
-from kdcache_stores.types import Samples
+from kdcache_stores.types import Samples, Shard
 
 Progress = Callable[[int, int], None]
 """Called with (bytes checked, bytes in all)."""
@@ -65,6 +66,8 @@ class VerifyReport:
 def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
     """Check size and SHA-256 of every object on all cores, the samples against the plan, probes, head.
 
+    Every row is decoded as well: what the format calls invalid is a problem, whatever its SHA-256.
+
     Args:
         store: an open store.
         progress: called with (bytes checked, bytes in all).
@@ -87,11 +90,14 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
 
         for entry, message in zip(entries, pool.map(check, entries), strict=True):
             if message is not None:
-                shard = (entry.view, entry.start, entry.stop)
-                report.problems.append(Problem(entry.key, message, *shard))
+                place = (entry.view, entry.start, entry.stop)
+                report.problems.append(Problem(entry.key, message, *place))
             done += entry.size
             if progress is not None:
                 progress(done, total)
+    broken = {problem.key for problem in report.problems}
+    for shard in _sound_shards(store, broken) if _message(lambda: store.labels) is None else ():
+        report.problems.extend(_invalid(store, shard))
     damaged = {problem.key.split("/")[0] for problem in report.problems}
     contents = ((SAMPLES, _check_samples), ("probes", _check_probes), (HEAD, _check_head))
     for key, check_content in contents:
@@ -102,6 +108,44 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
     report.problems.sort(key=lambda problem: problem.key)
     report.notes.extend(_extra_files(source))
     return report
+
+
+def _sound_shards(store: Store, damaged: set[str]) -> Iterator[Shard]:
+    """The shards of which all objects are what was written, and may still break the format."""
+    shared = {store.source.entries[key].index for key in damaged if _is_shared(store, key)}
+    lost = {
+        (entry.view, entry.index)
+        for key in damaged
+        if (entry := store.source.entries[key]).kind == "shard"
+    }
+    for shard in each_shard(store.view_range, len(store), store.shard_rows):
+        if (shard.view, shard.index) not in lost and not shared & {None, shard.index}:
+            yield shard
+
+
+def _is_shared(store: Store, key: str) -> bool:
+    return store.source.entries[key].kind == "once"
+
+
+def _invalid(store: Store, shard: Shard) -> Iterator[Problem]:
+    """What of a shard breaks the format though its bytes are those that the manifest states."""
+    for name in store.fields:
+        key = store.layouts[name][0].key(shard.view, shard.index)
+        message = _message(lambda: _check_rows(store, shard, name))  # noqa: B023
+        if message is not None:
+            yield Problem(key, message, shard.view, shard.start, shard.stop)
+
+
+def _check_rows(store: Store, shard: Shard, name: str) -> None:
+    """Decode all rows of a shard, a chunk at a time, and check what decoding does not need."""
+    field, layouts = store.fields[name], store.layouts[name]
+    labels = store.labels[shard.start : shard.stop]
+    check_shard(store.source, shard, layouts, field.encoding, field.shape, labels)
+    stated = store.source.entry(layouts[0].key(shard.view, shard.index)).labelled
+    if stated is not None and stated != (counted := int((labels >= 0).sum())):
+        raise CorruptStore(
+            f"{store.where}: the manifest counts {stated} labelled rows in {shard}, there are {counted}"
+        )
 
 
 def _lost(source: SealedObjects, damaged: set[str]) -> list[tuple[int, int, int]]:

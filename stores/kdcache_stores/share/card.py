@@ -60,7 +60,8 @@ def write_card(
 
 def readme(store: Store, license: str, where: str) -> str:
     """The dataset card."""
-    info = describe(store)
+    info = _escaped(describe(store))
+    where = re.sub(r"[^\w./:@%+=,~-]", "_", where)
     plan, teacher = info["plan"], info["teacher"]
     name = f"{fields_text(store)} of {teacher['architecture']} on {plan['dataset']}"
     front = {
@@ -85,6 +86,18 @@ def readme(store: Store, license: str, where: str) -> str:
         "## Provenance\n\n" + _table(("", ""), _provenance(info)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _escaped(value: Any) -> Any:
+    """A description of which no text is Markdown, HTML or a control: the card's one place to escape."""
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = "".join(char if char.isprintable() else " " for char in value)
+    return re.sub(r"[<>\[\]|`\\*]", "_", text)
 
 
 def _facts(store: Store, info: dict[str, Any]) -> list[tuple[str, str]]:

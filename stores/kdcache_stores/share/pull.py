@@ -23,9 +23,8 @@ from kdcache_stores.format.manifest import (
 )
 from kdcache_stores.format.records import announcement, is_of_a_dump, write_probes
 from kdcache_stores.objects.files import Disk, LocalFiles, is_leftover
-from kdcache_stores.objects.remote import open_objects
 from kdcache_stores.objects.urls import local_path, redact
-from kdcache_stores.read.reader import Store
+from kdcache_stores.read.reader import Store, open_store
 from kdcache_stores.read.verifying import verify
 from kdcache_stores.share.push import LOCK, Progress, Transfer
 from kdcache_stores.write.sealing import finish_seal
@@ -39,6 +38,7 @@ def pull_store(
     views: tuple[int, int] | None = None,
     progress: Progress | None = None,
     disk: Disk | None = None,
+    expect: str | None = None,
 ) -> Transfer:
     """Fetch a store, or the views `views[0]` to `views[1]` - 1 of it, as a valid store.
 
@@ -49,15 +49,17 @@ def pull_store(
             part, and the digests of the views are those of the whole.
         progress: called with (bytes done, bytes in all).
         disk: the system calls to write with.
+        expect: the content digest that the store at `url` must have.
 
     Everything is checked against the manifest, again after the last object was written. Raises
+    `MismatchError` for another digest,
     `StoreInUse` if the folder holds something else, `UsageError` for views that there are not,
     `CorruptStore`, `RemoteError`.
     """
     folder = local_path(path)
     if folder is None:
         raise UsageError(f"{redact(str(path))}: a store is pulled to this disk; push it from here")
-    with Store(open_objects(url, 0)) as store:
+    with open_store(url, expect=expect, cache_size=0) as store:
         held = store.view_range
         chosen = range(*views) if views is not None else held
         if not len(chosen) or chosen[0] not in held or chosen[-1] not in held:

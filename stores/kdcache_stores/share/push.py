@@ -78,6 +78,7 @@ def push_store(
     progress: Progress | None = None,
     take_over: bool = False,
     disk: Disk | None = None,
+    expect: str | None = None,
 ) -> Transfer:
     """Push a store to a folder or URL, and note it in the catalogue there.
 
@@ -87,6 +88,7 @@ def push_store(
         progress: called with (bytes done, bytes in all).
         take_over: go on where another push to this place was interrupted that will not be repeated.
         disk: the system calls to write with, where the target is on this disk.
+        expect: the content digest that the store must have; `MismatchError` for another one.
 
     Raises `UnfinishedStore` and `CorruptStore` for a store that is not sealed or not whole,
     `StoreInUse` if other data is there or another push is at work, `RemoteError`.
@@ -94,7 +96,7 @@ def push_store(
     local = local_path(path)
     if local is None:
         raise UsageError(f"{redact(str(path))}: only a store on this disk is pushed; pull it first")
-    with open_store(local) as store:
+    with open_store(local, expect=expect) as store:
         report = verify(store)
         if not report.ok:
             raise CorruptStore(
@@ -143,6 +145,7 @@ class _Push:
         self.progress = progress or (lambda done, total: None)
         self.total = sum(entry.size for entry in self.entries.values())
         self.done = self.sent = self.sent_bytes = self.skipped = 0
+        self.claimed = False
 
     def run(self) -> Transfer:
         target = self._sealed_target()
@@ -215,7 +218,7 @@ class _Push:
                 raise StoreInUse(
                     f"{self.place.where} holds {extra[0]} and is no store: push to an empty prefix"
                 )
-        self._create(ROOT, self.source.get(ROOT))
+        self.claimed = self._create(ROOT, self.source.get(ROOT))
 
     def _refused(self, why: str) -> StoreInUse:
         return StoreInUse(
@@ -242,7 +245,7 @@ class _Push:
     def _send(self, entry: Entry, replace: bool) -> bool:
         """Whether the object had to be sent."""
         if self._is_equal(entry):
-            return False
+            return self.claimed and entry.key == ROOT  # it was sent to take the place
         data = self.source.get(entry.key)
         if sha256(data) != entry.sha256:
             raise CorruptStore(f"{self.store.where}/{entry.key} changed while it was pushed")

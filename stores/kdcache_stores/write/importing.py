@@ -227,6 +227,11 @@ def read_npz(
             f"{file}: logits must be floats ({len(keys)}, classes) or (views, {len(keys)}, classes), a "
             f"row for each key, found {logits.dtype} {logits.shape}"
         )
+    for name, values in arrays.items():
+        if values.size == 0:
+            raise DataError(
+                f"{file}: {name} of shape {values.shape} holds no value: save what there is"
+            )
     if kind_of_rows(logits.reshape(-1, logits.shape[-1])) == PROBABILITIES:
         raise DataError(
             f"{file}: logits are probabilities, every row sums to 1, and a softmax of that is nearly "

@@ -101,6 +101,7 @@ def find_outstanding(
     config: Mapping[str, Json] | None = None,
     provenance: Mapping[str, Json] | None = None,
     hash_keys: bool = False,
+    shard_rows: int | None = None,
     head: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Outstanding:
     """What a `StoreWriter` with the same arguments would have to write; raises what it would."""
@@ -108,7 +109,7 @@ def find_outstanding(
     checked = check_head(head, plan.classes)
     shape = None if checked is None else (plan.classes, checked[0].shape[1])
     header = make_header(plan, teacher, samples, views, fields, config, provenance, head=shape)
-    return Outstanding(LocalFiles(path), header, views)
+    return Outstanding(LocalFiles(path), header, views, shard_rows)
 
 
 def _open_sealed(files: LocalFiles, views: int) -> Store | None:

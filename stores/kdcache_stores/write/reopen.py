@@ -79,10 +79,16 @@ def _text(encoding: Encoding) -> str:
 
 
 def _begun_views(files: LocalFiles, field: str) -> int:
-    """The first axis of the field's arrays in a store that was never sealed."""
+    """The longest first axis of the field's arrays in a store that was never sealed.
+
+    Not any array's: a base is kept once for all views, so its first axis is 1.
+    """
+    views = 0
     for key in files.walk(field):
         if key.count("/") == 2 and key.endswith("/zarr.json"):
             shape = parse_json(files.get(key), f"{files.where}/{key}").get("shape")
-            if isinstance(shape, list) and shape and isinstance(shape[0], int) and shape[0] > 0:
-                return shape[0]
-    raise FormatError(f"{files.where}: no array of {field} says how many views were begun")
+            if isinstance(shape, list) and shape and isinstance(shape[0], int):
+                views = max(views, shape[0])
+    if not views:
+        raise FormatError(f"{files.where}: no array of {field} says how many views were begun")
+    return views

@@ -69,7 +69,7 @@ def _whole_records(source: SealedObjects, damaged: set[str]) -> list[Record]:
     starts = {(shard.view, shard.start): shard for shard in entries}
     rows = max(shard.rows for shard in entries)
     for key in keys:
-        for probe in read_probes(source.get(key), key):
+        for probe in read_probes(source.get(key), len(entries) * rows, key):
             probes[starts[probe.view, probe.row - probe.row % rows]].append(probe)
     return [
         Record(shard, tuple(own + _needed(shared, shard)), tuple(probes[shard]))

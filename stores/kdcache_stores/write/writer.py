@@ -46,7 +46,8 @@ class StoreWriter:
         config: what a resumed dump must share (batch size, ...), plain JSON.
         provenance: time, command, versions, device: kept, in no digest, compared with nothing.
             "time" is filled in (from SOURCE_DATE_EPOCH, if set).
-        shard_rows: rows per shard at most; by default as many as 64 MiB hold.
+        shard_rows: rows per shard at most, as far as 64 MiB hold them; by default 65,536. A store that
+            was begun keeps its own.
         hash_keys: publish the SHA-256 of each key instead of the key.
         repair: check every committed byte first; damaged shards are pending again, and the store
             is unfinished until it is sealed anew.

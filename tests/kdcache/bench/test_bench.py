@@ -17,8 +17,9 @@ from kdcache_stores import ENCODINGS
 from tests.conftest import Result, Trained
 
 TINY = Scale(
-    "resnet8", "resnet8", 64, 128, 300, 200, 300, 64, 32, rounds=1, train_rounds=1, factors=(1, 2)
-)
+    "resnet8", "resnet8", 64, 128, 300, 200, 300, 64, 32, rounds=1, train_rounds=1, student_files=16,
+    photo_rows=16, factors=(1, 2)
+)  # fmt: skip
 
 
 def test_everything_is_measured_and_printed(
@@ -28,7 +29,7 @@ def test_everything_is_measured_and_printed(
     done = kdcache("bench", "--quick", "--out", tmp_path / "new" / "bench.json")
     assert done.code == 0, done.err
     document: dict[str, Any] = json.loads((tmp_path / "new" / "bench.json").read_text())
-    assert [claim["rounds"] for claim in document["claims"]] == [1] * 8
+    assert [claim["rounds"] for claim in document["claims"]] == [1] * 12
     for claim in document["claims"]:
         assert 0 < claim["p25"] <= claim["median"] <= claim["p75"]
         assert claim["what"] in done.err
@@ -39,6 +40,42 @@ def test_everything_is_measured_and_printed(
     assert document["machine"]["cores"] >= 1
     assert document["encodings"]["logits"] == "synthetic"
     assert [row["factor"] for row in document["memory"]] == [1, 2]
+
+
+def test_one_section_alone(kdcache: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "QUICK", TINY)
+    done = kdcache("bench", "--quick", "--only", "students", "--json")
+    assert done.code == 0, done.err
+    document = done.json
+    assert list(document["seconds"]) == ["students"]
+    assert [claim["what"] for claim in document["claims"]] == ["epoch: four students / one"]
+    details = document["claims"][0]["details"]
+    assert (len(details["one"]["seconds"]), details["settings"]["files"]) == (1, 16)
+    assert details["stream_cpu_seconds"] > 0
+    assert not document["memory"] + document["encodings"]["table"]
+    refused = kdcache("bench", "--only", "student")
+    assert refused.code == 2
+    assert "did you mean 'students'" in " ".join(refused.err.split())
+
+
+def test_the_bound_of_an_epoch_is_measured_beside_it(trained: Trained) -> None:
+    from kdcache.bench.training_bench import bench_train
+    from kdcache.methods.config import ObjectiveConfig
+    from kdcache.training.optim import Optimization
+    from kdcache.training.settings import Training
+
+    training = Training(
+        "digits", "resnet8", ObjectiveConfig(method="kd"), Optimization(epochs=3, batch_size=64),
+        stores=(str(trained.store),), train_samples=256,
+    )  # fmt: skip
+    result = bench_train(training, str(trained.teacher), rounds=2)
+    for name in ("ce", "cached", "online", "step", "forward"):
+        assert len(result[name]["seconds"]) == 2
+    online, step, forward = (result[name]["cpu_seconds"] for name in ("online", "step", "forward"))
+    ratios = sorted(a / (b + c) for a, b, c in zip(online, step, forward, strict=True))
+    found = result["online_over_parts"]
+    assert ratios[0] <= found["p25"] <= found["median"] <= found["p75"] <= ratios[1]
+    assert result["cached_over_step"]["median"] > 0
 
 
 def test_claims_are_medians_with_quartiles() -> None:

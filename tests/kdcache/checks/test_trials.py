@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.checks.earlier_runs import Fit, baseline_beside, read_baseline
-from kdcache.checks.trials import Trials, try_out
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers.teacher import Teacher
+from kdcache.teachers.trials import Trials, try_out
 from kdcache_stores import DataError, MismatchError
 from tests.conftest import Trained
 
@@ -77,7 +77,7 @@ def test_the_channel_order_is_named() -> None:
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_the_size_is_named(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcache.checks.trials.SIZES", (16, 32))
+    monkeypatch.setattr("kdcache.teachers.trials.SIZES", (16, 32))
     shown, labels = images()
     found = try_out(teacher(replace(TRUE, size=size)), shown, labels).better()
     assert found is not None

@@ -328,6 +328,25 @@ def test_arrays_larger_than_their_file_are_refused(tmp_path: Path) -> None:
         load_dataset(f"arrays:{tmp_path / 'mine.npz'}")
 
 
+def test_an_entry_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
+    """The size of an entry is a claim too: no deflated byte gives more than 1032."""
+    claim = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        claim, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 1, 1)}
+    )
+    file = tmp_path / "mine.npz"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", claim.getvalue())
+    size, lie = len(claim.getvalue()).to_bytes(4, "little"), (2 * 10**9).to_bytes(4, "little")
+    data = file.read_bytes()
+    assert data.count(size) == 2  # in the local and in the central header
+    file.write_bytes(data.replace(size, lie))
+    with pytest.raises(
+        DataError, match=r"x_train.npy claims 1000000000 bytes .* holds \d{5,6} at most"
+    ):
+        load_dataset(f"arrays:{file}")
+
+
 def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
     keys = np.array(["a", "b", "a"])
     name = npz(
@@ -739,23 +758,34 @@ class FakeTable:
             return self.content[at]
         return {name: values[at] for name, values in self.content.items()}
 
+    def cast_column(self, name: str, feature: FakeImage) -> FakeTable:
+        assert not feature.decode
+        return self
+
     def select_columns(self, names: list[str]) -> FakeTable:
         return FakeTable(self.features, {name: self.content[name] for name in names})
 
 
 class FakeImage:
-    pass
+    def __init__(self, decode: bool = True) -> None:
+        self.decode = decode
 
 
 class FakeLabel:
     names = ("a", "b", "c")
 
 
+def png(image: Image.Image) -> dict[str, Any]:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
 def fake_hub(monkeypatch: pytest.MonkeyPatch, **splits: dict[str, list[Any]]) -> None:
     """`datasets` holding one dataset; columns of numbers or None are class labels."""
 
     def table(labels: dict[str, list[Any]]) -> FakeTable:
-        images = [Image.new("L", (7, 6), i) for i in range(len(next(iter(labels.values()))))]
+        images = [png(Image.new("L", (7, 6), i)) for i in range(len(next(iter(labels.values()))))]
         features = {"image": FakeImage()} | {name: FakeLabel() for name in labels}
         return FakeTable(features, {"image": images} | labels)
 

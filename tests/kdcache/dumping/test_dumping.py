@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-import kdcache.dumping.dump
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
@@ -32,6 +32,7 @@ from kdcache_stores import (
     verify,
 )
 from tests.kdcache.dumping.conftest import MakeTeacher, tree
+from tests.kdcache.views.conftest import make_folder
 
 
 @pytest.fixture
@@ -73,13 +74,15 @@ def test_one_pass_makes_every_view_once(
     stream = ViewPlan.stream
 
     def counted(self: ViewPlan, batches: list, *args: object, **options: object) -> object:
-        asked.extend((int(view), len(rows)) for rows, view in batches)
-        return stream(self, batches, *args, **options)
+        pairs = list(batches)
+        asked.extend((int(view), int(row)) for rows, views in pairs
+                     for row, view in zip(rows, views, strict=True))  # fmt: skip
+        return stream(self, pairs, *args, **options)
 
     monkeypatch.setattr(ViewPlan, "stream", counted)
     teachers = [make_teacher(seed=seed) for seed in range(3)]
     dump(plan, [(t, tmp_path / str(i)) for i, t in enumerate(teachers)], 2, batch_size=100)
-    assert asked == [(view, 100) for view in (0, 1) for _ in range(3)]
+    assert asked == [(view, row) for view in (0, 1) for row in range(300)]
 
 
 def test_a_teacher_added_later_completes_what_it_lacks(
@@ -107,11 +110,15 @@ def test_watch_hears_rows_sizes_and_accuracy(
 
 
 class Interrupt(Watch):
-    """Ctrl-C while a later view is under way."""
+    """Ctrl-C while a later shard is under way."""
+
+    def __init__(self, after: int = 700) -> None:
+        super().__init__()
+        self.after = after
 
     def batch(self, rows: int, top1: float | None) -> None:
         super().batch(rows, top1)
-        if self.rows > 700:
+        if self.rows > self.after:
             raise KeyboardInterrupt
 
 
@@ -133,14 +140,9 @@ def test_interrupted_dump_goes_on_byte_for_byte(
 
 def test_small_shards_resume_too(plan: ViewPlan, teacher: Teacher, tmp_path: Path,
                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(kdcache.dumping.dump, "DESCRIBED", 3)
-    make = kdcache.dumping.dump.StoreWriter
-    monkeypatch.setattr(
-        kdcache.dumping.dump, "StoreWriter", lambda p, **o: make(p, **o, shard_rows=70)
-    )
-    dump(plan, [(teacher, tmp_path / "whole")], 2, batch_size=32)
+    dump(plan, [(teacher, tmp_path / "whole")], 2, batch_size=32, shard_rows=70)
     with pytest.raises(KeyboardInterrupt):
-        dump(plan, [(teacher, tmp_path / "s")], 3, batch_size=32, watch=Interrupt())
+        dump(plan, [(teacher, tmp_path / "s")], 3, batch_size=32, watch=Interrupt(), shard_rows=70)
     dump(plan, [(teacher, tmp_path / "s")], 3, batch_size=32)
     with open_store(tmp_path / "whole") as whole, open_store(tmp_path / "s") as store:
         for view in range(2):
@@ -168,7 +170,9 @@ def test_parts_and_seal_equal_one_job(plan: ViewPlan, teacher: Teacher, tmp_path
     assert tree(tmp_path / "s") == tree(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("encoding", ["float32", "quantized", "quantized:0.2", "topk:3"])
+@pytest.mark.parametrize(
+    "encoding", ["float32", "quantized", "quantized:0.2", "topk:3", "compact:1e-3"]
+)
 def test_reopen_knows_every_encoding(
     encoding: str, plan: ViewPlan, teacher: Teacher, tmp_path: Path
 ) -> None:
@@ -302,6 +306,41 @@ def test_exhaustive_views_are_bounded(digits: Dataset, teacher: Teacher, tmp_pat
         dump(plan, [(teacher, tmp_path / "s")], 10)
 
 
+def test_a_store_keeps_its_rows_a_shard(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:
+    """As it grows, and as it goes on; another number is refused, not taken for a new store."""
+    dump(plan, [(teacher, tmp_path / "s")], 1, shard_rows=64)
+    dump(plan, [(teacher, tmp_path / "s")], 2)
+    with open_store(tmp_path / "s") as store:
+        assert store.shard_rows == 60  # equal shards: 64 would leave one of 44
+        assert len(store.shards(1)) == 5
+    for asked, rows in ((32, 30), (128, 100)):
+        with pytest.raises(MismatchError, match=f"shards of 60 rows, this dump has {rows}"):
+            dump(plan, [(teacher, tmp_path / "s")], 3, shard_rows=asked)
+
+
+def test_an_interrupt_within_a_view_loses_one_shard_at_most(
+    plan: ViewPlan, teacher: Teacher, tmp_path: Path
+) -> None:
+    watch = Interrupt(after=200)
+    with pytest.raises(KeyboardInterrupt):
+        dump(plan, [(teacher, tmp_path / "s")], 1, batch_size=16, shard_rows=32, watch=watch)
+    again = dump(plan, [(teacher, tmp_path / "s")], 1, batch_size=16)
+    assert 200 - 32 <= again.skipped < 300
+    assert again.rows + again.skipped == 300
+
+
+def test_parts_share_a_single_view(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:
+    dump(plan, [(teacher, tmp_path / "whole")], 1, batch_size=16, shard_rows=64)
+    rows = [
+        dump(plan, [(teacher, tmp_path / "s")], 1, batch_size=16, shard_rows=64, part=(i, 2)).rows
+        for i in range(2)
+    ]
+    assert rows == [3 * 60, 2 * 60]
+    with reopen(tmp_path / "s") as writer:
+        writer.seal()
+    assert tree(tmp_path / "s") == tree(tmp_path / "whole")
+
+
 def test_growth_keeps_the_old_views(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:
     dump(plan, [(teacher, tmp_path / "s")], 2)
     with open_store(tmp_path / "s") as store:
@@ -350,3 +389,46 @@ def test_posterior_samples_are_aligned_and_independent_of_the_batch(
         assert a.teacher.digest != b.teacher.digest
         assert np.abs(a.read(0) - b.read(0)).max() > 0.01 * a.read(0).std()
         np.testing.assert_allclose(a.read(0), small.read(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", ["float32", "compact:1e-3"])
+def test_several_views_a_decode_give_the_same_store(
+    make_teacher: MakeTeacher, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, interrupted, in parts and with workers; each image is decoded once for all views."""
+    folder = make_folder(tmp_path / "images", per_class=20)
+    dataset = load_dataset(f"folder:{folder}")
+    decoded: list[int] = []
+    decode = dataset.decode
+
+    def counting(row: int) -> torch.Tensor:
+        decoded.append(row)
+        return decode(row)
+
+    monkeypatch.setattr(dataset, "decode", counting)
+    plan = ViewPlan(dataset, make_augmentation("resized-crop-flip:size=16", dataset), seed=0)
+    teacher = make_teacher(classes=2, channels=3, size=16)
+
+    def run(name: str, views: int = 5, **how: Any) -> int:
+        decoded.clear()
+        dump(plan, [(teacher, tmp_path / name)], views, batch_size=8, shard_rows=16,
+             encoding=encoding, **how)  # fmt: skip
+        return len(decoded)
+
+    rows = len(plan)
+    fitted = run("whole") - 5 * rows  # the rows that an encoding is fitted on
+    assert run("three", views_per_decode=3) == fitted + 2 * rows
+    run("workers", views_per_decode=5, workers=2)
+    for part in range(2):
+        run("parts", views_per_decode=4, part=(part, 2))
+    with reopen(tmp_path / "parts") as writer:
+        writer.seal()
+    with pytest.raises(KeyboardInterrupt):
+        run("interrupted", views_per_decode=2, watch=Interrupt(after=60))
+    run("interrupted", views_per_decode=4)
+    run("grown", views=2, views_per_decode=2)
+    for name in ("three", "workers", "parts", "interrupted"):
+        assert tree(tmp_path / name) == tree(tmp_path / "whole")
+    run("grown", views_per_decode=2)
+    with open_store(tmp_path / "grown") as grown, open_store(tmp_path / "whole") as whole:
+        assert grown.view_digests == whole.view_digests

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from kdcache.data.loading import DatasetSource
+from kdcache.dumping.clean_images import SHARE, clean_images, clean_top1
 from kdcache.dumping.job import DumpRequest, prepare_dump
 from kdcache.dumping.requests import TeacherRequest
+from kdcache.preprocessing import Preprocessing
+from kdcache.runs import load_run_model
+from kdcache.teachers.teacher import Teacher
+from kdcache.teachers.trials import try_out
 from kdcache_stores import DataError, MismatchError, UsageError, describe, open_store
 from tests.conftest import Trained
 
@@ -53,3 +63,50 @@ def test_nothing_is_written_where_something_is_refused(trained: Trained, tmp_pat
         with pytest.raises(error), prepare_dump(request):
             pass
     assert not (tmp_path / "t.zarr").exists()
+
+
+class NormalisesItself(nn.Module):
+    """A network that takes pixels from 0 to 1, as many a deployed one does."""
+
+    def __init__(self, network: nn.Module, own: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.mean, self.std = network, own.mean[0], own.std[0]
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.network((pixels - self.mean) / self.std)
+
+
+def test_a_network_that_normalises_too_is_told_with_the_option_that_helps(trained: Trained) -> None:
+    run = load_run_model(trained.teacher)
+    split = DIGITS.load("test")
+    inside = NormalisesItself(run.module.eval(), run.preprocessing)
+    twice = Teacher("own", inside, run.preprocessing, 10, "0" * 64)
+    good = clean_top1(replace(twice, preprocessing=Preprocessing((0.0,), (1.0,))), [split])
+    assert good.advice is None
+    assert good.top1["test"] > 0.9
+    helped = r"and 9\d\.\d% with pixels from 0 to 1: dump it with --mean 0 --std 1\."
+    low = replace(twice, preprocessing=Preprocessing((0.0,), (2.0,)))
+    advice = clean_top1(low, [split]).advice
+    assert advice is not None
+    assert re.search(f"on 128 clean test images, {helped}", advice)
+    with pytest.raises(MismatchError, match=f"is what guessing gives .*{helped}"):
+        clean_top1(replace(twice, preprocessing=Preprocessing((0.0,), (3.0,))), [split])
+    assert clean_top1(low, [split], allow_untrained=True).advice is None
+
+
+def test_trials_cost_no_more_than_their_share(trained: Trained) -> None:
+    """At least 128 images each, at most 2% of the dump; sizes that cost more are not tried."""
+    run, split = load_run_model(trained.teacher), DIGITS.load("test")
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images[:, 0].numel() // 64)
+            return torch.zeros(len(images), 10)
+
+    teacher = Teacher("own", Counting(), run.preprocessing, 10, "0" * 64)
+    images, labels = clean_images(split)
+    for rows, most in ((1000, 12 * 128), (400_000, 8_000 + 12 * 128)):
+        seen.clear()
+        try_out(teacher, images, labels, None, SHARE * rows)
+        assert 0 < sum(seen) <= most

@@ -8,6 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from kdcache.methods.objective import Objective
+from kdcache.methods.table import METHODS
+
+#: The methods that need nothing but logits.
+ON_LOGITS = [
+    name for name, m in METHODS.items() if m.teacher_fields == ("logits",) or m.loss is None
+]
 
 
 def on_logits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import formulas
 import numpy as np
@@ -232,3 +233,31 @@ def test_what_makes_no_sense_is_refused() -> None:
         kd(STUDENT, Ensemble(TEACHERS, W, "mean-zscores"))
     with pytest.raises(UsageError, match="no logits left"):
         kd(STUDENT, Ensemble(TEACHERS, W, "mean-probs"), standardize="biased")
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "message"),
+    [
+        ({}, ("logits", "pooled"), "--combine mean-logits .* --combine mean-losses or"),
+        ({"combine": "mean-probs"}, ("pooled",), "--combine mean-probs"),
+        (
+            {"combine": "mean-losses", "weights": "entropy"},
+            ("pooled",),
+            "--teacher-weights entropy",
+        ),
+        ({"combine": "mean-losses"}, ("pooled",), None),
+        ({"combine": "random"}, ("logits", "pooled"), None),
+    ],
+)
+def test_what_only_logits_have_is_refused_of_other_fields_before_training(
+    options: dict[str, Any], fields: tuple[str, ...], message: str | None
+) -> None:
+    objective = Objective(method="kd", **options)
+    objective.teacher_fields = fields
+    labels = np.zeros(4, np.int64)
+    objective.check(labels, 1)
+    if message is None:
+        objective.check(labels, 2)
+    else:
+        with pytest.raises(UsageError, match=message):
+            objective.check(labels, 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fields import on_logits
+from fields import ON_LOGITS, on_logits
 
 from kdcache.methods.logits.kd import kd
 from kdcache.methods.noise import Noise
@@ -20,13 +20,17 @@ B = 6
 OBJECTIVES: list[dict[str, Any]] = [
     *(
         {"method": name, "standardize": standardize}
-        for name, method in METHODS.items()
-        for standardize in ((False, "unbiased", "biased") if method.standardized else (False,))
+        for name in ON_LOGITS
+        for standardize in (
+            (False, "unbiased", "biased") if METHODS[name].standardized else (False,)
+        )
     ),
     {"method": "mlkd", "options": {"variant": "as-described"}, "standardize": "unbiased"},
     {"method": "kd", "combine": "mean-probs", "weights": "entropy"},
     {"method": "kd", "combine": "mean-losses", "weights": "confidence"},
     {"method": "kd", "noise": Noise("laplace", relative=True, copies=2)},
+    {"method": "kd", "options": {"target": "hard"}},
+    {"method": "kd", "add": ("dist", "dkd:2"), "standardize": "unbiased"},
     {"method": "kd", "ablation": "target-only"},
     {"method": "kd", "ablation": "target-removed"},
     {"method": "kd", "ablation": "non-target-permuted"},

@@ -75,9 +75,9 @@ def test_sizes_modes_and_schedules() -> None:
         Noise(scale=0.5, mode="multiplicative")(z, step), z * (1 + 0.5 * numbers)
     )
     assert torch.equal(Noise(scale=0)(z, step), z)
-    assert Noise(scale=2).scale_at(step) == 2
-    assert Noise(scale=2, schedule="linear").scale_at(step) == 2 * 0.75
-    cosine = Noise(scale=2, schedule="cosine").scale_at(step)
+    assert Noise(scale=2).scale_at(step.epoch, step.epochs) == 2
+    assert Noise(scale=2, schedule="linear").scale_at(step.epoch, step.epochs) == 2 * 0.75
+    cosine = Noise(scale=2, schedule="cosine").scale_at(step.epoch, step.epochs)
     assert cosine == pytest.approx(1 + math.cos(math.pi / 4))
 
 

@@ -84,6 +84,7 @@ def test_plain_values_hold_only_what_the_method_reads() -> None:
         "ablation": "full",
         "reverse": False,
         "label_smoothing": 0.0,
+        "options": {"target": "soft"},
     }
     for method in METHODS:
         config = Objective(method=method).config
@@ -107,7 +108,7 @@ def test_plain_values_hold_only_what_the_method_reads() -> None:
         ({"temperature": 0}, "temperature above 0"),
         ({"alpha": 1.5}, "alpha from 0 to 1"),
         ({"alpha": 0.5, "ce_weight": 1}, "shorthand"),
-        ({"options": {"warmup": 6}}, "warmup is an option of dkd, found method kd"),
+        ({"options": {"warmup": 6}}, "warmup is an option of dkd and reviewkd, found method kd"),
         ({"method": "dkd", "options": {"ramp": 5}}, "ramp is an option of ctkd, found method dkd"),
         ({"method": "dkd", "options": {"bta": 5}}, "option of dkd 'bta'; did you mean 'beta'"),
         ({"method": "dkd", "options": {"beta": -1}}, "dkd_beta of at least 0"),

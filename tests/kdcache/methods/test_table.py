@@ -33,7 +33,7 @@ def test_a_record_names_a_loss_and_published_values(method: Method) -> None:
 def test_the_plain_function_has_the_defaults_of_the_record(method: Method) -> None:
     assert method.loss is not None
     module = importlib.import_module(method.loss.partition(":")[0])
-    parameters = inspect.signature(getattr(module, method.name)).parameters
+    parameters = inspect.signature(getattr(module, method.name.replace("-", "_"))).parameters
     record = {option.name: option.default for option in method.options}
     if method.plain.temperature is not None:
         record["temperature"] = method.plain.temperature

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdcache.dumping.outputs import check_outputs
-from kdcache.dumping.sanity import Check, clean_check, require_trained
 from kdcache.preprocessing import Preprocessing
+from kdcache.teachers.sanity import Check, clean_check, require_trained
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError
 

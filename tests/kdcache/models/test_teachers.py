@@ -14,12 +14,12 @@ import torchvision.models as tv
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcache.dumping.sanity import clean_check
 from kdcache.models.classes import load_class_map
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.teachers.load import load_teacher, teacher_class_names
 from kdcache.teachers.posterior import mc_dropout
+from kdcache.teachers.sanity import clean_check
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 

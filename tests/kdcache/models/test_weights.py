@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -203,6 +205,58 @@ def test_what_is_no_weights_file(tmp_path: Path) -> None:
 def saved(state: dict[str, Tensor], path: Path) -> Path:
     torch.save(state, path)
     return path
+
+
+class Holder:
+    """What a file holds that is no plain data."""
+
+
+@pytest.mark.parametrize(
+    "kind", ["network", "weights in a dict", "network in a dict", "script", "mixed"]
+)
+def test_the_conversion_that_a_refusal_names_runs(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    linear, file = nn.Linear(2, 3), tmp_path / "w.pt"
+    state = linear.state_dict()
+    if kind == "script":
+        with pytest.warns(FutureWarning):  # torch deprecates what old files were made by
+            torch.jit.script(linear).save(str(file))
+    else:
+        torch.save({
+            "network": linear, "weights in a dict": {"model": state, "args": Holder()},
+            "network in a dict": {"model": linear}, "mixed": {**state, "epoch": 3},
+        }[kind], file)  # fmt: skip
+    with pytest.raises(DataError) as refused:
+        load_weights(file)
+    said = str(refused.value)
+    if kind == "mixed":
+        assert "a state dict of 2 tensors but for epoch (int)" in said
+    code = re.search(r"(content = |torch\.save).*?'weights\.pt'\)", said)
+    assert code is not None
+    snippet = code[0].replace("FILE", repr(str(file)))
+    if kind.endswith("in a dict"):
+        whole = {"weights in a dict": "content['model']",
+                 "network in a dict": "content['model'].state_dict()"}[kind]  # fmt: skip
+        assert whole in said
+        snippet = snippet.replace("content.state_dict()", whole)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        exec(snippet, {"torch": torch})
+    assert load_weights(tmp_path / "weights.pt").state.keys() == {"weight", "bias"}
+
+
+def test_a_file_of_another_network_names_a_few_tensors(net: nn.Module, tmp_path: Path) -> None:
+    others = {f"block{i}.weight": torch.zeros(2) for i in range(300)}
+    with pytest.raises(MismatchError) as refused:
+        load_weights(saved(others, tmp_path / "w.pt")).apply(net)
+    said = str(refused.value)
+    assert (
+        "300 unexpected: block0.weight, block1.weight, block2.weight, block3.weight and 296 more"
+        in said
+    )
+    assert "no name agrees, so they are of another network" in said
+    assert len(said) < 500
 
 
 def test_missing_and_unexpected_names_are_listed(net: nn.Module, tmp_path: Path) -> None:

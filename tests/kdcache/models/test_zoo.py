@@ -78,10 +78,10 @@ def test_logits_are_the_head_of_the_pooled_last_stage(name: str) -> None:
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         stages = net.stages(x)
-        pooled = net.pooled(stages[-1])
+        pooled = net.pooled(net.last(stages))
         assert pooled.shape == (2, net.head.in_features)
         torch.testing.assert_close(net.head(pooled), net(x))
-    assert all(s.ndim == 4 and s.shape[0] == 2 for s in stages)
+    assert all(m.ndim == 4 and m.shape[0] == 2 for stage in stages for m in stage)
     assert net.head.out_features == 5
 
 
@@ -139,7 +139,8 @@ def test_stage_shapes_are_the_published_ones(name: str) -> None:
         assert isinstance(net, Network)
         stages = net.eval().stages(torch.empty(1, 3, 32, 32))
     maps, pooled = STAGES[name]
-    assert [(s.shape[1], s.shape[2]) for s in stages] == maps
+    assert [(s.after.shape[1], s.after.shape[2]) for s in stages] == maps
+    assert [s.before.shape for s in stages] == [s.after.shape for s in stages]
     assert net.head.in_features == pooled
 
 
@@ -147,7 +148,7 @@ def test_vgg_of_64_pixels_is_halved_once_more() -> None:
     with torch.device("meta"):
         net = build_model("vgg8", classes=10, size=64)
         assert isinstance(net, Network)
-        sides = [s.shape[2] for s in net.stages(torch.empty(1, 3, 64, 64))]
+        sides = [s.after.shape[2] for s in net.stages(torch.empty(1, 3, 64, 64))]
     assert sides == [64, 32, 16, 8, 4]
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from kdcache.data.loading import load_dataset
 from kdcache.report.building import report
 from kdcache.report.collect import find_runs, read_run
-from kdcache.report.logits import TestLogits, class_means, find_teacher
+from kdcache.report.logits import TestLogits, class_means, find_teacher, run_stores
 from kdcache.report.sample_panels import COUNT, varied_samples
 from kdcache.report.standardization import heatmaps, toy_divergences
 from kdcache.report.survey import survey
@@ -101,10 +102,12 @@ def test_the_table_holds_the_runs(written: Path, students: Path) -> None:
 
 def test_the_teacher_is_found_by_its_weights(trained: Trained, students: Path) -> None:
     runs = [read_run(path) for path in find_runs([students, trained.teacher])]
-    teacher = find_teacher(runs, [])  # the students' configs name the store
+    with ExitStack() as opened:
+        stores = run_stores(runs, opened)  # the students' configs name the store
+        teacher = find_teacher(runs, stores)
+        assert find_teacher(runs[:-1], stores) is None
     assert teacher is not None
     assert teacher.path == trained.teacher
-    assert find_teacher(runs[:-1], []) is None
 
 
 def test_toy_case_is_the_published_one() -> None:

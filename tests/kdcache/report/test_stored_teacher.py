@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdcache.data.loading import load_dataset
 from kdcache.preprocessing import Preprocessing
-from kdcache.report.logits import spec_teacher
+from kdcache.report.collect import read_run
+from kdcache.report.logits import run_stores, spec_teacher
 from kdcache_stores import UsageError, open_store
 from tests.conftest import Result, Trained
 
@@ -31,3 +34,11 @@ def test_it_takes_its_preprocessing_from_the_store(
             )
     with pytest.raises(UsageError, match="mean and std"):
         spec_teacher(spec, digits, "cpu")
+
+
+def test_the_stores_that_runs_read_are_known(trained: Trained, tmp_path: Path) -> None:
+    paths = [str(trained.store), str(tmp_path / "moved.zarr")]
+    run = replace(read_run(trained.teacher), config={"store_paths": paths})
+    with ExitStack() as opened:
+        (store,) = run_stores([run, run], opened)
+        assert Path(store.where) == trained.store

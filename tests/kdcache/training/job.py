@@ -34,6 +34,7 @@ if __name__ == "__main__":
     if together:  # one group for all trainings: a second one would meet the addresses of the first
         dist.init_process_group("gloo")
     for out, options in json.loads(sys.argv[1]):
-        train(training(options), out)
+        pace = options.pop("checkpoint_every", "60s")
+        train(training(options), out, checkpoint_every=pace)
     if together:
         dist.destroy_process_group()

@@ -14,6 +14,24 @@ def plain(classes: int, channels: int, size: int) -> nn.Module:
     )  # fmt: skip
 
 
+class Pooling(nn.Module):
+    """Gives what its head sees beside its logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        *body, self.head = network.children()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = self.body(images)
+        return {"logits": self.head(pooled), "pooled": pooled}
+
+
+def pooling(classes: int, channels: int, size: int) -> nn.Module:
+    """`plain` with the field pooled."""
+    return Pooling(plain(classes, channels, size))
+
+
 def with_dropout(classes: int, channels: int, size: int) -> nn.Module:
     """With randomness of its own, drawn from torch's generator."""
     return nn.Sequential(

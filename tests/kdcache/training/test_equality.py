@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +18,78 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.table import METHODS
 from kdcache.runs import read_metrics
 from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import held_by, on_features, read_fields, shapes_of_model
 from kdcache.training.optim import Optimization
-from kdcache.training.preparation import train
+from kdcache.training.preparation import prepared, train
 from kdcache.views.plan import ViewPlan
+from kdcache_stores import open_store
 from tests.conftest import Trained
 
 FLOAT32 = 1e-5  # of the largest logit: rounding of float32 sums in another order
 
 
+FIELDS = ("logits", "pooled", "last", "attention", "stages", "stages:pre")
+
+
 @pytest.fixture(scope="module")
-def stores(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Float32 stores of the digits' teacher: single views, and pairs of a weak and a strong one."""
-    dataset = load_dataset("digits", "train")
+def stores(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Float32 stores of the digits' teacher: logits, pairs of a weak and a strong view, and all fields."""
+    dataset, folder = load_dataset("digits", "train"), tmp_path_factory.mktemp("stores")
     plan = ViewPlan(dataset, make_augmentation("weak+strong", dataset), seed=0)
-    pairs = tmp_path_factory.mktemp("stores") / "pairs.zarr"
-    dump(plan, [(digits_teacher(trained), pairs)], views=4, encoding="float32")
-    return {False: trained.store, True: pairs}
+    dump(plan, [(digits_teacher(trained), folder / "pairs")], views=4, encoding="float32")
+    dump_fields(trained, folder / "fields")
+    return {"logits": trained.store, "pairs": folder / "pairs", "fields": folder / "fields"}
 
 
-def digits_teacher(trained: Trained) -> Teacher:
-    return load_teacher(str(trained.teacher), classes=10, channels=1, size=8)
+def dump_fields(trained: Trained, path: Path, encoding: str = "float32", **changes: Any) -> None:
+    """Two views of 128 samples, every field in an encoding."""
+    dataset = load_dataset("digits", "train").subset(np.arange(128))
+    plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+    teacher = replace(digits_teacher(trained, FIELDS), **changes)
+    encodings = dict.fromkeys(teacher.fields, encoding)
+    if encoding.startswith("channels"):  # of fields that are no logits
+        encodings["logits"] = "float16"
+    dump(plan, [(teacher, path)], views=2, encoding=encodings)
+
+
+def digits_teacher(trained: Trained, fields: tuple[str, ...] = ("logits",)) -> Teacher:
+    return load_teacher(str(trained.teacher), classes=10, channels=1, size=8, fields=fields)
+
+
+def kind(config: ObjectiveConfig) -> str:
+    """Which of the stores a loss reads."""
+    if config.record.pairs:
+        return "pairs"
+    return "fields" if on_features(config) else "logits"
+
+
+def fields_of(config: ObjectiveConfig, store: Path) -> tuple[str, ...]:
+    if not config.needs_teacher:
+        return ()
+    with open_store(store) as opened:
+        shapes = shapes_of_model("resnet8", 10, (1, 8, 8), config)
+        return read_fields(config, shapes, held_by([opened]))
 
 
 def test_every_method_is_covered() -> None:
     covered = {(config.method, bool(config.standardize)) for config in OBJECTIVES.values()}
-    assert covered == {(name, False) for name in METHODS} | {
+    assert covered == {(name, False) for name in METHODS if name != "ofd"} | {
         (name, True) for name, method in METHODS.items() if method.standardized
     }
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_the_first_step_is_the_live_one(
-    trained: Trained, stores: dict[bool, Path], name: str
+    trained: Trained, stores: dict[str, Path], name: str
 ) -> None:
     config = OBJECTIVES[name]
-    pairs, read = config.record.pairs, config.record.needs_teacher
+    store, pairs = stores[kind(config)], config.record.pairs
+    fields = fields_of(config, store)
+    teacher = digits_teacher(trained, fields or ("logits",))
     with CachedViews(
-        load_dataset("digits"), [stores[pairs]], 60, pairs=pairs, fields=("logits",) if read else ()
+        load_dataset("digits"), [store], 60, pairs=pairs, fields=fields, subset=True
     ) as views:
-        found = first_step(views, digits_teacher(trained), "resnet8", config)
+        found = first_step(views, teacher, "resnet8", config)
     assert found["target"] <= FLOAT32 * found["target_scale"]
     assert found["loss"] <= 1e-5
     assert found["gradient"] <= 1e-4
@@ -72,17 +106,78 @@ def check_drift(found: dict[str, float]) -> None:
     for name in OBJECTIVES
 ])  # fmt: skip
 def test_two_epochs_drift_no_more_than_live_against_live(
-    trained: Trained, stores: dict[bool, Path], tmp_path: Path, name: str
+    trained: Trained, stores: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
+    store = stores[kind(OBJECTIVES[name])]
     training = Training(
         dataset="digits",
         model="resnet8",
         objective=OBJECTIVES[name],
         optimization=Optimization(epochs=2, batch_size=32),
-        stores=(str(stores[OBJECTIVES[name].record.pairs]),),
-        train_samples=128,
+        stores=(str(store),),
+        train_samples=None if store == stores["fields"] else 128,
+        subset=True,
     )
     check_drift(drift(training, str(trained.teacher), tmp_path))
+
+
+FEATURES = [name for name, config in OBJECTIVES.items() if on_features(config)]
+
+
+@pytest.fixture(scope="module")
+def singly(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stores of a teacher that forwards one image at a time, whatever the batch, by their encoding."""
+    folder = tmp_path_factory.mktemp("singly")
+    for encoding in ("float32", "float16", "channels:0.05"):
+        dump_fields(trained, folder / encoding, encoding, batch_size=1)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def live_and_cached(
+    trained: Trained, stores: dict[str, Path], name: str, folder: Path
+) -> dict[str, tuple[list[float], torch.Tensor]]:
+    """Losses of each epoch and final weights: live, and from the store of each encoding."""
+    results = {}
+    for way, store in [("live", stores["float32"]), *stores.items()]:
+        training = Training(
+            dataset="digits",
+            model="resnet8",
+            objective=OBJECTIVES[name],
+            optimization=Optimization(epochs=2, batch_size=32),
+            stores=(str(store),),
+            online=(str(trained.teacher),) if way == "live" else (),
+            subset=True,
+        )
+        with prepared(training, folder / way) as loop:
+            loop.teachers = [replace(teacher, batch_size=1) for teacher in loop.teachers]
+            (run,) = loop.run()
+            learner = loop.courses[0].learner
+            parameters = [*learner.model.parameters(), *learner.objective.parameters()]
+            weights = torch.cat([p.detach().flatten() for p in parameters])
+        results[way] = [record["train_loss"] for record in run.metrics()], weights
+    return results
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_from_float32_fields_two_epochs_are_the_live_ones_bit_for_bit(
+    trained: Trained, singly: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """With a teacher whose outputs do not depend on the batch, nothing is left that could differ."""
+    exact = {"float32": singly["float32"]}
+    ways = live_and_cached(trained, exact, name, tmp_path)
+    assert ways["float32"][0] == ways["live"][0]
+    assert torch.equal(ways["float32"][1], ways["live"][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEATURES)
+def test_from_coded_fields_the_loss_is_near_the_live_one(
+    trained: Trained, singly: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    ways = live_and_cached(trained, singly, name, tmp_path)
+    live, _ = ways["live"]
+    assert ways["float16"][0] == pytest.approx(live, rel=5e-3)
+    assert ways["channels:0.05"][0] == pytest.approx(live, rel=5e-2)
 
 
 def test_a_store_of_all_views_at_random_is_online_with_fresh_crops(

@@ -18,7 +18,7 @@ from kdcache.evaluation.agreement import agreement
 from kdcache.evaluation.cost import macs
 from kdcache.evaluation.scores import calibration, fit_temperature, scores
 from kdcache.preprocessing import Preprocessing
-from kdcache.runs import load_run_model, read_summary
+from kdcache.runs import load_run_model, read_config, read_summary
 from kdcache.teachers.teacher import Teacher
 from tests.conftest import Result, Trained
 
@@ -125,6 +125,52 @@ def test_evaluate_bare_weights(trained: Trained, kdcache: Any) -> None:
     assert bare.code == 0, bare.err
     for name in ("top1", "nll", "file_bytes"):
         assert bare.json[name] == run.json[name]
+
+
+OWN = """
+from kdcache.models.zoo import build_model
+
+def net(classes, channels, size):
+    return build_model("resnet8", classes, channels, size)
+"""
+
+
+def test_a_network_of_ones_own_takes_its_preprocessing_as_given_or_from_its_store(
+    trained: Trained, tmp_path: Path, kdcache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_net.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    weights, common = (
+        trained.teacher / "model.safetensors",
+        ("--dataset", "digits", "--device", "cpu"),
+    )
+    spec = f"own_net:net@{weights}"
+    refused: Result = kdcache("evaluate", spec, *common)
+    assert refused.code == 2
+    assert "--mean and --std, or --normalize" in refused.err
+    own = read_config(trained.teacher)["preprocessing"]
+    mean, std = (str(own[name][0]) for name in ("mean", "std"))
+    given = kdcache("evaluate", spec, *common, "--mean", mean, "--std", std, "--json")
+    run = kdcache("evaluate", trained.teacher, *common, "--json")
+    assert given.code == 0, given.err
+    assert given.json["top1"] == run.json["top1"]
+    assert given.json["preprocessing"] == run.json["preprocessing"]
+    other = kdcache(
+        "evaluate", spec, *common, "--mean", "0.4", "--std", "0.2", "--size", "16", "--json"
+    )
+    assert other.json["preprocessing"]["size"] == 16
+    assert other.json["nll"] != run.json["nll"]
+    done = kdcache("dump-teacher", *common, "--teacher", spec, "--out", "s.zarr", "--augment", "none",
+                   "--mean", "0.4", "--std", "0.2", "--allow-untrained", "-q")  # fmt: skip
+    assert done.code == 0, done.err
+    for words in ((spec,), (trained.teacher, "--teacher", spec)):
+        found = kdcache("evaluate", *words, *common, "--store", "s.zarr")
+        assert found.code == 0, found.err
+        assert "preprocessing of the store that it filled: mean 0.4, std 0.2" in found.err
+        assert "no agreement measured" in found.err
+    runs = kdcache("evaluate", trained.teacher, *common, "--normalize", "cifar10")
+    assert runs.code == 2
+    assert "a run states its own" in runs.err
 
 
 def test_a_held_out_temperature_is_used(trained: Trained, tmp_path: Path, kdcache: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from kdcache import train
 from kdcache.runs import read_metrics
-from kdcache.training.explosion import LossWatch
+from kdcache.training.learning.explosion import LossWatch
 from kdcache.training.observer import Unwatched
 from kdcache_stores import TrainingError
 from tests.conftest import Trained

@@ -111,7 +111,7 @@ def test_killed_at_any_time_it_ends_with_the_same_bytes(trained: Trained, tmp_pa
         sys.executable,
         "-m",
         "tests.kdcache.training.job",
-        json.dumps([[str(cut), options]]),
+        json.dumps([[str(cut), options | {"checkpoint_every": "1"}]]),
     ]
     kills = 0
     for wait_for in (lambda: (cut / "config.toml").exists(),

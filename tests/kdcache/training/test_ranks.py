@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcache import train
+from kdcache import dump, load_dataset, load_teacher, make_augmentation, train
 from kdcache.distributed import Ranks
 from kdcache.runs import read_metrics
+from kdcache.views.plan import ViewPlan
 from kdcache_stores import UsageError
 from tests.conftest import Trained
 from tests.kdcache.training.job import training
@@ -31,6 +32,14 @@ SUMMED = {  # plain SGD without batch norm: what ranks give can be compared with
     }
     for method in ("kd", "ctkd")
 }  # 50 samples in batches of 17: parts of 8 and 9, and in the last batch 8 and 8
+SUMMED |= {  # these compare samples with each other, or remember them
+    method: {
+        "model": "tests.kdcache.training.networks:pooling",
+        "objective": {"method": method, "options": own},
+        "optimization": {"epochs": 2, "batch_size": 17, "lr": 0.01},
+    }
+    for method, own in (("rkd", {}), ("crd", {"negatives": 40}), ("ps-kd", {}))
+}
 NORMED = {
     "model": "resnet8", "objective": {"method": "kd"}, "ema": 0.9,
     "optimization": {"epochs": 2, "batch_size": 25},
@@ -53,8 +62,13 @@ def torchrun(*jobs: tuple[Path, dict[str, Any]]) -> subprocess.CompletedProcess[
 def two_ranks(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings by two processes; starting them is what takes time, so one start does them all."""
     folder = tmp_path_factory.mktemp("ranks")
-    store = {"stores": [str(trained.store)]}
-    jobs = {name: options | store for name, options in (SUMMED | {"normed": NORMED}).items()}
+    pooled = folder / "pooled"
+    dataset = load_dataset("digits")
+    plan = ViewPlan(dataset, make_augmentation("pad-crop-flip", dataset), seed=0)
+    teacher = load_teacher(str(trained.teacher), classes=10, channels=1, size=8, fields=("pooled",))
+    dump(plan, [(teacher, pooled)], 2)
+    both = {"stores": [str(trained.store), str(pooled)], "views": 2}
+    jobs = {name: options | both for name, options in (SUMMED | {"normed": NORMED}).items()}
     done = torchrun(*[(folder / name, options) for name, options in jobs.items()])
     assert done.returncode == 0, done.stderr
     return folder
@@ -64,7 +78,8 @@ def two_ranks(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_two_ranks_give_the_gradients_of_one(
     trained: Trained, two_ranks: Path, tmp_path: Path, method: str
 ) -> None:
-    options = SUMMED[method] | {"stores": [str(trained.store)]}
+    both = [str(trained.store), str(two_ranks / "pooled")]
+    options = SUMMED[method] | {"stores": both, "views": 2}
     runs = [train(training(options), tmp_path / "alone").path, two_ranks / method]
     weights = [load_file(run / "model.safetensors") for run in runs]
     for name, expected in weights[0].items():
@@ -83,7 +98,8 @@ def test_two_ranks_resume_and_refuse(trained: Trained, two_ranks: Path, tmp_path
     # As if killed after the last checkpoint: what came later is not there.
     (run / "summary.json").unlink()
     (run / "model.safetensors").unlink()
-    done = torchrun((run, NORMED | {"stores": [str(trained.store)]}), (tmp_path / "empty", EMPTY))
+    both = {"stores": [str(trained.store), str(two_ranks / "pooled")], "views": 2}
+    done = torchrun((run, NORMED | both), (tmp_path / "empty", EMPTY))
     assert done.returncode != 0
     assert "end with a batch of 1, which cannot be divided among 2 ranks" in done.stderr
     assert not (tmp_path / "empty").exists()

@@ -55,6 +55,35 @@ MULTI_STANDARDIZED = {
 }  # fmt: skip
 
 
+# CAT-KD (Guo et al., CVPR 2023): weight, size, normalised. ReviewKD (Chen et al., CVPR 2021): weight.
+CAT = {
+    ("resnet110", "resnet32"): (1.8, 2, "none"), ("resnet32x4", "resnet8x4"): (15, 2, "none"),
+    ("resnet32x4", "ShuffleV1"): (600, 4, "l2"), ("resnet32x4", "ShuffleV2"): (600, 4, "l2"),
+    ("ResNet50", "MobileNetV2"): (40, 2, "l2"), ("resnet56", "resnet20"): (0.7, 2, "none"),
+    ("vgg13", "MobileNetV2"): (15, 2, "l2"), ("vgg13", "vgg8"): (4.5, 2, "none"),
+    ("wrn_40_2", "ShuffleV1"): (80, 4, "l2"), ("wrn_40_2", "wrn_16_2"): (12, 2, "none"),
+    ("wrn_40_2", "wrn_40_1"): (1.5, 2, "none"),
+}  # fmt: skip
+REVIEW = {
+    ("resnet56", "resnet20"): 0.6, ("resnet110", "resnet32"): 1, ("wrn_40_2", "wrn_16_2"): 5,
+    ("wrn_40_2", "wrn_40_1"): 5, ("wrn_40_2", "ShuffleV1"): 5, ("resnet32x4", "resnet8x4"): 5,
+    ("resnet32x4", "ShuffleV1"): 5, ("resnet32x4", "ShuffleV2"): 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", CAT, ids=">".join)
+def test_cat_kd_of_pairs(pair: tuple[str, str]) -> None:
+    options = resolve("cifar100/cat-kd", pair[1], pair[0])
+    normalise = options.get("cat_kd_normalise", "none")
+    assert (options["kd_weight"], options["cat_kd_size"], normalise) == CAT[pair]
+
+
+@pytest.mark.parametrize("pair", REVIEW, ids=">".join)
+def test_reviewkd_of_pairs(pair: tuple[str, str]) -> None:
+    options = resolve("cifar100/reviewkd", pair[1], pair[0])
+    assert (options["kd_weight"], options["reviewkd_warmup"]) == (REVIEW[pair], 20)
+
+
 @pytest.mark.parametrize("pair", STANDARDIZED, ids=">".join)
 def test_standardized_settings_of_pairs(pair: tuple[str, str]) -> None:
     (tau, weight), (dkd_tau, dkd_weight, beta) = STANDARDIZED[pair]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -271,3 +272,56 @@ def test_rows_that_mix_among_themselves_are_taken(
     chosen = np.array(sorted(rows))
     with CachedViews(digits, [tmp_path / "store"], 4, rows=chosen, views=1) as views:
         assert sum(len(batch.rows) for batch in views.epoch(0)) == len(rows)
+
+
+def same_batch(one: Batch, other: Batch) -> bool:
+    return (
+        bool((one.images == other.images).all() and (one.views == other.views).all())
+        and bool((one.rows == other.rows).all())
+        and bool((one.teachers[0]["logits"] == other.teachers[0]["logits"]).all())
+    )
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "random"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_pass_goes_on_where_its_state_says(
+    digits: Dataset, stores: dict[bool, Store], pairs: bool, schedule: str
+) -> None:
+    """Broken off after any batch, in any epoch, what follows is equal bit for bit."""
+
+    def make() -> CachedViews:
+        return CachedViews(digits, stores[pairs], 6, pairs=pairs, schedule=schedule, seed=3)
+
+    with make() as views:
+        whole = [batch for _ in range(3) for batch in views]
+        assert len(views) == 4
+    assert len(whole) == 12
+    for stop in range(11):
+        with make() as first:
+            passes = (batch for _ in range(3) for batch in first)
+            for _ in range(stop + 1):
+                next(passes)
+            state = json.loads(json.dumps(first.state_dict()))
+        with make() as then:
+            then.load_state_dict(state)
+            then.set_epoch(state["epoch"])  # what a trainer does as an epoch begins
+            rest = [batch for _ in range(state["epoch"], 3) for batch in then]
+        assert len(rest) == 11 - stop
+        assert all(map(same_batch, rest, whole[stop + 1 :]))
+
+
+def test_the_state_of_other_views_is_refused(digits: Dataset, stores: dict[bool, Store]) -> None:
+    with (
+        CachedViews(digits, stores[False], 6) as views,
+        CachedViews(digits, stores[False], 5) as other,
+    ):
+        with pytest.raises(MismatchError, match="batch_size 6, here it is 5"):
+            other.load_state_dict(views.state_dict())
+        other.set_epoch(2)
+        assert all((batch.views == 2).all() for batch in other)
+
+
+def test_one_store_may_be_given_alone(digits: Dataset, stores: dict[bool, Store]) -> None:
+    for alone in (stores[False], stores[False].where, Path(stores[False].where)):
+        with CachedViews(digits, alone, 6) as views:
+            assert len(views.stores) == len(views.teachers) == 1

@@ -5,10 +5,13 @@ photographs.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import multiprocessing
 import os
 import pickle
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -309,3 +312,73 @@ def test_photographs(real_data: Path) -> None:
         if drawn["flip"][i]:
             expected = F.horizontal_flip(expected)
         assert torch.equal(batch.images[i], expected)
+
+
+class _Process:
+    """A pipeline that writes the number of its process into the image."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(image, os.getpid() % 251)
+
+
+def test_processes_stay_from_stream_to_stream() -> None:
+    """And end with the plan; a stream that is left early does not disturb the next."""
+    resident = load_dataset("digits").subset(range(20))
+    plan = ViewPlan(resident, Custom("tests:process", _Process()), seed=1)
+    batches = [*make_batches(np.arange(20), 0, 2)]
+
+    def made(plan: ViewPlan, count: int) -> tuple[list[int], list[list[int]]]:
+        taken = list(itertools.islice(plan.stream(batches, workers=2), count))
+        return [int(batch.images[0, 0, 0, 0]) for batch in taken], [list(b.rows) for b in taken]
+
+    first, _ = made(plan, 10)
+    assert len(set(first)) == 2
+    assert made(plan, 3)[1] == [[0, 1], [2, 3], [4, 5]]
+    again, rows = made(plan, 10)
+    assert set(again) == set(first)
+    assert rows == [list(rows) for rows, _ in batches]
+    processes = multiprocessing.active_children()
+    del plan
+    assert len(multiprocessing.active_children()) == len(processes) - 2
+
+
+def test_streams_side_by_side_with_processes() -> None:
+    resident = load_dataset("digits").subset(range(20))
+    plan = ViewPlan(resident, Custom("tests:crop", _Jitter()), seed=1)
+    batches = [make_batches(np.arange(20), view, 6) for view in range(2)]
+    alone = [digests(plan, one) for one in batches]
+    streams = [plan.stream(one, workers=1) for one in batches]
+    pairs = list(zip(*streams, strict=True))
+    for number, found in enumerate(alone):
+        images = torch.cat([pair[number].images for pair in pairs])
+        live = torch.cat([batch.images for batch in plan.stream(batches[number])])
+        assert torch.equal(images, live)
+        assert len(found) == len(images)
+
+
+def test_a_stream_takes_its_batches_as_it_goes() -> None:
+    """A dump's list of batches may be longer than the memory."""
+    resident = load_dataset("digits").subset(range(20))
+    plan = ViewPlan(resident, Custom("tests:crop", _Jitter()), seed=1)
+    taken = 0
+
+    def endless() -> Iterator[tuple[np.ndarray, int]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield np.arange(4), taken
+
+    # Images in memory are drawn for some thousands of views at a time.
+    for workers, most in ((0, 8192 // 4), (1, 10)):
+        taken = 0
+        stream = plan.stream(endless(), workers=workers)
+        assert [int(next(stream).views[0]) for _ in range(3)] == [1, 2, 3]
+        assert taken <= most
+
+
+def test_a_stream_leaves_the_random_state_alone(folder: Path) -> None:
+    plan = plan_of(folder)
+    state = torch.get_rng_state()
+    digests(plan, make_batches(np.arange(6), 0, 3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert pickle.loads(pickle.dumps(plan)).images([0], 0).equal(plan.images([0], 0))

@@ -18,6 +18,7 @@ from kdcache.philox import (
     exp,
     key_words,
     noise,
+    noise_key,
     philox4x32,
     split_seed,
 )
@@ -143,7 +144,9 @@ def test_exp(x: float) -> None:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_noise_has_mean_0_and_deviation_1(distribution: str) -> None:
     key = torch.from_numpy(sample_words(500))
-    drawn = noise(distribution, key, torch.zeros(500, dtype=torch.int64), 201, 1, "epoch", 0)
+    drawn = noise(
+        distribution, key, torch.zeros(500, dtype=torch.int64), 201, noise_key(1, "epoch", 0)
+    )
     assert drawn.shape == (500, 201)
     assert drawn.dtype == torch.float32
     assert torch.isfinite(drawn).all()
@@ -159,14 +162,14 @@ def test_noise_has_mean_0_and_deviation_1(distribution: str) -> None:
 def test_noise_depends_on_sample_view_and_purpose_alone(distribution: str) -> None:
     key = torch.from_numpy(sample_words(8))
     view = torch.arange(8)
-    whole = noise(distribution, key, view, 10, 1, "epoch", 0)
-    part = noise(distribution, key[3:5], view[3:5], 10, 1, "epoch", 0)
+    whole = noise(distribution, key, view, 10, noise_key(1, "epoch", 0))
+    part = noise(distribution, key[3:5], view[3:5], 10, noise_key(1, "epoch", 0))
     torch.testing.assert_close(part, whole[3:5], rtol=0, atol=1e-6)
     for other in (
-        noise(distribution, key, view, 10, 1, "epoch", 1),
-        noise(distribution, key, view, 10, 2, "epoch", 0),
-        noise(distribution, key, view + 1, 10, 1, "epoch", 0),
-        noise(distribution, key.roll(1, 0), view, 10, 1, "epoch", 0),
+        noise(distribution, key, view, 10, noise_key(1, "epoch", 1)),
+        noise(distribution, key, view, 10, noise_key(2, "epoch", 0)),
+        noise(distribution, key, view + 1, 10, noise_key(1, "epoch", 0)),
+        noise(distribution, key.roll(1, 0), view, 10, noise_key(1, "epoch", 0)),
     ):
         assert not torch.isclose(whole, other).any(dim=1).all()
 
@@ -174,5 +177,9 @@ def test_noise_depends_on_sample_view_and_purpose_alone(distribution: str) -> No
 def test_unknown_noise() -> None:
     with pytest.raises(UsageError, match="unknown noise 'cauchy'"):
         noise(
-            "cauchy", torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1, 1
+            "cauchy",
+            torch.zeros(1, 2, dtype=torch.int64),
+            torch.zeros(1, dtype=torch.int64),
+            1,
+            (0, 1),
         )

@@ -32,6 +32,9 @@ def gather_batch(
     """
     if ranks.world == 1:
         return dict(student), batch
+    # A field may be made of another one, as logits are of the pooled vector: the gradient that is multiplied
+    # is that of the loss alone, not what comes back through the network.
+    student = {name: values.view_as(values) for name, values in student.items()}
     for values in student.values():
         values.register_hook(lambda gradient: gradient * ranks.world)
     mix = batch.mix or ()

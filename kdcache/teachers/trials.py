@@ -1,11 +1,12 @@
 """Why is a teacher worse than it should be? Other preprocessings, tried on a few clean images.
 
 What it costs: about ten forward passes over `IMAGES` images of the views' own size, and one over `FEW` of each
-larger size.
+larger size; a bound on it takes fewer images, and leaves out sizes that cost more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -14,13 +15,19 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from kdcache.dumping.sanity import SIGNIFICANCE
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.teachers.sanity import SIGNIFICANCE
 from kdcache.teachers.teacher import Teacher
 
 #: Sides that networks are commonly trained at, in pixels.
 SIZES = (32, 64, 96, 224)
 IMAGES, FEW = 500, 50
+
+#: Trials of one teacher, about.
+TRIED = 12
+
+#: Images of each trial at least, where its cost is bounded.
+LOWEST = 128
 
 #: What a mistake must cost to be reported. Measured on a resnet20 for CIFAR-100 (64% top-1): ImageNet's
 #: normalisation costs nothing, pixels from -1 to 1 cost 9 points, BGR 25, pixels from 0 to 1 43.
@@ -40,6 +47,11 @@ class Trials:
 
     right: Right
     others: dict[tuple[str, str], Right]
+
+    @property
+    def top1(self) -> float:
+        """As dumped."""
+        return float(self.right.mean())
 
     def better(self) -> tuple[str, str, float] | None:
         """The change that helps most, its remedy, and the top-1 with it; None if none helps.
@@ -63,7 +75,11 @@ class Trials:
 
 
 def try_out(
-    teacher: Teacher, images: Tensor, labels: np.ndarray, measured: Preprocessing | None = None
+    teacher: Teacher,
+    images: Tensor,
+    labels: np.ndarray,
+    measured: Preprocessing | None = None,
+    forwards: float = math.inf,
 ) -> Trials:
     """Run a teacher over clean images, as it is and with each likely mistake undone.
 
@@ -72,10 +88,13 @@ def try_out(
         images: uint8 (N, C, H, W).
         labels: int64 (N,), all known.
         measured: normalisation by the dataset's own mean and std.
+        forwards: of how many images at the views' size it may cost about as much, where that is more than
+            `LOWEST` for each trial.
     """
-
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(labels))[:IMAGES]
+    count = int(min(IMAGES, max(LOWEST, forwards / TRIED)))
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(labels))[:count]
     images, labels = images[torch.from_numpy(order)], labels[order]
+    teacher = replace(teacher, compile=False)  # each size would be compiled anew
 
     def right(changed: Teacher, some: Tensor) -> Right:
         batches = torch.split(some, FEW)
@@ -86,11 +105,13 @@ def try_out(
     now = teacher.preprocessing.size or images.shape[-1]
     others = {}
     for name, remedy, preprocessing in _preprocessings(teacher.preprocessing, measured, now):
+        growth = ((preprocessing.size or now) / now) ** 2
+        if growth > 1 and FEW * growth > forwards / TRIED:
+            continue
         try:
-            larger = (preprocessing.size or now) > now
             changed = replace(teacher, preprocessing=preprocessing)
-            others[name, remedy] = right(changed, images[:FEW] if larger else images)
-        except RuntimeError:  # a network that takes images of one size alone
+            others[name, remedy] = right(changed, images[:FEW] if growth > 1 else images)
+        except (RuntimeError, ValueError, AssertionError):  # a network for one size alone
             continue
     if images.shape[1] == 3:
         remedy = (

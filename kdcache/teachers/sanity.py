@@ -54,6 +54,11 @@ class Check:
         counts = np.bincount(self.labels, minlength=self.classes)
         return max(1 / self.classes, float(counts.max() / counts.sum()))
 
+    @property
+    def low(self) -> bool:
+        """Whether it is nearer to chance than to 1."""
+        return self.top1 < (self.chance + 1) / 2
+
     def near_chance(self) -> bool:
         """Whether guessing would reach this top-1 too often to call the teacher trained.
 
@@ -123,13 +128,14 @@ def clean_check(
     return Check(truth[rows.numpy()], named, teacher.classes)
 
 
-def require_trained(teacher: Teacher, check: Check, where: str) -> None:
+def require_trained(teacher: Teacher, check: Check, where: str, advice: str | None = None) -> None:
     """Refuse a teacher that cannot be right.
 
     Args:
         teacher: as it will be dumped.
         check: what it predicts on clean images, several times as many as classes.
         where: names the images in the message, "1000 test images of cifar100" say.
+        advice: what is known to help, a sentence.
 
     Raises:
         MismatchError: its classes are ordered otherwise than the dataset's, or its top-1 is what
@@ -148,6 +154,8 @@ def require_trained(teacher: Teacher, check: Check, where: str) -> None:
     if check.near_chance():
         raise MismatchError(
             f"teacher {teacher.architecture}: top-1 {check.top1:.1%} on {where} is what guessing "
-            f"gives ({check.chance:.1%}). Check the weights and the preprocessing "
-            f"({teacher.preprocessing}); --allow-untrained dumps it all the same"
+            f"gives ({check.chance:.1%}). "
+            + (f"{advice} " if advice else "")
+            + f"Check the weights and the preprocessing ({teacher.preprocessing}); "
+            "--allow-untrained dumps it all the same"
         )

@@ -1,0 +1,1 @@
+"""Images as encoded bytes (JPEG, PNG): how they are decoded; archives and tables that hold them."""

@@ -1,0 +1,1 @@
+"""Fields of networks: their names, and feature maps as the methods look at them."""

@@ -1,0 +1,1 @@
+"""Methods on features: a file each, with the plain function and the loss made of it."""

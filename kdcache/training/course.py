@@ -1,0 +1,118 @@
+"""One training among those that share a stream of batches: its learner, and the run that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcache.distributed import Ranks
+from kdcache.runs import Run
+from kdcache.training.checkpoints import Checkpoints, Pace
+from kdcache.training.learning.learner import Learner
+from kdcache.training.observer import TrainingObserver
+from kdcache.training.preflight import Preflight
+from kdcache_stores import MismatchError, TrainingError
+
+
+class Course:
+    """A learner on its way through the epochs.
+
+    Under `torchrun` rank 0 alone writes and is watched.
+
+    Args:
+        learner: what is trained.
+        out: the run's directory.
+        watch: told of the progress.
+        preflight: what the checks say of it; None where nothing is checked.
+        stores: digests of the stores that are read.
+
+    Attributes:
+        done: epochs that are over.
+        records: theirs.
+        teacher_forwards: images that teachers in the loop have seen for it.
+        failure: why it cannot go on.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        out: Path,
+        watch: TrainingObserver,
+        preflight: Preflight | None,
+        stores: list[str],
+        ranks: Ranks,
+    ) -> None:
+        self.learner, self.out, self.watch, self.preflight = learner, out, watch, preflight
+        self.stores, self.ranks = stores, ranks
+        self.training = learner.training
+        self.done, self.teacher_forwards = 0, 0
+        self.failure: TrainingError | None = None
+        self.records: list[dict[str, Any]] = []
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Open the run; what could be refused of the training was refused before anything is written."""
+        # Rank 0 makes the run; the others then find the same one there, before anything is written.
+        if not self.ranks.is_first:
+            self.ranks.wait()
+        self.run = Run(self.out, config)
+        if self.ranks.is_first:
+            self.ranks.wait()
+        self.ranks.wait()
+
+    def resume(self, pace: Pace) -> Checkpoints:
+        """Load the checkpoint, if there is one, and go on to write them.
+
+        Raises:
+            MismatchError: it was trained from other stores.
+        """
+        state = self.run.load_checkpoint(self.learner.device)
+        if state is not None:
+            if state["stores"] != self.stores:
+                raise MismatchError(
+                    f"the checkpoint in {self.run.path} was trained from stores "
+                    f"{[d[:12] for d in state['stores']]}, given are {[d[:12] for d in self.stores]}. "
+                    "Give the same stores, or another --out."
+                )
+            self.learner.load_state(state)
+            self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
+        self.records = self.run.metrics()[: self.done]
+        if self.ranks.is_first:
+            self.run.keep_metrics(self.done)
+            if changed := self.run.note_version(self.done):
+                self.watch.note(changed)
+        self.checkpoints = Checkpoints(self.run, pace)
+        return self.checkpoints
+
+    def is_sound(self, epoch: int) -> bool:
+        """Whether the losses of the epoch, counted from 0, are those of a training that can go on."""
+        try:
+            self.learner.losses.end(epoch, self.out)
+        except TrainingError as error:
+            self.failure = error
+        return self.failure is None
+
+    def finish_epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is over: write its record, and its state when that is due."""
+        self.done = record["epoch"]
+        self.records.append(record)
+        if self.ranks.is_first:
+            self.run.log(record)
+            counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
+            self.checkpoints.keep(self.learner.state() | counts | {"stores": self.stores})
+            self.watch.epoch(record, self.training.optimization.epochs)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """All epochs are over: write the weights and the summary."""
+        if self.ranks.is_first:
+            warnings = {"warnings": self._warnings()}
+            self.run.finish(self.learner.evaluated, {**summary, **warnings})
+
+    def _warnings(self) -> list[dict[str, str]]:
+        """What was said before the first step, and what the training showed since."""
+        if self.preflight is None:
+            return []
+        late = self.preflight.after(self.records)
+        for finding in late:
+            self.watch.note(f"warning: {finding}")
+        return [finding.to_dict() for finding in (*self.preflight.findings, *late)]

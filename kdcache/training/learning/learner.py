@@ -1,0 +1,260 @@
+"""A network in training: its loss, its optimizer, its step, and what a checkpoint of it holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdcache.distributed import Ranks
+from kdcache.methods.step import Step
+from kdcache.models.taps import as_fields, tapped
+from kdcache.models.weights import load_weights
+from kdcache.models.zoo import build_model
+from kdcache.philox import derive_seed
+from kdcache.precision import autocast
+from kdcache.preprocessing import Preprocessing
+from kdcache.teachers.teacher import Teacher
+from kdcache.training.assembly import assembled, nets_of, student_shapes
+from kdcache.training.learning.explosion import LossWatch
+from kdcache.training.learning.gathering import gather_batch
+from kdcache.training.settings import Training
+from kdcache.views.cached import Batch, CachedViews
+from kdcache.views.sizes import view_size
+from kdcache_stores import UsageError
+
+#: A loss, 0-d, and its parts by name, 0-d and detached.
+Losses = tuple[Tensor, dict[str, Tensor]]
+
+
+class Learner:
+    """One network, and how a batch changes it.
+
+    Args:
+        training: what it is to learn.
+        views: what it is shown.
+        preprocessing: between the views and the network.
+        fields: what its loss reads of each teacher, by stored name.
+        teachers: those in the loop; without any, the stores of the views have the fields.
+        ranks: the processes that divide each batch.
+
+    Attributes:
+        model: the network.
+        objective: its loss.
+        forward: the network as the step calls it: its fields, over all ranks, compiled if asked for.
+        average: the moving average of the weights, where there is one.
+        static: a faster way to the loss of a full batch, where there is one, see `StaticStep`.
+        not_static: why there is none, where one was asked for.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        views: CachedViews,
+        preprocessing: Preprocessing,
+        fields: Sequence[str],
+        teachers: Sequence[Teacher],
+        ranks: Ranks,
+    ) -> None:
+        self.training, self.preprocessing, self.ranks = training, preprocessing, ranks
+        self.device = torch.device(training.device)
+        height, size = view_size(views.plan)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)
+            self.model = build_model(
+                training.model, views.dataset.classes, preprocessing.channels, size
+            )
+            if training.init_weights:
+                load_weights(training.init_weights).apply(self.model)
+            image = (preprocessing.channels, height, size)
+            student = student_shapes(self.model, training.objective, image)
+            nets = nets_of(views, student, fields, teachers)
+            self.model, self.objective = assembled(self.model, training.objective, nets)
+        self.objective.check(views.labels, len(teachers) or len(views.teachers))
+        self.model.to(self.device)
+        if training.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.objective.to(self.device)
+        self._require_last_batch(len(views.rows), (height, size))
+        taps = tapped(self.model, self.objective.student_fields)
+        self.forward = ranks.wrap(taps, self.device)
+        if training.compile:
+            self.forward = cast(nn.Module, torch.compile(self.forward))
+        self.average = None
+        if training.ema:
+            rule = get_ema_multi_avg_fn(training.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
+        optimization, self.steps = training.optimization, len(views)
+        self.batch_size = optimization.batch_size
+        learned = [
+            parameter
+            for parameter in (*self.model.parameters(), *self.objective.parameters())
+            if parameter.requires_grad
+        ]
+        self.optimizer = optimization.make_optimizer(learned)
+        self.scheduler = optimization.make_scheduler(self.optimizer, self.steps)
+        # From torch's own 65536 the gradients of a standardized loss overflow in the first steps.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=2.0**10, enabled=training.precision == "fp16"
+        )
+        self.losses = LossWatch(self.steps * optimization.epochs, self.device)
+        self.names: list[str] = []
+        self.sums = torch.zeros(())
+        self.static: Callable[[Batch, int], Losses | None] | None = None
+        self.not_static: str | None = None
+
+    def _require_last_batch(self, samples: int, size: tuple[int, int]) -> None:
+        """Refuse now, not at the end of an epoch, a last batch too small for batch norm."""
+        batch_size = self.training.optimization.batch_size
+        last = samples % batch_size or batch_size
+        if last // self.ranks.world > 1 or self.objective.needs_pair:
+            return
+        sample = torch.zeros(1, self.preprocessing.channels, *size, device=self.device)
+        try:
+            with torch.no_grad():
+                copy.deepcopy(self.model).train()(sample)
+        except ValueError as error:
+            raise UsageError(
+                f"{samples} samples in batches of {batch_size} end with a batch that gives a process a "
+                f"single sample, and batch norm of {self.training.model} at {size[1]} pixels needs two: "
+                "use another --batch-size, or --train-samples."
+            ) from error
+
+    # -- training -------------------------------------------------------------------------------
+    def begin_epoch(self, epoch: int, alone: bool = True) -> None:
+        """Before the first batch of an epoch, counted from 0.
+
+        Args:
+            alone: no other learner takes its steps in between.
+        """
+        self.forward.train()
+        # Layers with randomness of their own (dropout) draw the same after a resume.
+        torch.manual_seed(derive_seed(self.training.seed, "layers", epoch, self.ranks.rank))
+        self.draws = None if alone else self.generators()
+        self.rate = self.optimizer.param_groups[0]["lr"]
+        self.names = []
+
+    def generators(self, state: Sequence[Tensor] = ()) -> list[Tensor]:
+        """The state of torch's generators that layers draw from, after it was set to one."""
+        cuda = self.device.type == "cuda"
+        if state:
+            torch.set_rng_state(state[0])
+            if cuda:
+                torch.cuda.set_rng_state(state[1], self.device)
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if cuda else [])]
+
+    def learn(self, batch: Batch, epoch: int, index: int) -> None:
+        """One step; what it measured stays on the device until the end of the epoch."""
+        if self.draws is not None:
+            self.generators(self.draws)
+        losses = None
+        if index and self.static is not None and batch.total == self.batch_size:
+            losses = self.static(batch, epoch)
+        loss, parts = losses or self.step(batch, epoch, index)
+        self.update(loss)
+        if self.draws is not None:
+            self.draws = self.generators()
+        parts = {"loss": loss.detach()} | parts
+        values = torch.stack(list(parts.values())).mul_(batch.total)
+        self.losses.add(index, parts["loss"])
+        if self.names:
+            self.sums += values
+        else:
+            self.names, self.sums = list(parts), values
+
+    def end_epoch(self, seen: int) -> dict[str, float]:
+        """The means over the epoch's ``seen`` samples, and its learning rate."""
+        sums = dict(zip(self.names, self.sums.tolist(), strict=True))
+        return {f"train_{name}": value / seen for name, value in sums.items()} | {"lr": self.rate}
+
+    def step(self, batch: Batch, epoch: int, index: int) -> Losses:
+        """Forward: the loss, with its gradient, and its parts, on the device."""
+        pairs = self.objective.needs_pair
+        inputs = self.inputs(batch.images.flatten(0, 1) if pairs else batch.images)
+        with autocast(self.device, self.training.precision):
+            given = self.forward(inputs)
+        student, batch = gather_batch(self.ranks, paired(as_fields(given), pairs), batch)
+        step = Step(
+            epoch=epoch,
+            index=index,
+            epochs=self.training.optimization.epochs,
+            seed=self.training.seed,
+            keys=batch.keys,
+            views=batch.views,
+        )
+        targets = batch.teachers, batch.labels, step, batch.mix
+        if index == 0:
+            self.objective.eval()  # what it remembers and fits is of the student
+            with torch.no_grad():
+                nothing = {name: torch.zeros_like(values) for name, values in student.items()}
+                uniform, _ = self.objective(nothing, *targets)
+            self.objective.train()
+            self.losses.begin(uniform, self.steps)
+        losses: Losses = self.objective(student, *targets)
+        return losses
+
+    def update(self, loss: Tensor) -> None:
+        """Backward, and what follows of it for the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.training.optimization.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.optimization.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def how_it_stepped(self) -> dict[str, Any]:
+        """For the summary: whether the steps were compiled, and why not; nothing where nobody asked."""
+        if not self.training.graph:
+            return {}
+        return {"graph": self.static is not None} | (
+            {} if self.not_static is None else {"graph_not_used": self.not_static}
+        )
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the network sees of uint8 images (B, C, H, W)."""
+        inputs = self.preprocessing(images)
+        if self.training.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    # -- what it has learnt ---------------------------------------------------------------------
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is measured and saved: the weights, or their moving average."""
+        return self.model if self.average is None else self.average.module
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Of `evaluated`, in eval mode, for uint8 images (B, C, H, W): (B, K)."""
+        inputs = self.inputs(images)
+        with autocast(self.device, self.training.precision):
+            return as_fields(self.evaluated(inputs))["logits"]
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"model": self.model, "objective": self.objective, "optimizer": self.optimizer,
+                 "scheduler": self.scheduler, "scaler": self.scaler, "losses": self.losses}  # fmt: skip
+        return parts if self.average is None else parts | {"average": self.average}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on; tensors are those of the training itself."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        for name, part in self._stateful().items():
+            if name != "losses" or name in state:  # checkpoints of 0.1.0 have none
+                part.load_state_dict(state[name])
+
+
+def paired(outputs: Mapping[str, Tensor], pairs: bool) -> dict[str, Tensor]:
+    """Fields (2 B, ...) of weak and strong views in turn as (B, 2, ...); others as they are."""
+    if not pairs:
+        return dict(outputs)
+    return {name: values.view(-1, 2, *values.shape[1:]) for name, values in outputs.items()}

@@ -91,10 +91,10 @@ class ColorJitter(Augmentation):
         settings[:, :, 0] = 1
         for initial, column in (("b", 1), ("s", 2), ("c", 3)):
             if (name := _FULL[initial]) in parameters:
-                image, place = np.nonzero(orders == initial)
-                settings[place, image, 0] = parameters[name][by_turn[image]]
+                image, step = np.nonzero(orders == initial)
+                settings[step, image, 0] = parameters[name][by_turn[image]]
                 if initial != "b":
-                    settings[place, image, column] = 1
+                    settings[step, image, column] = 1
         settings[:, :, 1] = 1 - settings[:, :, 0]
         shift = parameters["hue"][by_turn] if "hue" in parameters else None
         indices = np.stack([by_turn, np.argsort(by_turn)])

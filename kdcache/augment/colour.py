@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from kdcache.augment.augmentation import Augmentation, Parameters, Sizes, tensor
+from kdcache.augment.batched import COLUMNS, blend, cut_levels, sharpen, shift_hue, warp
 from kdcache.philox import Draws, below
 from kdcache_stores.errors import UsageError
 
@@ -39,7 +41,6 @@ class ColorJitter(Augmentation):
     """
 
     name = "color-jitter"
-    batched = False
 
     def __init__(
         self,
@@ -74,6 +75,41 @@ class ColorJitter(Augmentation):
                     low, high = -strength, strength
                 drawn[name] = low + uniform[:, column] * (high - low)
         return drawn
+
+    def apply(self, images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """Adjust all images at once: what comes before the hue, the hue, and what comes after it.
+
+        Bit-equal per image on a CPU, but for images of odd sizes, see `kdcache.augment.batched`;
+        there and on a GPU it may differ by 2, as three roundings in a row do.
+        """
+        orders, count = np.array([list(order) for order in parameters["order"]]), len(images)
+        turn = np.nonzero(orders == "h")[1]
+        # Those with most adjustments before the hue come first, and so have fewest after it.
+        by_turn = np.argsort(-turn, kind="stable")
+        orders, turn = orders[by_turn], turn[by_turn]
+        settings = np.zeros((4, count, COLUMNS))
+        settings[:, :, 0] = 1
+        for initial, column in (("b", 1), ("s", 2), ("c", 3)):
+            if (name := _FULL[initial]) in parameters:
+                image, step = np.nonzero(orders == initial)
+                settings[step, image, 0] = parameters[name][by_turn[image]]
+                if initial != "b":
+                    settings[step, image, column] = 1
+        settings[:, :, 1] = 1 - settings[:, :, 0]
+        shift = parameters["hue"][by_turn] if "hue" in parameters else None
+        indices = np.stack([by_turn, np.argsort(by_turn)])
+        numbers = tensor(settings.astype(np.float32), images.device)
+        forward, back = tensor(indices, images.device)
+        result = images.index_select(0, forward)
+        for place in range(3):
+            if stop := int((turn > place).sum()):
+                result[:stop] = blend(result[:stop], numbers[place, :stop])
+        if shift is not None:
+            result = shift_hue(result, tensor(shift.astype(np.float32), images.device))
+        for place in range(1, 4):
+            if (start := int((turn >= place).sum())) < count:
+                result[start:] = blend(result[start:], numbers[place, start:])
+        return result.index_select(0, back)
 
     def apply_one(self, image: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
         """Adjust in the drawn order; saturation and hue leave grey images alone."""
@@ -175,22 +211,31 @@ class RandAugment(Augmentation):
         return drawn
 
     def apply(self, images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-        """Apply each operation at once to all images that share it and its magnitude.
+        """Apply each kind of operation at once to all images that have it, whatever its magnitude.
 
-        Bit-equal per image. With a fixed magnitude that is a call per operation and sign; with random
-        ones hardly any images share theirs.
+        Bit-equal per image on a CPU, but for the blends of images of odd sizes, see
+        `kdcache.augment.batched`.
         """
-        result = images.clone()
-        for i in range(self.ops):
-            magnitudes = parameters[f"magnitude_{i}"]
-            for name in np.unique(parameters[f"op_{i}"]):
-                chosen = np.flatnonzero(parameters[f"op_{i}"] == name)
-                for magnitude in np.unique(magnitudes[chosen]):
-                    index = tensor(chosen[magnitudes[chosen] == magnitude], images.device)
-                    group = result.index_select(0, index)
-                    group = apply_operation(group, str(name), float(magnitude))
-                    result.index_copy_(0, index, group)
-        return result
+        size = images.shape[2], images.shape[3]
+        rounds = [
+            _sorted_by_kind(parameters[f"op_{i}"], parameters[f"magnitude_{i}"], size)
+            for i in range(self.ops)
+        ]
+        moves, last = [], np.arange(len(images))
+        for order, _, _ in rounds:  # from one order right to the next
+            moves.append(last[order])
+            last = np.argsort(order)
+        numbers = tensor(np.stack([settings for *_, settings in rounds]), images.device)
+        indices = tensor(np.stack([*moves, last]), images.device)
+        for (_, counts, _), settings, index in zip(rounds, numbers, indices[:-1], strict=True):
+            groups = zip(
+                _KINDS.values(),
+                images.index_select(0, index).split(counts),
+                settings.split(counts),
+                strict=True,
+            )
+            images = torch.cat([work(*group) for work, *group in groups if len(group[0])])
+        return images.index_select(0, indices[-1])
 
     def apply_one(self, image: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
         """Apply the operations in order."""
@@ -198,6 +243,84 @@ class RandAugment(Augmentation):
             name, magnitude = str(parameters[f"op_{i}"]), float(parameters[f"magnitude_{i}"])
             image = apply_operation(image, name, magnitude)
         return image
+
+
+#: Operations that are applied together, by what applies them to a batch, see `kdcache.augment.batched`.
+_KINDS: dict[tuple[str, ...], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    ("identity",): lambda images, _: images,
+    ("shear-x", "shear-y", "translate-x", "translate-y", "rotate"): warp,
+    ("brightness", "saturation", "contrast"): blend,
+    ("sharpness",): sharpen,
+    ("posterize", "solarize"): cut_levels,
+    ("autocontrast",): lambda images, _: F.autocontrast(images),
+    ("equalize",): lambda images, _: F.equalize(images),
+}
+_KIND_OF = {name: kind for kind, names in enumerate(_KINDS) for name in names}
+
+
+def _sorted_by_kind(
+    names: NDArray[np.str_], magnitudes: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[NDArray[np.int64], list[int], NDArray[np.float32]]:
+    """The images (B,) in the order of `_KINDS`, how many there are of each, and their settings.
+
+    The settings are float32 (B, `COLUMNS`), in that order, as each of `_KINDS` takes them.
+    """
+    distinct, which = np.unique(names, return_inverse=True)
+    kind = np.array([_KIND_OF[str(name)] for name in distinct])[which]
+    order = np.argsort(kind, kind="stable")
+    settings = np.zeros((len(names), COLUMNS))
+    for number, name in enumerate(distinct):
+        mine = np.flatnonzero(which == number)
+        settings[mine] = _settings(str(name), magnitudes[mine], size)
+    counts = np.bincount(kind, minlength=len(_KINDS)).tolist()
+    return order, counts, settings[order].astype(np.float32)
+
+
+def _settings(
+    name: str, magnitude: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """What the batched operation of that name takes for some magnitudes: (B, `COLUMNS`)."""
+    result = np.zeros((len(magnitude), COLUMNS))
+    match name:
+        case "brightness" | "saturation" | "contrast":
+            result[:, 0] = 1 + magnitude
+            result[:, 1] = 1 - result[:, 0]
+            result[:, 2], result[:, 3] = name == "saturation", name == "contrast"
+        case "sharpness":
+            result[:, 0] = 1 - (1 + magnitude)
+        case "posterize":
+            bits = magnitude.astype(np.int64)
+            result[:, 0], result[:, 1] = 256 - (1 << (8 - bits)), 256
+        case "solarize":
+            result[:, 0], result[:, 1] = 255, np.minimum(magnitude, 255)
+        case "rotate" | "shear-x" | "shear-y" | "translate-x" | "translate-y":
+            half = 0.5 * size[1], 0.5 * size[0]
+            # torchvision divides in float32 too
+            matrix = _inverse(name, magnitude, half).astype(np.float32)
+            result[:] = (matrix / np.array(half, np.float32)[:, None]).reshape(-1, 6)
+    return result
+
+
+def _inverse(
+    name: str, magnitude: NDArray[np.float64], half: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Inverse matrices (B, 2, 3) in pixels from the centre; `half` the width and height."""
+    result = np.tile(np.eye(2, 3), (len(magnitude), 1, 1))
+    match name:
+        case "rotate":
+            angle = np.radians(-(magnitude % 360))
+            cos, sin = np.cos(angle), np.sin(angle)
+            result[:, 0, 0], result[:, 0, 1] = cos, sin
+            result[:, 1, 0], result[:, 1, 1] = -sin, cos
+        case "translate-x" | "translate-y":
+            axis = int(name == "translate-y")
+            result[:, axis, 2] = -np.trunc(magnitude * 2 * half[axis])
+        case _:  # around the upper left corner
+            axis = int(name == "shear-y")
+            tangent = np.tan(np.radians(np.degrees(np.arctan(magnitude))))
+            result[:, axis, 1 - axis] = tangent
+            result[:, axis, 2] = tangent * half[1 - axis]
+    return result
 
 
 def apply_operation(image: torch.Tensor, name: str, magnitude: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from kdcache.augment.augmentation import Augmentation, Parameters, Sizes, tensor
+from kdcache.augment.batched import resized_crop
 from kdcache.philox import Draws, below, exp
 from kdcache_stores.errors import UsageError
 
@@ -160,7 +161,8 @@ class ResizedCropFlip(Augmentation):
 
     The augmentation of ImageNet. Area and aspect ratio are drawn as in torchvision's
     RandomResizedCrop: ten attempts, then the largest central box within the ratio. Images may
-    differ in size; they are cropped and resized one by one, on the CPU or device where they are.
+    differ in size. A CPU crops and resizes them one by one, a GPU all at once, where pixels may
+    differ by 1.
 
     Args:
         size: side of the result in pixels.
@@ -224,6 +226,23 @@ class ResizedCropFlip(Augmentation):
     def output_sizes(self, sizes: Sizes) -> Sizes:
         """A square for all."""
         return np.full_like(sizes, self.size)
+
+    def apply(self, images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """Crop, resize, flip: at once on a GPU, one by one on a CPU."""
+        if images.device.type == "cpu":
+            return super().apply(images, parameters)
+        return self.apply_at_once(images, parameters)
+
+    def apply_at_once(self, images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """Crop, resize, flip a whole batch on any device, within 1 of `apply_one`."""
+        names = ("top", "left", "height", "width")
+        boxes = np.stack([parameters[name] for name in names], 1).astype(np.float32)
+        device = images.device
+        result = resized_crop(images, tensor(boxes, device), self.size, self.interpolation)
+        if "flip" in parameters:
+            flip = tensor(parameters["flip"], device)[:, None, None, None]
+            result = torch.where(flip, result.flip(3), result)
+        return result
 
     def apply_one(self, image: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
         """Crop, resize, flip."""

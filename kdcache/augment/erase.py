@@ -39,7 +39,7 @@ class _Box(Augmentation):
         rows = (y >= top) & (y < top + tall)
         columns = (x >= left) & (x < left + wide)
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        fill = torch.tensor(self.fill, dtype=torch.uint8, device=device)[:, None, None]
+        fill = tensor(np.array(self.fill, dtype=np.uint8), device)[:, None, None]
         return torch.where(inside, fill, images)
 
 

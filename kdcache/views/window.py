@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from weakref import WeakSet
@@ -21,6 +21,9 @@ Teachers = Sequence[Mapping[str, Store]]
 
 #: The share of the free memory that the default window of views may take.
 SHARE_OF_FREE = 0.5
+
+#: How much of a view is decoded at once, as float32, on its way into memory.
+DECODED_BYTES = 2**27
 
 
 def views_that_fit(teachers: Teachers, rows: int, device: torch.device, sharers: int = 1) -> int:
@@ -44,6 +47,23 @@ def row_bytes(teachers: Teachers) -> int:
         for fields in teachers
         for name, store in fields.items()
     )
+
+
+def pieces(rows: Rows, shard_rows: int, most: int) -> Iterator[slice | Rows]:
+    """Cut rows into pieces of whole shards, so that each shard is read once.
+
+    Args:
+        rows: int64 (N,), rows of a store in any order.
+        shard_rows: of the store.
+        most: rows in a piece at most, but no fewer than those of one shard.
+
+    Yields, per piece, which of the rows they are: a slice where they lie side by side, else int64.
+    """
+    order = np.argsort(rows, kind="stable")
+    group = rows[order] // shard_rows // max(1, most // shard_rows)
+    for piece in np.split(order, np.flatnonzero(np.diff(group)) + 1):
+        side_by_side = len(piece) and (np.diff(piece) == 1).all()
+        yield slice(int(piece[0]), int(piece[-1]) + 1) if side_by_side else piece
 
 
 #: Per teacher and field, memory for some views: (slots, N, *shape).
@@ -196,8 +216,11 @@ class ResidentFields:
     def _read(self, view: int, buffers: Buffers, slot: int) -> None:
         for stores, memory in zip(self.teachers, buffers, strict=True):
             for name, store in stores.items():
-                values = store.read(self.first + view, self.rows, field=name)
-                memory[name][slot] = torch.from_numpy(values)
+                target, item = memory[name][slot], store.fields[name]
+                most = max(1, DECODED_BYTES // (4 * math.prod(item.shape)))
+                for piece in pieces(self.rows, store.shard_rows, most):
+                    values = store.read(self.first + view, self.rows[piece], field=name)
+                    target[piece] = torch.from_numpy(values).to(target)
 
     def _views_of(self, epoch: int) -> list[int]:
         firsts = (epoch + np.arange(self.size)) % self.groups * self.group

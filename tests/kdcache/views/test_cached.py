@@ -23,8 +23,10 @@ from kdcache.dumping.dump import dump
 from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers.teacher import Teacher
+from kdcache.views import window
 from kdcache.views.cached import Batch, CachedViews
 from kdcache.views.plan import ViewPlan
+from kdcache.views.window import pieces
 from kdcache_stores import MismatchError, Store, open_store
 
 VIEWS = {False: 9, True: 10}  # of the stores, by whether their views come in pairs
@@ -177,6 +179,40 @@ def test_closing_leaves_an_open_store_to_its_owner(
     where = stores[False].where
     CachedViews(digits, [where], 4).close()
     assert closed == [where]
+
+
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=40), st.integers(1, 20), st.integers(1, 50)
+)
+def test_pieces_hold_each_row_once_and_cut_no_shard(
+    rows: list[int], shard_rows: int, most: int
+) -> None:
+    chosen = np.array(rows)
+    cut = [np.arange(len(rows))[piece] for piece in pieces(chosen, shard_rows, most)]
+    assert sorted(np.concatenate(cut).tolist()) == list(range(len(rows)))
+    shards = [set((chosen[piece] // shard_rows).tolist()) for piece in cut]
+    assert sum(map(len, shards)) == len(set().union(*shards)), "a shard is in one piece"
+    for held in shards:
+        assert (max(held) - min(held) + 1) * shard_rows <= max(most, shard_rows)
+
+
+@pytest.mark.parametrize("encoding", ["float16", "compact", "quantized"])
+def test_views_decoded_in_pieces_are_those_read_at_once(
+    digits: Dataset,
+    teacher: Teacher,
+    tmp_path: Path,
+    encoding: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = ViewPlan(digits, make_augmentation("pad-crop-flip", digits), seed=0)
+    dump(plan, [(teacher, tmp_path / "s")], views=2, encoding=encoding, shard_rows=3)
+    monkeypatch.setattr(window, "DECODED_BYTES", 7 * 10 * 4)
+    rows = np.random.default_rng(0).permutation(20)[:15]
+    with open_store(tmp_path / "s") as store, CachedViews(digits, [store], 4, rows=rows) as views:
+        whole = store.read(1, rows)  # compact's last bit depends on which rows are read together
+        for batch in views.epoch(1):
+            place = [rows.tolist().index(row) for row in batch.rows]
+            assert np.array_equal(batch.teachers[0]["logits"].numpy(), whole[place])
 
 
 MIXES = ["mixup:alpha=0.4", "pad-crop-flip+cutmix"]

@@ -44,6 +44,7 @@ def test_words_are_bit_equal_and_normals_nearly() -> None:
         ("pad-crop-flip+cutmix", 0),
         ("pad-crop-flip+mixup", 1),
         ("resized-crop-flip", 1),
+        ("rand-augment:ops=1", 1),
         ("color-jitter:hue=0", 2),  # three roundings in a row, each scaled by the next factor
     ],
 )

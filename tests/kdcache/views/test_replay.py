@@ -82,6 +82,35 @@ def test_identical_in_memory(digits: Dataset, spec: str, tmp_path: Path) -> None
     assert "identical" in str(result)
 
 
+@pytest.mark.parametrize("spec", ["rand-augment:magnitude=-1", "color-jitter", "weak+strong"])
+def test_probes_of_single_images_are_identical_in_batches(
+    digits: Dataset, spec: str, tmp_path: Path
+) -> None:
+    """A store that was dumped image by image, as from files, replays from memory."""
+    plan = ViewPlan(digits, make_augmentation(spec, digits), seed=4)
+    one_by_one = ViewPlan(digits, plan.augmentation, seed=4)
+    one_by_one.stream = lambda batches, *_: (
+        one_by_one._render(*one_by_one._pairs(*b)) for b in batches
+    )  # type: ignore[method-assign]
+    with dump(one_by_one, tmp_path / "store") as store:
+        assert replay.check(plan, store).status == "identical"
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_crops_resized_at_once_are_equivalent(digits: Dataset, mode: str, tmp_path: Path) -> None:
+    """What a GPU makes of images in memory, against a store that was probed one by one."""
+    spec = f"resized-crop-flip:size=24,interpolation={mode}"
+
+    class AtOnce(ResizedCropFlip):
+        apply = ResizedCropFlip.apply_at_once
+
+    plan = ViewPlan(digits, make_augmentation(spec, digits), seed=4)
+    with dump(plan, tmp_path / "store") as store:
+        at_once = AtOnce(24, flip=digits.flip, interpolation=mode)
+        result = replay.check(again(plan, augmentation=at_once), store)
+    assert result.max_difference <= 1
+
+
 def test_identical_from_files(plan: ViewPlan, tmp_path: Path) -> None:
     with dump(plan, tmp_path / "store") as store:
         assert replay.check(again(plan), store).status == "identical"

@@ -384,7 +384,13 @@ objective = together(
     click.option("--student-temperature", type=float, help="Another T for the student."),
     click.option("--standardize", is_flag=True, help="Z-score the logits of teacher and student."),
     click.option("--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."),
-    click.option("--noise", help="On the teacher's logits, such as gaussian:0.1; see the README."),
+    click.option(
+        "--noise",
+        help="On the teacher's logits: FAMILY:SCALE[,relative|,multiplicative][,linear|,cosine]"
+        "[,copies=M]. FAMILY gaussian, uniform or laplace; SCALE its standard deviation, in logits, or "
+        "in units of the row's own with relative, or as a factor of each logit with multiplicative; "
+        "falling to 0 over the epochs with linear or cosine; the loss is the mean of M draws.",
+    ),
     click.option(
         "--combine", default="mean-logits", help="How several teachers become one target."
     ),

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from kdcache.runs import load_run_model
 from tests.conftest import Result, Trained
 
 Run = Callable[..., Result]
@@ -22,6 +24,25 @@ def student(store: Path, out: Path, *more: object) -> list[object]:
     return ["train-student", "--store", store, "--dataset", "digits", "--student", "resnet8",
             "--out", out, "--train-samples", 60, "--epochs", 2, "--batch-size", 20, "--device", "cpu",
             *more]  # fmt: skip
+
+
+def test_evaluate_says_which_entry_of_a_file_it_takes(
+    trained: Trained, tmp_path: Path, kdcache: Run
+) -> None:
+    state = load_run_model(trained.teacher).module.state_dict()
+    averaged = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"model": state, "model_ema": averaged}, tmp_path / "w.pth")
+    spec = f"resnet8@{tmp_path / 'w.pth'}"
+    evaluate = ("--dataset", "digits", "--device", "cpu")
+    refused = kdcache("evaluate", spec, *evaluate)
+    assert refused.code == 1
+    assert "w.pth#model or" in refused.err
+    good = kdcache("evaluate", f"{spec}#model", *evaluate, "--json").json
+    assert good["weights_entry"] == "model"
+    assert good["top1"] == kdcache("evaluate", trained.teacher, *evaluate, "--json").json["top1"]
+    said = kdcache("evaluate", f"{spec}#model_ema", *evaluate)
+    assert said.code == 0, said.err
+    assert "resnet8: weights of the entry model_ema" in said.err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdcache.data.loading import load_dataset
 from kdcache.dumping.default_encoding import choose_encodings
@@ -133,6 +134,54 @@ def test_plan_from(trained: Trained, dump: Run, kdcache: Run, tmp_path: Path) ->
     assert refused.code == 1
     assert "replay" in refused.err
     assert not (tmp_path / "x.zarr").exists()
+
+
+def test_a_split_beside_plan_from(trained: Trained, dump: Run, tmp_path: Path) -> None:
+    tests, out = tmp_path / "tests.zarr", tmp_path / "again.zarr"
+    assert dump("--teacher", trained.teacher, "--split", "test", "--views", 2, "--out",
+                tests).code == 0  # fmt: skip
+    plan = ("--teacher", trained.teacher, "--plan-from", tests, "--out", out)
+    refused = dump(*plan, "--split", "train")
+    assert refused.code == 1
+    assert "split" in refused.err
+    assert "train" in refused.err
+    assert not out.exists()
+    for given in ((), ("--split", "test")):  # the second dump finds all of its rows stored
+        done = dump(*plan, *given)
+        assert done.code == 0, done.err
+        with open_store(out) as store, open_store(tests) as first:
+            assert store.plan.split == "test"
+            assert store.digest == first.digest
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_a_teacher_of_more_classes_with_a_class_map(form: str, dump: Run, tmp_path: Path) -> None:
+    """Of 100 classes, 64 are the dataset's, in another order."""
+    torch.manual_seed(0)
+    module = build_model("resnet8", classes=100, channels=1, size=8)
+    weights = tmp_path / f"w.{form}"
+    if form == "pth":
+        torch.save(module.state_dict(), weights)
+    else:
+        save_file(module.state_dict(), weights)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (128, 8, 8), dtype=np.uint8), np.arange(128) % 64
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    chosen = rng.permutation(100)[:64]
+    (tmp_path / "map.json").write_text(json.dumps({str(t): d for d, t in enumerate(chosen)}))
+    arguments = ("--dataset", f"arrays:{tmp_path / 'd.npz'}", "--teacher", f"resnet8@{weights}",
+                 "--mean", "0.5", "--std", "0.25", "--views", 1, "--augment", "none",
+                 "--encoding", "float32", "--out", tmp_path / "s", "--allow-untrained")  # fmt: skip
+    mapped = dump(*arguments, "--class-map", tmp_path / "map.json")
+    assert mapped.code == 0, mapped.err
+    with torch.no_grad():
+        inputs = (torch.from_numpy(images)[:, None].float() / 255 - 0.5) / 0.25
+        expected = module.eval()(inputs)[:, chosen].numpy()
+    with open_store(tmp_path / "s") as store:
+        np.testing.assert_allclose(store.read(0), expected, rtol=1e-4, atol=1e-4)
+    refused = dump(*arguments)
+    assert refused.code == 1
+    assert "100 classes, 64 are wanted" in refused.err
 
 
 def test_mc_dropout(trained: Trained, dump: Run, tmp_path: Path) -> None:

@@ -199,3 +199,21 @@ def test_online_a_bare_checkpoint_is_normalised_as_its_store_says(
     alone = kdcache(*student, tmp_path / "b")
     assert beside.code == alone.code == 0, beside.err + alone.err
     assert beside.json["teacher_forwards"] == alone.json["teacher_forwards"] == 64
+
+
+def test_online_without_a_store_says_which_normalisation_is_used(
+    trained: Trained, tmp_path: Path, kdcache: Run
+) -> None:
+    student = ["train-student", "--dataset", "digits", "--student", "resnet8", "--method", "kd",
+               "--epochs", 1, "--train-samples", 64, "--device", "cpu", "--threads", 1]  # fmt: skip
+    bare = f"resnet8@{trained.teacher / 'model.safetensors'}"
+    measured = kdcache(*student, "--online", bare, "--out", tmp_path / "a").err
+    own = kdcache(*student, "--online", trained.teacher, "--out", tmp_path / "b").err
+    with open_store(trained.store) as store:
+        mean = store.teacher.preprocessing["mean"][0]
+    said = [" ".join(text.split()) for text in (measured, own)]
+    assert "resnet8: preprocessing measured on digits: " in said[0]
+    assert "a --store of it, dumped with another, says otherwise" in said[0]
+    assert "preprocessing its own: " in said[1]
+    assert "says otherwise" not in said[1]
+    assert all(f"{mean:.3g}" in text for text in said)

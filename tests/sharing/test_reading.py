@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -9,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from kdcache_stores import (
     verify,
 )
 from kdcache_stores.format.manifest import sha256
+from kdcache_stores.objects import hub
 from kdcache_stores.objects.bucket import Bucket
 from kdcache_stores.objects.cache import ObjectCache, parse_size
 from kdcache_stores.objects.remote import RemoteFiles
@@ -221,10 +225,9 @@ def test_no_permission(store: Path, tmp_path: Path) -> None:
             remote.read(0)
 
 
-@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "AccessDenied"])
-def test_credentials_that_s3_refuses(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextlib.contextmanager
+def refusing_server(status: int, body: str) -> Iterator[str]:
+    """The address of a server that answers everything so."""
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -232,28 +235,86 @@ def test_credentials_that_s3_refuses(
         def log_message(self, *args: object) -> None:
             pass
 
-        def do_GET(self) -> None:
-            body = f"<Error><Code>{code}</Code><AWSAccessKeyId>AKIDVISIBLE</AWSAccessKeyId></Error>"
-            self.send_response(400 if code == "ExpiredToken" else 403)
+        def do_HEAD(self) -> None:
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
             self.wfile.write(body.encode())
 
     server = HTTPServer(("127.0.0.1", 0), Refuse)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDVISIBLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRETKEY")
     try:
-        with pytest.raises(RemoteError, match=f"no permission.*{code}.*expired") as refused:
-            open_store("s3://team/toy.zarr")
-        assert "AKIDVISIBLE" not in str(refused.value)
-        assert "TOPSECRET" not in str(refused.value)
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "AccessDenied"])
+def test_credentials_that_s3_refuses(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"<Error><Code>{code}</Code><AWSAccessKeyId>AKIDVISIBLE</AWSAccessKeyId></Error>"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDVISIBLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRETKEY")
+    with refusing_server(400 if code == "ExpiredToken" else 403, body) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(RemoteError, match=f"no permission.*{code}.*expired") as refused:
+            open_store("s3://team/toy.zarr")
+    assert "AKIDVISIBLE" not in str(refused.value)
+    assert "TOPSECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (400, "AuthorizationHeaderMalformed", "Correct the address, the endpoint or the region"),
+        (400, "InvalidBucketName", "Correct the address"),
+        (403, "AllAccessDisabled", "no permission"),
+        (410, "Gone", "Correct the address"),
+        (404, "NoSuchBucket", ""),
+    ],
+)
+def test_what_a_server_will_always_reject_is_not_to_be_run_again(
+    status: int, code: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with refusing_server(status, f"<Error><Code>{code}</Code></Error>") as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for url in ("s3://team/toy.zarr", f"{address}/toy.zarr"):
+            with pytest.raises(StoreError) as refused:
+                open_store(url)
+            assert words in str(refused.value)
+            assert "again:" not in str(refused.value)
+            assert "run the same" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(400, False), (410, False), (416, False), (429, True), (503, True), (ValueError("a--b"), False),
+     (TimeoutError("slow"), True)],
+)  # fmt: skip
+def test_what_the_hub_will_always_reject_is_not_to_be_run_again(
+    error: int | Exception, again: bool
+) -> None:
+    def request() -> None:
+        if isinstance(error, Exception):
+            raise error
+        failure = Exception("secret")
+        failure.response = SimpleNamespace(status_code=error)  # type: ignore[attr-defined]
+        raise failure
+
+    with pytest.raises(RemoteError) as refused:
+        hub.translated("hf://datasets/a/b", request)
+    assert ("run the same again" in str(refused.value)) is again
+    assert ("correct the repository, revision or path" in str(refused.value)) is not again
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

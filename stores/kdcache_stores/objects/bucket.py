@@ -122,21 +122,34 @@ class Bucket:
 
     def version(self, key: str) -> tuple[int, str | None]:
         """Size in bytes and tag of this version; raises `FileNotFoundError`, `RemoteError`."""
-        import obstore
-
-        meta = self._request("read", key, lambda: obstore.head(self._store, check_key(key)))
+        meta = self._head(key)
         return meta["size"], meta["e_tag"]
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""
-        import obstore
-
-        check_key(key)
         try:
-            size: int = self._request("read", key, lambda: obstore.head(self._store, key))["size"]
+            size: int = self._head(key)["size"]
         except FileNotFoundError:
             return None
         return size
+
+    def _head(self, key: str) -> Any:
+        import obstore
+
+        check_key(key)
+
+        def head() -> Any:
+            try:
+                return obstore.head(self._store, key)
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                if _is_refusal(error) or _is_rejection(error):
+                    # An answer to HEAD has no body; the answer to GET has one, which names the code.
+                    obstore.get(self._store, key)
+                raise
+
+        return self._request("read", key, head)
 
     def noted(self, key: str) -> tuple[int, str | None] | None:
         """Size and, if it was noted when the object was pushed, SHA-256; None if there is no object."""
@@ -262,6 +275,11 @@ class Bucket:
             return RemoteError(
                 f"cannot {what} {place}: there is no such bucket. Make it, or correct the address"
             )
+        if _is_rejection(error):
+            return RemoteError(
+                f"cannot {what} {place} ({reason}): the server rejects this request, and would again. "
+                "Correct the address, the endpoint or the region"
+            )
         return RemoteError(
             f"cannot {what} {place} ({reason}); it was tried again with growing pauses. Everything "
             "that is done is kept: run the same again"
@@ -280,14 +298,17 @@ def _is_absent(error: Exception) -> bool:
     return re.search(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>", str(error)) is not None
 
 
+def _is_rejection(error: Exception) -> bool:
+    """Whether the same request will always get the same answer: not found, or not understood."""
+    return type(error).__name__ in ("NotSupportedError", "InvalidPathError") or (
+        re.search(r"status code: 4(?!08|09|29)\d\d", str(error)) is not None
+    )
+
+
 def _is_final(error: Exception) -> bool:
     """Whether asking again is useless: refused, not understood, or repeated often enough already."""
-    if _is_refusal(error) or type(error).__name__ in ("NotSupportedError", "InvalidPathError"):
-        return True
-    text = str(error)
-    return re.search(r"status code: 4(?!08|09|29)\d\d", text) is not None or (
-        re.search(r"after [1-9]\d* retries", text) is not None
-    )
+    repeated = re.search(r"after [1-9]\d* retries", str(error)) is not None
+    return repeated or _is_refusal(error) or _is_rejection(error)
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from kdcache_stores.errors import RemoteError, StoreError, UsageError
+from kdcache_stores.errors import RemoteError, StoreError, StoreNotFound, UsageError
 from kdcache_stores.objects.urls import redact
 
 
@@ -57,8 +57,8 @@ def commit(url: str, objects: Mapping[str, str], message: str) -> None:
         for key, path in objects.items()
     ]
     api = hub.HfApi()
-    _translated(url, lambda: api.create_repo(place.repo, repo_type="dataset", exist_ok=True))
-    _translated(
+    translated(url, lambda: api.create_repo(place.repo, repo_type="dataset", exist_ok=True))
+    translated(
         url,
         lambda: api.create_commit(
             place.repo,
@@ -82,7 +82,7 @@ def children(url: str, folder: str = "") -> tuple[list[str], list[str]]:
         return list(tree)
 
     try:
-        listed = _translated(url, read)
+        listed = translated(url, read)
     except FileNotFoundError:
         return [], []
     folders = [item.path for item in listed if type(item).__name__ == "RepoFolder"]
@@ -91,20 +91,27 @@ def children(url: str, folder: str = "") -> tuple[list[str], list[str]]:
     return names[0], names[1]
 
 
-def _translated(url: str, request: Any) -> Any:
+def translated(url: str, request: Any) -> Any:
     """The request's answer, or an error without the Hub's text, which may quote headers."""
     try:
         return request()
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status == 404:
-            raise FileNotFoundError(redact(url)) from None
+            raise StoreNotFound(
+                f"{redact(url)}: the Hub has no such repository, revision or folder, or it is private: "
+                "correct the address, or log in with `hf auth login`"
+            ) from None
         reason = f"{type(error).__name__}{f', {status}' if status else ''}"
         if status in (401, 403):
             raise RemoteError(
                 f"no permission for {redact(url)} ({reason}): log in with `hf auth login`, or set HF_TOKEN"
             ) from None
-        raise RemoteError(f"the Hub refuses {redact(url)} ({reason}); run the same again") from None
+        # huggingface_hub's own checks of names raise ValueError.
+        lasting = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
+        again = not lasting and not isinstance(error, ValueError)
+        remedy = "run the same again" if again else "correct the repository, revision or path"
+        raise RemoteError(f"the Hub refuses {redact(url)} ({reason}): {remedy}") from None
 
 
 def _hub() -> Any:

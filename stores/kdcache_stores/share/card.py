@@ -166,7 +166,7 @@ def _snippets(store: Store, where: str) -> str:
     raw = (
         f"the {name}"
         if encoding.plain
-        else f"codes of the encoding {encoding.name} (see FORMAT.md)"
+        else f"codes of the encoding {encoding.name} (see FORMAT.md in kdcache_stores)"
     )
     return f"""With kdcache, decoded and checked:
 

@@ -19,6 +19,7 @@ from kdcache.data.encoded.tar_shards import tar_images
 from kdcache.data.folder import own_folder
 from kdcache.data.foreign import hugging_face, user_dataset
 from kdcache.data.imagenet import imagenet, tiny_imagenet
+from kdcache.data.kept_shapes import kept_shape
 from kdcache_stores.errors import UnknownName, UsageError
 
 #: name -> loader(split, root, download)
@@ -86,7 +87,7 @@ def load_dataset(
     if skip_bad:
         dataset = without_bad_images(dataset, workers)
     if dataset.image_shape is None:
-        dataset.image_shape = dataset.common_shape()
+        dataset.image_shape = kept_shape(dataset, folder / "shapes")
     return dataset
 
 

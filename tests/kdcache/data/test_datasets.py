@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import struct
 import sys
@@ -23,6 +24,7 @@ from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, in_memory
 from kdcache.data.folder import decode_file, image_folder
 from kdcache.data.foreign import MapDataset
+from kdcache.data.kept_shapes import kept_shape
 from kdcache.data.loading import DATASETS, default_root, load_dataset
 from kdcache.training.preparation import require_alike
 from kdcache.views.plan import ViewPlan
@@ -500,6 +502,33 @@ def test_images_of_one_size_have_a_shape(tmp_path: Path) -> None:
     assert view_shape(plan) == (3, 12)
     save(tmp_path / "mine" / "train" / "bee" / "2.png", side=13)
     assert load_dataset(name).image_shape is None
+
+
+def test_the_shape_of_many_images_is_kept_until_a_file_changes(tmp_path: Path) -> None:
+    mine, kept = tmp_path / "mine", tmp_path / "kept"
+    name = folder_of(mine, {"train/ant": ["1.png", "2.png"], "train/bee": ["1.png"],
+                             "test/ant": ["1.png"]})  # fmt: skip
+    second = mine / "train" / "ant" / "2.png"
+
+    def shape(folder: Path = kept) -> tuple[int, int, int] | None:
+        return kept_shape(image_folder(mine, "train"), folder, many=2)
+
+    assert shape() == (3, 12, 12)
+    sound, before = second.read_bytes(), second.stat()
+    second.write_bytes(bytes(len(sound)))
+    os.utime(second, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert shape() == (3, 12, 12)  # no header was read
+    next(kept.iterdir()).write_text("[3, 12")  # damaged: headers are read
+    assert shape() is None
+    second.write_bytes(sound)
+    assert shape() == (3, 12, 12)
+    save(second, side=13)
+    assert shape() is None
+    assert shape(mine / "train" / "ant" / "1.png") is None  # nothing can be written there
+    second.unlink()
+    many = len(list(kept.iterdir()))
+    assert load_dataset(name, root=kept).image_shape == (3, 12, 12)  # few images: nothing is kept
+    assert len(list(kept.iterdir())) == many
 
 
 def test_own_images_of_one_size_have_a_shape(

@@ -7,7 +7,6 @@ that is removed while another process reads it stays readable there. The least r
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from kdcache_stores.errors import UsageError
 from kdcache_stores.format.manifest import sha256
+from kdcache_stores.objects.locking import lock_file
 
 DEFAULT_SIZE = 20 * 10**9
 """Bytes that the cache may take unless KDCACHE_CACHE_SIZE says otherwise."""
@@ -174,7 +174,7 @@ class ObjectCache:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with open(self.folder / "lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file.fileno(), self.folder)
             yield
 
     def state(self) -> CacheState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import mmap
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdcache_stores.errors import FormatError, StoreError, StoreInUse, explain
+from kdcache_stores.objects.locking import lock_file
 from kdcache_stores.objects.urls import require_local
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -282,7 +282,7 @@ class LocalFiles:
             except OSError as error:
                 raise StoreError(explain(error, path)) from error
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                lock_file(handle, path, wait)
             except BlockingIOError:
                 holder = _HOLDER.fullmatch(os.pread(handle, 300, 0))
                 os.close(handle)
@@ -291,9 +291,9 @@ class LocalFiles:
                     f"{self.where}: {who} is writing here and holds {key}. Wait until it has ended, or "
                     "end it, and run the same again; or write to another place."
                 ) from None
-            except OSError as error:
+            except StoreError:
                 os.close(handle)
-                raise StoreError(explain(error, path)) from error
+                raise
             if _is_at(handle, path):
                 return handle
             os.close(handle)

@@ -7,7 +7,7 @@ ever; of all else a file of decoded rows in a folder that all processes share.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import mmap
 import os
 import shutil
@@ -24,6 +24,7 @@ from kdcache_stores.encodings.protocol import Floats
 from kdcache_stores.errors import CorruptStore, StoreError, UnknownName, UsageError
 from kdcache_stores.format.shards import ShardReader
 from kdcache_stores.objects.files import LocalFiles, Stamp
+from kdcache_stores.objects.locking import lock_file
 from kdcache_stores.read.reader import Store
 from kdcache_stores.types import Shard
 
@@ -189,7 +190,7 @@ class RandomRows:
     def _map_decoded(self, shard: Shard) -> _Mapped:
         path = self._file(shard.view, shard.index)
         with open(path.with_name("lock"), "ab") as lock:  # the first who comes decodes
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock.fileno(), path.parent)
             if not path.exists():
                 self._decode(shard, path)
             with open(path, "rb") as file:
@@ -200,7 +201,7 @@ class RandomRows:
         part = path.with_suffix(".part")
         try:
             with open(part, "w+b") as file:
-                os.posix_fallocate(file.fileno(), 0, shard.rows * self._row_bytes)
+                _reserve(file.fileno(), shard.rows * self._row_bytes)
                 data = mmap.mmap(file.fileno(), 0)
                 out = np.frombuffer(data, np.float32).reshape(shard.rows, *self._shape)
                 self.store.read(shard.view, slice(shard.start, shard.stop), self.field, out)
@@ -217,3 +218,14 @@ class RandomRows:
             with suppress(FileNotFoundError):
                 os.unlink(self._file(*key))
             del self._shards[key]
+
+
+def _reserve(handle: int, nbytes: int) -> None:
+    """Make a file so long, on a full disk with an error now and not in the middle of a write to its map."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, nbytes)
+    else:  # macOS
+        free = os.fstatvfs(handle)
+        if free.f_bavail * free.f_frsize < nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(handle, nbytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ from kdcache_stores.errors import FormatError, StoreInUse, UsageError
 from kdcache_stores.format.canonical_json import Json, parse_json, pretty_json
 from kdcache_stores.objects.bucket import Bucket
 from kdcache_stores.objects.files import LocalFiles, check_key
+from kdcache_stores.objects.locking import lock_file
 from kdcache_stores.objects.urls import local_path, split_name
 from kdcache_stores.read.describing import describe
 from kdcache_stores.read.reader import Store
@@ -106,7 +106,7 @@ def announce_store(url: str, store: Store) -> None:
     if folder is not None:
         files, handle = LocalFiles(folder), os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_file(handle, folder)
             catalog = files.get(CATALOG) if files.size(CATALOG) is not None else None
             files.put(CATALOG, _with(catalog, name, store, folder), replace=True)
         finally:

@@ -386,8 +386,8 @@ objective = together(
     click.option("--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."),
     click.option(
         "--noise",
-        help="On the teacher's logits: FAMILY:SCALE[,relative|,multiplicative][,linear|,cosine]"
-        "[,copies=M]. FAMILY gaussian, uniform or laplace; SCALE its standard deviation, in logits, or "
+        help="On the teacher's logits: FAMILY:SCALE, then any of ,relative or ,multiplicative; ,linear or "
+        ",cosine; ,copies=M. FAMILY gaussian, uniform or laplace; SCALE its standard deviation, in logits, or "
         "in units of the row's own with relative, or as a factor of each logit with multiplicative; "
         "falling to 0 over the epochs with linear or cosine; the loss is the mean of M draws.",
     ),

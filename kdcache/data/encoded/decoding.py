@@ -81,10 +81,18 @@ def image_size(data: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            sideways = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+            plain_png = image.format == "PNG" and _is_whole_png_without_exif(data)
+            sideways = not plain_png and image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
     except _ERRORS as error:
         raise DataError(_reason(error, data)) from error
     return (width, height) if sideways else (height, width)
+
+
+def _is_whole_png_without_exif(data: bytes) -> bool:
+    """Whether nothing can turn this image: Pillow decodes all of a PNG file to see that."""
+    return data.endswith(b"IEND\xaeB`\x82") and not any(
+        word in data for word in (b"eXIf", b"exif", b"EXIF", b"xmp")
+    )
 
 
 def scale_for(height: int, width: int, side: int | None) -> int:

@@ -545,6 +545,8 @@ def test_own_images_of_one_size_have_a_shape(
     assert load_dataset("somebodys:large").image_shape is None
     fake_hub(monkeypatch, train={"label": [0, 1, 2]}, test={"label": [0, 1, 2]})
     assert load_dataset("hf:mine").image_shape == (3, 6, 7)
+    fake_hub(monkeypatch, (240, 224), train={"label": [0, 1, 2]}, test={"label": [0, 1, 2]})
+    assert load_dataset("hf:mine").image_shape == (3, 224, 240)  # read from headers at any size
 
 
 def test_valid_can_be_a_class(tmp_path: Path) -> None:
@@ -810,11 +812,15 @@ def png(image: Image.Image) -> dict[str, Any]:
     return {"bytes": data.getvalue(), "path": None}
 
 
-def fake_hub(monkeypatch: pytest.MonkeyPatch, **splits: dict[str, list[Any]]) -> None:
+def fake_hub(
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int] = (7, 6),
+    **splits: dict[str, list[Any]],
+) -> None:
     """`datasets` holding one dataset; columns of numbers or None are class labels."""
 
     def table(labels: dict[str, list[Any]]) -> FakeTable:
-        images = [png(Image.new("L", (7, 6), i)) for i in range(len(next(iter(labels.values()))))]
+        images = [png(Image.new("L", size, i)) for i in range(len(next(iter(labels.values()))))]
         features = {"image": FakeImage()} | {name: FakeLabel() for name in labels}
         return FakeTable(features, {"image": images} | labels)
 

@@ -189,3 +189,21 @@ def test_what_decode_side_cannot_be(tmp_path: Path) -> None:
     digits = load_dataset("digits")
     with pytest.raises(UsageError, match="no files that kdcache decodes"):
         ViewPlan(digits, make_augmentation("resized-crop-flip:decode-side=9", digits), 0)
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+def test_the_size_of_a_png_file_needs_no_pixels(orientation: int | None) -> None:
+    """Unless it may be turned: then Pillow decodes it to see."""
+    image, exif, file = Image.new("RGB", (40, 30)), Image.Exif(), io.BytesIO()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(file, "PNG", **({"exif": exif} if orientation else {}))
+    data = file.getvalue()
+    assert image_size(data) == decode_image(data).shape[1:]
+    assert image_size(data) == ((40, 30) if orientation == 6 else (30, 40))
+    if orientation is None:
+        at = data.index(b"IDAT")
+        damaged = data[: at + 4] + bytes(len(data) - at - 16) + data[-12:]
+        assert image_size(damaged) == (30, 40)
+        with pytest.raises(DataError):
+            decode_image(damaged)

@@ -18,7 +18,7 @@ from kdcache.augment.custom import Custom, is_import_path
 from kdcache.augment.erase import Cutout, Erase
 from kdcache.augment.mix import Cutmix, Mix, Mixup
 from kdcache.augment.pairs import WeakStrong
-from kdcache_stores.errors import UnknownName, UsageError
+from kdcache_stores.errors import FormatError, UnknownName, UsageError
 
 __all__ = [
     "AUGMENTATIONS",
@@ -190,11 +190,23 @@ def from_description(description: dict[str, Any]) -> Augmentation:
     """Make the augmentation that a plan describes: the inverse of `Augmentation.describe`.
 
     Built-in ones alone: a description that names a user's own factory is refused, not imported.
+    Raises `FormatError` for what describes none.
     """
+    if not isinstance(description, dict) or not isinstance(description.get("name"), str):
+        raise FormatError(
+            f"an augmentation is described by a table with a name, found {description!r:.80}: the store "
+            "is damaged or forged"
+        )
     options = {key: value for key, value in description.items() if key != "name"}
-    name = description.get("name")
+    name = description["name"]
     if name == Chain.name:
-        return Chain([from_description(part) for part in options["parts"]])
+        parts = options.get("parts")
+        if not isinstance(parts, list):
+            raise FormatError(
+                f"the parts of a chain of augmentations are a list, found {parts!r:.80}: the store is "
+                "damaged or forged"
+            )
+        return Chain([from_description(part) for part in parts])
     if name == Custom.name:
         raise UsageError(
             f"this plan was made with a user's own augmentation, {options.get('factory')!r}. A "
@@ -208,8 +220,8 @@ def from_description(description: dict[str, Any]) -> Augmentation:
             "cannot be shown them: import them again with --dataset NAME (and --augment)"
         )
     if name not in AUGMENTATIONS:
-        raise UnknownName("augmentation", str(name), AUGMENTATIONS)
+        raise UnknownName("augmentation", name, AUGMENTATIONS)
     for key in ("weak", "strong", "base"):
         if key in options:
             options[key] = from_description(options[key])
-    return _call(str(name), {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    return _call(name, {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

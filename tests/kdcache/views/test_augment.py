@@ -28,7 +28,7 @@ from kdcache.augment.specs import (
     make_augmentation,
 )
 from kdcache.philox import Draws
-from kdcache_stores.errors import DataError, UnknownName, UsageError
+from kdcache_stores.errors import DataError, FormatError, UnknownName, UsageError
 
 
 class Shape:
@@ -507,6 +507,29 @@ def test_a_store_cannot_import() -> None:
         from_description({"name": "custom", "factory": "os:getcwd"})
     with pytest.raises(UnknownName, match="unknown augmentation 'os:getcwd'"):
         from_description({"name": "os:getcwd"})
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        None,
+        [],
+        "x",
+        {},
+        {"name": []},
+        {"name": {}},
+        {"name": None},
+        {"name": "chain"},
+        {"name": "chain", "parts": None},
+        {"name": "chain", "parts": 3},
+        {"name": "chain", "parts": [None]},
+        {"name": "chain", "parts": "ab"},
+        {"name": "mixup", "base": 3},
+    ],
+)
+def test_what_describes_no_augmentation_is_refused(description: object) -> None:
+    with pytest.raises(FormatError, match="damaged or forged"):
+        from_description(description)  # type: ignore[arg-type]
 
 
 def test_a_pipeline_of_the_users_is_seeded_and_leaves_the_generators_alone() -> None:

@@ -85,7 +85,11 @@ def test_the_comparison_gives_every_stage_its_flags(
         assert (stage["compile"], stage["workers"], stage["device"]) == (True, 2, device)
     assert (teacher["epochs"], teacher["lr"], teacher["out"]) == (30, 0.1, Path("runs/teacher"))
     assert (dump["views"], dump["augment"], dump["batch_size"]) == (162, "exhaustive", 512)
-    assert (student["epochs"], student["seed"], student["recipe"]) == (20, 3, "cifar100/kd-ls")
+    assert (student["epochs"], student["seeds"], student["recipes"]) == (
+        20,
+        (3,),
+        ("cifar100/kd-ls",),
+    )
     assert (student["schedule"], student["warmup_epochs"]) == ("random", 1)
 
 

@@ -241,7 +241,8 @@ class CachedViews:
         self.left_out = len(missing)
         if len(missing) == len(rows) or (len(missing) and not subset):
             keys = [self.dataset.keys[row] for row in missing]
-            bad = self.stores[0].plan.notes.get("skipped", {})
+            bad = self.stores[0].plan.notes.get("skipped")
+            bad = bad if isinstance(bad, dict) else {}  # notes are for people: whatever they hold
             known = all(key in bad for key in keys)
             why = (
                 "The dump left out what it could not decode: --skip-bad does so here. "

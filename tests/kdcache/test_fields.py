@@ -298,9 +298,9 @@ class Watched(LocalFiles):
         super().__init__(root)
         self.keys: list[str] = []
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         self.keys.append(key)
-        return super().get(key)
+        return super().get(key, most)
 
 
 @pytest.mark.parametrize("fields", [("logits",), ("pooled",), ()])

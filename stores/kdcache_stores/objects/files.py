@@ -99,8 +99,8 @@ class Objects(Protocol):
     keeps: bool
     """Whether what was read once is read from this machine the next time."""
 
-    def get(self, key: str) -> bytes:
-        """The object's bytes; raises `FileNotFoundError`."""
+    def get(self, key: str, most: int | None = None) -> bytes:
+        """The object's bytes; raises `FileNotFoundError`, and `StoreError` for more than `most`."""
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if there is none."""
@@ -138,9 +138,12 @@ class LocalFiles:
             raise FormatError(f"{self.where}: the folder of {key} is a link; a store holds none")
         return path
 
-    def get(self, key: str) -> bytes:
-        """The object's bytes; raises `FileNotFoundError`."""
+    def get(self, key: str, most: int | None = None) -> bytes:
+        """The object's bytes; raises `FileNotFoundError`, and `FormatError` for more than `most`."""
         with self._open(key) as file:
+            size = os.fstat(file.fileno()).st_size
+            if most is not None and size > most:
+                raise FormatError(f"{self.where}: {key} of {size} bytes is too large")
             return file.readall() or b""
 
     def map(self, key: str) -> mmap.mmap:

@@ -89,13 +89,13 @@ class RemoteFiles:
         size = self.bucket.size(key)
         return None if size is None else (size,)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         """The object's bytes; raises `FileNotFoundError`, `CorruptStore`, `RemoteError`."""
         if self._pid != os.getpid():
             self._begin()
         entry = self._entries.get(key)
         if entry is None:
-            return self.bucket.get(key, _LIMITS.get(key, 2**26))
+            return self.bucket.get(key, min(_LIMITS.get(key, 2**26), most or 2**30))
         with self._lock:
             coming = self._coming.pop(key, None)
             if coming is None and key in self._waiting:

@@ -63,11 +63,8 @@ class SealedObjects:
         # A growth may replace both files between two reads, and a network may damage either.
         for attempt in range(_READS):
             try:
-                for key, most in ((SEAL, _SMALL), (MANIFEST, _LARGE)):
-                    if (size := self.objects.size(key) or 0) > most:
-                        raise FormatError(f"{self.where}: {key} of {size} bytes is too large")
-                seal = read_seal(self.objects.get(SEAL), self.where)
-                data = self.objects.get(MANIFEST)
+                seal = read_seal(self.objects.get(SEAL, _SMALL), self.where)
+                data = self.objects.get(MANIFEST, _LARGE)
             except FileNotFoundError:
                 raise self._not_sealed() from None
             except CorruptStore:

@@ -74,8 +74,8 @@ def test_usable_for_training_after_inference_mode() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [torch.zeros(1, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), views(1, 2, 4, 4)],
-    ids=["float", "3-dim", "2-channels"],
+    [torch.zeros(1, 3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8), views(1, 2, 4, 4)],
+    ids=["float", "2-dim", "2-channels"],
 )
 def test_other_views_are_refused(bad: torch.Tensor) -> None:
     with pytest.raises(DataError, match=r"uint8 views \(B, C, H, W\)|takes 3 channel"):
@@ -136,3 +136,8 @@ def test_measured_statistics() -> None:
 def test_constant_images_have_no_statistics() -> None:
     with pytest.raises(DataError, match="constant"):
         Preprocessing.measured(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+
+
+def test_one_image_is_a_batch_of_one() -> None:
+    image = views(1, 3, 4, 4)
+    assert torch.equal(CIFAR(image[0]), CIFAR(image)[0])

@@ -221,15 +221,17 @@ def test_views_read_ahead_and_no_further(store_path: Path, monkeypatch: pytest.M
         return original(self, view, **options)
 
     monkeypatch.setattr(Store, "read", read)
+    before = set(threading.enumerate())  # those of other tests may end meanwhile
     views = store.views([0, 1, 2] * 20, prefetch=2)
     for count, (view, _) in enumerate(views):
         assert view == count % 3
         assert len(begun) <= count + 1 + 2 + 1  # in use, waiting, being decoded
         if count == 10:
             break
-    alive = threading.active_count()
+    mine = set(threading.enumerate()) - before
+    assert any(thread.is_alive() for thread in mine)
     views.close()
-    assert threading.active_count() == alive - 1
+    assert not any(thread.is_alive() for thread in mine)
     (store_path / "logits/values/c/1/0/0").unlink()
     damaged = open_store(store_path).views([0, 1, 2])
     assert next(damaged)[0] == 0

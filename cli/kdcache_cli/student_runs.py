@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -22,6 +23,8 @@ class StudentRun(NamedTuple):
     given: set[str]
 
 
+#: What may name a run in a list: its folder in --out.
+_NAME = re.compile(r"[\w.-]*\w[\w.-]*")
 #: Of the options of `train-student`, what says how many students there are, or holds for all of them.
 _OF_ALL = {"out", "runs", "seeds", "methods", "recipes", "as_json", "quiet", "debug", "tensorboard",
            "allow_code", "strict", "generations", "expect", "checkpoint_every", "hold_memory",
@@ -45,11 +48,14 @@ def student_runs(ctx: click.Context, settings: dict[str, Any]) -> list[StudentRu
     for table in tables:
         own = dict(table)
         name = own.pop("name", None)
-        chosen = [
-            own.pop(key, None) or several or (None,)
+        if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
+            raise click.UsageError(
+                f"--runs {listed}: name {name!r} names a folder: give a text of letters, digits, '.', '_', '-'."
+            )
+        each = [
+            _several(ctx, f"{key}s", own.pop(key), listed) if key in own else several or (None,)
             for key, several in (("seed", seeds), ("method", methods), ("recipe", recipes))
         ]
-        each = [item if isinstance(item, (tuple, list)) else (item,) for item in chosen]
         converted = _converted(ctx, own, listed)
         for seed, method, recipe in product(*each):
             wanted = settings | converted | {"seed": seed, "method": method, "recipe": recipe}
@@ -68,6 +74,15 @@ def student_runs(ctx: click.Context, settings: dict[str, Any]) -> list[StudentRu
 def _name(seed: int, method: str | None, recipe: str | None) -> str:
     what = "-".join(word.rpartition("/")[2] for word in (recipe, method) if word)
     return f"{what}-seed{seed}"
+
+
+def _several(ctx: click.Context, name: str, value: Any, path: Path | None) -> tuple[Any, ...]:
+    """One value of a table, or a list of them, as the option of that Python name takes each."""
+    values = value if isinstance(value, list) else [value]
+    (param,) = (param for param in ctx.command.params if param.name == name)
+    if not values or any(isinstance(item, bool) for item in values):
+        raise click.UsageError(f"--runs {path}: {name[:-1]} {value!r}: expected one, or a list.")
+    return tuple(param.type.convert(item, param, ctx) for item in values)
 
 
 def _tables(path: Path) -> list[Mapping[str, Any]]:

@@ -88,9 +88,6 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         }
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._epoch.share_memory_()  # after a pickle of its own; a worker's is shared already

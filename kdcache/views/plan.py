@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ class ViewPlan:
         """The number of views where the augmentation fixes it, e.g. `exhaustive`; else None."""
         return self.augmentation.views
 
-    @property
+    @cached_property
     def dataset_rows(self) -> Rows:
         """int64 (N,): the dataset's row of each row of the plan, -1 where it is absent."""
         return np.arange(len(self)) if self._where is None else self._where

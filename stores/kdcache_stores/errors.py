@@ -117,6 +117,8 @@ def explain(error: BaseException, where: str | None = None) -> str:
     if not isinstance(error, OSError) or isinstance(error, KDCacheError) or error.errno is None:
         return str(error)
     path = where if where is not None else error.filename
+    if path is None and error.errno not in _REMEDIES:
+        return str(error)  # of a socket, say: nothing tells that a path is meant
     remedy = _REMEDIES.get(
         error.errno, "the system refuses: repair the cause, and run the same again"
     )

@@ -83,6 +83,12 @@ def test_an_error_of_the_system_has_a_path_and_a_remedy(number: int) -> None:
     assert ": " in text.removeprefix("some/path: ")
 
 
+def test_an_error_without_a_path_is_not_given_one() -> None:
+    """Of a socket, say."""
+    error = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    assert explain(error) == str(error)
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "loop", "file/below"])
 def test_paths_that_lead_nowhere(tmp_path: Path, kdcache: Run, name: str) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

@@ -59,12 +59,30 @@ def test_a_list_of_runs(trained: Trained, tmp_path: Path, kdcache: Kdcache) -> N
     assert [c["data"]["seed"] for c in (warm, one, two)] == [0] * 3
 
 
+def test_a_list_s_own_seed_of_zero_holds(
+    trained: Trained, tmp_path: Path, kdcache: Kdcache
+) -> None:
+    listed = tmp_path / "runs.toml"
+    listed.write_text('[[run]]\nmethod = "ce"\nseed = 0\n[[run]]\nmethod = "ce"\n')
+    done = kdcache(*command(trained, tmp_path / "all"), "--runs", listed, "--seed", 5)
+    assert done.code == 0, done.err
+    seeds = {
+        n: read_config(tmp_path / "all" / n)["training"]["seed"] for n in ("ce-seed0", "ce-seed5")
+    }
+    assert seeds == {"ce-seed0": 0, "ce-seed5": 5}
+
+
 @pytest.mark.parametrize(("text", "what"), [
     ("[[run]]\nmethd = 'kd'", "methd is no option of a single student; did you mean method"),
     ("[[run]]\nout = 'x'", "out is no option of a single student"),
     ("[[run]]\nmethod = 'kd'\nlr = 'fast'", "is not a valid float"),
     ("[[run]]\nmethod = 'kd'\n[[run]]\nmethod = 'kd'", "several runs are named 'kd-seed0'"),
     ("[[run]]\nseed = 1", "give --method"),
+    ("[[run]]\nmethod = 'kd'\nseed = 'a'", "'a' is not a valid integer"),
+    ("[[run]]\nmethod = 'kd'\nseed = [1, -2]", "-2"),
+    ("[[run]]\nmethod = 'kd'\nseed = []", "expected one, or a list"),
+    ("[[run]]\nmethod = 'kd'\nname = '../x'", "names a folder"),
+    ("[[run]]\nmethod = 'kd'\nname = 3", "names a folder"),
     ("run = 3", r"expected a table [[run]] for each student"),
     ("[[run", "--runs"),
 ])  # fmt: skip

@@ -176,7 +176,9 @@ def test_from_coded_fields_the_loss_is_near_the_live_one(
 ) -> None:
     ways = live_and_cached(trained, singly, name, tmp_path)
     live, _ = ways["live"]
-    assert ways["float16"][0] == pytest.approx(live, rel=5e-3)
+    assert ways["float16"][0][0] == pytest.approx(live[0], rel=5e-3)
+    # Trainings at these rates carry any rounding of the first epoch on into the second.
+    assert ways["float16"][0] == pytest.approx(live, rel=5e-2)
     assert ways["channels:0.05"][0] == pytest.approx(live, rel=5e-2)
 
 

@@ -26,6 +26,7 @@ SHORT = {"optimization": {"epochs": 3, "batch_size": 25}}
 
 
 def process(out: Path, options: dict[str, Any]) -> subprocess.Popen[str]:
+    options = options | {"checkpoint_every": "1"}
     path = os.pathsep.join(str(ROOT / part) for part in ("", "stores", "cli"))
     return subprocess.Popen(
         [sys.executable, "-m", "tests.kdcache.training.job", json.dumps([[str(out), options]])],

@@ -48,7 +48,14 @@ def needs(framework: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+#: `make test-examples` runs the slow ones too.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "with_torchvision"))
+        for name in FRAMEWORKS
+    ],
+)
 def test_three_epochs_are_three_views(
     trained: Trained, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

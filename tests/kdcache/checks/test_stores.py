@@ -189,7 +189,7 @@ def ended(case: Case, left: float, falling: float, epochs: int) -> Fit:
 
 @pytest.mark.parametrize("options", [{}, {"standardize": "unbiased"}, {"method": "dkd"}], ids=str)
 def test_what_the_end_of_a_training_shows(tmp_path: Path, options: dict[str, object]) -> None:
-    def end(case: Case, left: float, falling: float, epochs: int = 240) -> list[Finding]:
+    def end(case: Case, left: float, falling: float, epochs: int = 80) -> list[Finding]:
         return list(fit(case.finished(ended(case, left, falling, epochs))))
 
     case = taught(store(tmp_path / "s", within=0.4), **options)

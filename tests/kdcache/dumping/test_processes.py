@@ -60,7 +60,7 @@ def start(args: list[str], **environment: str) -> subprocess.Popen[str]:
     scope="module",
     params=[
         ("compact:1e-3", "logits,pooled", 12, 65_536),
-        ("float16", "logits", 1, 128),
+        pytest.param(("float16", "logits", 1, 128), marks=pytest.mark.slow),
         pytest.param(("float16", "logits", 12, 65_536), marks=pytest.mark.slow),
     ],
     ids=["compact", "one view", "float16"],

@@ -114,7 +114,7 @@ def test_each_fault(store: Path, fault: str) -> None:
     assert read_under_faults(store, True, (fault,), 6)
 
 
-@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("ranges", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_many_faults_lose_nothing(store: Path, ranges: bool) -> None:
     assert read_under_faults(store, ranges, FAULTS, 40)
 

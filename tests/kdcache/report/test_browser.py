@@ -34,12 +34,20 @@ FRAME = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><
 </script>"""
 
 
-@pytest.fixture(scope="module")
+FOUND = [
+    path
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+    if (path := shutil.which(name))
+]
+# Before the report is made, which takes seconds.
+pytestmark = pytest.mark.skipif(
+    not FOUND, reason="no Chromium on this machine: `apt-get install chromium` runs this test"
+)
+
+
+@pytest.fixture
 def browser() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no Chromium on this machine: `apt-get install chromium` runs this test")
+    return FOUND[0]
 
 
 @pytest.fixture

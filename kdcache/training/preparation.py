@@ -216,7 +216,8 @@ def prepared_together(
             for t, (names, student) in zip(trainings, read, strict=True)
         ]
         wanted = tuple(dict.fromkeys(("logits", *(name for names in own for name in names))))
-        teachers = [replace(teacher, fields=wanted) for teacher in teachers]
+        by_batch = shared.objective.batch_statistics
+        teachers = [replace(teacher, fields=wanted, by_batch=by_batch) for teacher in teachers]
         courses = [
             Course(
                 Learner(
@@ -232,6 +233,9 @@ def prepared_together(
                 trainings, own, folders, watched, checked, strict=True
             )
         ]
+        peers = [course for course in courses if course.learner.objective.peers]
+        for course in peers:
+            course.group = peers
         for course in courses:
             if course.training.graph:
                 _make_static(course, told)

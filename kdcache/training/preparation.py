@@ -288,7 +288,7 @@ def _fields_read(
         The fields, and the shapes of the student's where they follow from the teacher in the loop.
     """
     objective = training.objective
-    if not on_features(objective):
+    if not on_features(objective) or not objective.needs_teacher:
         return objective.teacher_fields, None
     if plan is None:
         augmentation = make_augmentation(training.augment, trainset) if training.augment else None

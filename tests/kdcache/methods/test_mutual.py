@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdcache import Training, train
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.mutual.byot import Exit, byot
 from kdcache.methods.mutual.dml import dml
 from kdcache.methods.nets import Nets
 from kdcache.methods.objective import Objective
+from kdcache.models.zoo import build_model
+from kdcache.training.observer import Unwatched
+from kdcache.training.optim import Optimization
 from kdcache_stores.errors import DataError, UsageError
+
+
+class Stop(Unwatched):
+    def epoch(self, record: dict[str, object], epochs: int) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
 
 LABELS = torch.tensor([0, 2, 1, 2])
 
@@ -123,6 +137,24 @@ def test_byot_in_an_objective() -> None:
             ObjectiveConfig(method="byot"),
             Nets({"logits": (3,), "stage_1": (2, 8, 8), "pooled": (2,)}, {}),
         )
+
+
+def test_byot_trains_without_a_teacher_and_goes_on(tmp_path: Path) -> None:
+    how = Training(
+        dataset="digits", model="resnet8", objective=ObjectiveConfig(method="byot"),
+        optimization=Optimization(epochs=3, batch_size=50), train_samples=100,
+    )  # fmt: skip
+    whole = train(how, tmp_path / "whole")
+    first, *_, last = (record["train_exits_ce"] for record in whole.metrics())
+    assert last < first
+    with pytest.raises(KeyboardInterrupt):
+        train(how, tmp_path / "run", Stop())
+    train(how, tmp_path / "run")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert weights[0] == weights[1]
+    assert set(load_file(tmp_path / "run/model.safetensors")) == set(
+        build_model("resnet8", 10, 1, 8).state_dict()
+    )
 
 
 @pytest.mark.parametrize(("size", "last"), [((7, 7), (7, 7)), ((28, 14), (7, 7)), ((9, 9), (3, 3))])

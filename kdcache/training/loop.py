@@ -94,7 +94,7 @@ class Loop:
                 course.finish(summary | calibrated | course.learner.how_it_stepped())
             self.ranks.wait()
             if failures := [str(course.failure) for course in courses if course.failure]:
-                raise TrainingError("\n".join(failures))
+                raise TrainingError(*failures)
         return [course.run for course in self.courses]
 
     def _train(self, courses: Sequence[Course]) -> None:

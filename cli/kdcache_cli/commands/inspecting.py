@@ -151,7 +151,8 @@ def verify(
         say(f"note: {note}", quiet)
     if report.ok:
         say(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
-            f"written\ncontent digest {report.digest}", quiet)  # fmt: skip
+            "written", quiet)  # fmt: skip
+        say(f"content digest {report.digest}", quiet)
         return say_recomputed(results["teacher"], quiet, as_json) if teacher else 0
     for problem in report.problems:
         say(f"damaged: {problem.message}", as_json)

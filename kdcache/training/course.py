@@ -76,7 +76,7 @@ class Course:
                 )
             self.learner.load_state(state)
             self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
-        self.records = self.run.metrics()[: self.done]
+        self.records = [record for record in self.run.metrics() if record["epoch"] <= self.done]
         if self.ranks.is_first:
             self.run.keep_metrics(self.done)
             if changed := self.run.note_version(self.done):
@@ -93,13 +93,13 @@ class Course:
         return self.failure is None
 
     def finish_epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is over: write its record, and its state when that is due."""
-        self.done = record["epoch"]
+        """The epochs up to the record's are over: write it, and the state when that is due."""
+        more, self.done = record["epoch"] - self.done, record["epoch"]
         self.records.append(record)
         if self.ranks.is_first:
             self.run.log(record)
             counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
-            self.checkpoints.keep(self.learner.state() | counts | {"stores": self.stores})
+            self.checkpoints.keep(self.learner.state() | counts | {"stores": self.stores}, more)
             self.watch.epoch(record, self.training.optimization.epochs)
 
     def finish(self, summary: Mapping[str, Any]) -> None:

@@ -97,11 +97,12 @@ class Loop:
         return [course.run for course in self.courses]
 
     def _train(self, courses: Sequence[Course]) -> None:
-        epochs = self.training.optimization.epochs
+        epochs, each = self.training.optimization.epochs, self.views.views_per_decode
+        every = self.training.eval_every
         with ExitStack() as opened:
             for course in courses:
                 opened.enter_context(course.resume(self.pace))
-            for epoch in range(min(course.done for course in courses), epochs):
+            for epoch in range(min(course.done for course in courses), epochs, each):
                 # After an interruption one may be an epoch ahead of another.
                 here = [c for c in courses if c.done <= epoch and c.failure is None]
                 if not here:
@@ -112,10 +113,11 @@ class Loop:
                 for course in here:
                     self.ranks.share_buffers(course.learner.evaluated)
                 tested: list[dict[str, float]] = [{} for _ in here]
-                if (epoch + 1) % self.training.eval_every == 0 or epoch + 1 == epochs:
+                done = epoch + each
+                if done // every > epoch // every or done == epochs:
                     tested = self._test(here)
                 for course, test in zip(here, tested, strict=True):
-                    course.finish_epoch({"epoch": epoch + 1} | records[course] | test)
+                    course.finish_epoch({"epoch": done} | records[course] | test)
 
     def train_epoch(
         self, epoch: int, courses: Sequence[Course] | None = None
@@ -123,7 +125,7 @@ class Loop:
         """One pass over the samples; sums stay on the device until its end, so nothing waits for it.
 
         Args:
-            epoch: counted from 0.
+            epoch: counted from 0; the first of the pass, where one counts as several.
             courses: those that take part (default: all).
 
         Returns:
@@ -133,7 +135,7 @@ class Loop:
         for course in courses:
             course.learner.begin_epoch(epoch, alone=len(courses) == 1)
         total, seen, waited, begun = len(self.views), 0, 0.0, time.perf_counter()
-        batches = self.views.epoch(epoch)
+        batches = self.views.epoch(epoch // self.views.views_per_decode)
         for index in range(total):
             asked = time.perf_counter()
             batch = next(batches)

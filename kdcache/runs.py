@@ -213,7 +213,7 @@ class Run:
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Drop records past ``epochs``: those of an epoch that finished without its checkpoint."""
-        kept = self.metrics()[:epochs]
+        kept = [record for record in self.metrics() if record["epoch"] <= epochs]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.path / METRICS, lambda s: s.write(text.encode()))
         return kept

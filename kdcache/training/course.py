@@ -87,7 +87,7 @@ class Course:
                 f"{self.run.path} is at epoch {self.done}, and {gone[0]}, whose student teaches it, is "
                 "finished: delete both to train them anew, or give another --out."
             )
-        self.records = self.run.metrics()[: self.done]
+        self.records = [record for record in self.run.metrics() if record["epoch"] <= self.done]
         if self.ranks.is_first:
             self.run.keep_metrics(self.done)
             if changed := self.run.note_version(self.done):
@@ -101,7 +101,7 @@ class Course:
         if len(self.group) == 1:
             return saved[0]
         # Each logs an epoch before any of them keeps it: what one has no record of is none of its own.
-        logged = min(len(course.run.metrics()) for course in self.group)
+        logged = min(_last_epoch(course.run) for course in self.group)
         states = [state for state in saved if state and state["epochs_done"] <= logged]
         if not states:
             return None
@@ -122,20 +122,24 @@ class Course:
         return self.failure is None
 
     def log(self, record: dict[str, Any]) -> None:
-        """An epoch is over: write its record."""
+        """The epochs up to the record's are over: write it."""
         self.done = record["epoch"]
         self.records.append(record)
         if self.ranks.is_first:
             self.run.log(record)
 
-    def keep(self) -> None:
-        """Write its state when that is due; every course of its group has logged the epoch."""
+    def keep(self, epochs: int) -> None:
+        """Write its state when that is due; every course of its group has logged the pass.
+
+        Args:
+            epochs: that the pass counts for.
+        """
         if self.ranks.is_first:
             state = self._state()
             if len(self.group) > 1:
                 group = {course.training.named: course._state() for course in self.group}
                 state = {"epochs_done": self.done, "stores": self.stores, "group": group}
-            self.checkpoints.keep(state)
+            self.checkpoints.keep(state, epochs)
             self.watch.epoch(self.records[-1], self.training.optimization.epochs)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -152,3 +156,10 @@ class Course:
         for finding in late:
             self.watch.note(f"warning: {finding}")
         return [finding.to_dict() for finding in (*self.preflight.findings, *late)]
+
+
+def _last_epoch(run: Run) -> int:
+    """The last epoch that a run has a record of; 0 without any."""
+    records = run.metrics()
+    last: int = records[-1]["epoch"] if records else 0
+    return last

@@ -98,11 +98,12 @@ class Loop:
         return [course.run for course in self.courses]
 
     def _train(self, courses: Sequence[Course]) -> None:
-        epochs = self.training.optimization.epochs
+        epochs, each = self.training.optimization.epochs, self.views.views_per_decode
+        every = self.training.eval_every
         with ExitStack() as opened:
             for course in courses:
                 opened.enter_context(course.resume(self.pace))
-            for epoch in range(min(course.done for course in courses), epochs):
+            for epoch in range(min(course.done for course in courses), epochs, each):
                 # After an interruption one may be an epoch ahead of another.
                 here = [c for c in courses if c.done <= epoch and c.failure is None]
                 if not here:
@@ -113,12 +114,13 @@ class Loop:
                 for course in here:
                     self.ranks.share_buffers(course.learner.evaluated)
                 tested: list[dict[str, float]] = [{} for _ in here]
-                if (epoch + 1) % self.training.eval_every == 0 or epoch + 1 == epochs:
+                done = epoch + each
+                if done // every > epoch // every or done == epochs:
                     tested = self._test(here)
                 for course, test in zip(here, tested, strict=True):
-                    course.log({"epoch": epoch + 1} | records[course] | test)
+                    course.log({"epoch": done} | records[course] | test)
                 for course in here:
-                    course.keep()
+                    course.keep(each)
 
     def _sound(self, courses: Sequence[Course], epoch: int) -> list[Course]:
         """Those that can go on after an epoch: one that lost a student that teaches it cannot."""
@@ -137,7 +139,7 @@ class Loop:
         """One pass over the samples; sums stay on the device until its end, so nothing waits for it.
 
         Args:
-            epoch: counted from 0.
+            epoch: counted from 0; the first of the pass, where one counts as several.
             courses: those that take part (default: all).
 
         Returns:
@@ -147,7 +149,7 @@ class Loop:
         for course in courses:
             course.learner.begin_epoch(epoch, alone=len(courses) == 1)
         total, seen, waited, begun = len(self.views), 0, 0.0, time.perf_counter()
-        batches = self.views.epoch(epoch)
+        batches = self.views.epoch(epoch // self.views.views_per_decode)
         for index in range(total):
             asked = time.perf_counter()
             batch = next(batches)

@@ -195,7 +195,8 @@ def prepared_together(
         )
         if views.left_out:
             note(f"{views.left_out} samples of the dataset are not in the store: left out")
-        ranks.require_divisible(len(views.rows), shared.optimization.batch_size)
+        shown = len(views.rows) * views.views_per_decode
+        ranks.require_divisible(shown, shared.optimization.batch_size)
         if shared.schedule == "random" and views.window * views.group < (views.views or 0):
             note(
                 f"{views.window * views.group} of {views.views} views are in memory at a time; an epoch "
@@ -330,6 +331,7 @@ def _views(
         workers=training.workers,
         subset=training.subset,
         pairs=training.objective.record.pairs,
+        views_per_decode=training.views_per_decode,
         part=(ranks.rank, ranks.world),
     )
 

@@ -31,6 +31,8 @@ class Training:
         views: how many stored views to cycle through (default: all).
         schedule: of the views, "epoch" or "random", see `CachedViews`.
         resident_views: views in memory at once, with schedule "random".
+        views_per_decode: M views of each sample come together in a batch, from an image that is decoded
+            once: a pass over the samples counts as M epochs, see `CachedViews`.
         train_samples: train on so many samples, as many of each class as possible, drawn by ``seed``.
         val_split: fraction of the training samples held out to choose the best epoch on.
         subset: allow samples of the dataset that the store lacks.
@@ -56,6 +58,7 @@ class Training:
     views: int | None = None
     schedule: str = "epoch"
     resident_views: int | None = None
+    views_per_decode: int = 1
     train_samples: int | None = None
     val_split: float = 0.0
     subset: bool = False
@@ -106,6 +109,12 @@ class Training:
                 "run it in the loop; a --store beside it still proves that it is the right one."
             )
         require_precision(self.precision)
+        epochs, each = self.optimization.epochs, self.views_per_decode
+        if each > 1 and epochs % each:
+            raise UsageError(
+                f"--views-per-decode {each}: a pass over the samples counts as {each} epochs, and --epochs "
+                f"{epochs} is no multiple of it; use --epochs {-(-epochs // each) * each}."
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
         if self.eval_every < 1:

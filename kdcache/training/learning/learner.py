@@ -80,7 +80,8 @@ class Learner:
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
-        self._require_last_batch(len(views.rows), (height, size))
+        self._require_one_view(views.views_per_decode)
+        self._require_last_batch(len(views.rows) * views.views_per_decode, (height, size))
         taps = tapped(self.model, self.objective.student_fields)
         self.forward = ranks.wrap(taps, self.device)
         if training.compile:
@@ -90,6 +91,7 @@ class Learner:
             rule = get_ema_multi_avg_fn(training.ema)
             self.average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
         optimization, self.steps = training.optimization, len(views)
+        total = self.steps * (optimization.epochs // views.views_per_decode)
         self.batch_size = optimization.batch_size
         learned = [
             parameter
@@ -97,16 +99,25 @@ class Learner:
             if parameter.requires_grad
         ]
         self.optimizer = optimization.make_optimizer(learned)
-        self.scheduler = optimization.make_scheduler(self.optimizer, self.steps)
+        self.scheduler = optimization.make_scheduler(self.optimizer, total)
         # From torch's own 65536 the gradients of a standardized loss overflow in the first steps.
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**10, enabled=training.precision == "fp16"
         )
-        self.losses = LossWatch(self.steps * optimization.epochs, self.device)
+        self.losses = LossWatch(total, self.device)
         self.names: list[str] = []
         self.sums = torch.zeros(())
         self.static: Callable[[Batch, int], Losses | None] | None = None
         self.not_static: str | None = None
+
+    def _require_one_view(self, views_per_decode: int) -> None:
+        """Refuse several views of a sample in a batch where the loss remembers one thing of each."""
+        names = [loss.config.method for loss in self.objective.losses() if loss.remembers]
+        if names and views_per_decode > 1:
+            raise UsageError(
+                f"--views-per-decode {views_per_decode}: {names[0]} remembers one row of each sample, and "
+                "a batch would have several; leave it out."
+            )
 
     def _require_last_batch(self, samples: int, size: tuple[int, int]) -> None:
         """Refuse now, not at the end of an epoch, a last batch too small for batch norm."""
@@ -120,8 +131,8 @@ class Learner:
                 copy.deepcopy(self.model).train()(sample)
         except ValueError as error:
             raise UsageError(
-                f"{samples} samples in batches of {batch_size} end with a batch that gives a process a "
-                f"single sample, and batch norm of {self.training.model} at {size[1]} pixels needs two: "
+                f"{samples} images in batches of {batch_size} end with a batch that gives a process a "
+                f"single one, and batch norm of {self.training.model} at {size[1]} pixels needs two: "
                 "use another --batch-size, or --train-samples."
             ) from error
 

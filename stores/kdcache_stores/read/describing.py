@@ -7,7 +7,6 @@ from kdcache_stores.encodings.protocol import FittedEncoding
 from kdcache_stores.format.canonical_json import Json
 from kdcache_stores.format.header import Field
 from kdcache_stores.format.manifest import NEWER_MEASURES, Entry
-from kdcache_stores.format.shards import ShardReader
 from kdcache_stores.read.reader import Store
 
 
@@ -78,10 +77,4 @@ def _fitted(store: Store, field: Field) -> dict[str, Json] | None:
     """What the encoding of a field was fitted to, in figures, if it is one that is."""
     if not isinstance(field.encoding, FittedEncoding):
         return None
-    shared = {}
-    for layout in store.layouts[field.name]:
-        if layout.spec.per == "store":
-            key = layout.key(0, 0)
-            reader = ShardReader(layout, store.source.get(key), f"{store.where}/{key}")
-            shared[layout.spec.name] = reader.single()
-    return {**field.encoding.figures(shared)}
+    return {**field.encoding.figures(store.shared_arrays(field.name))}

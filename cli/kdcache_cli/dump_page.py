@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcache_cli.commands.inspecting import page
-from kdcache_cli.output import console, emit, percent, say, size, table
+from kdcache_cli.output import answer, emit, percent, say, show, size, table
 
 if TYPE_CHECKING:
     from kdcache.dumping.dump import Dumped
@@ -87,15 +87,15 @@ def after(
     skipped = ("rows found finished", f"{done.skipped:,}")
     if not done.sealed:
         index, parts = given["part"]
-        say(f"part {index}/{parts} is done: {written[1]}, {skipped[1]} found finished")
+        answer(f"part {index}/{parts} is done: {written[1]}, {skipped[1]} found finished")
         for target in prepared.targets:
-            say(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
+            answer(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
         return
     for entry in stores:
         rows = [written, skipped, *page(entry["info"])]
-        console.print(table(f"store {entry['store']}", ("", ""), rows))
+        show(table(f"store {entry['store']}", ("", ""), rows))
     if "logits" in given["fields"] and prepared.plan.dataset.split == "train":
-        say("next: " + student_command(given))
+        answer("next: " + student_command(given))
 
 
 def duration(seconds: float) -> str:

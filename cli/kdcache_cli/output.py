@@ -1,4 +1,4 @@
-"""What people see (rich, on stderr) and what programs read (JSON, on stdout)."""
+"""What commands print: what they were asked for on stdout, as text or JSON; the way to it on stderr."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
+answers = Console(highlight=False)
+PIPED = 10_000
+"""Columns of an answer that is read by a program or kept in a file: nothing is broken."""
 
 
 def emit(document: Any, as_json: bool) -> None:
@@ -31,12 +34,23 @@ def emit(document: Any, as_json: bool) -> None:
 
 
 def say(text: str, quiet: bool = False) -> None:
-    """A line for people, kept whole: paths and commands are never wrapped.
+    """A line on the way, kept whole: paths and commands are never wrapped.
 
     It is one line whatever a name in it holds, so several are said one by one.
     """
     if not quiet:
         console.print(_plain(text), soft_wrap=True)
+
+
+def answer(text: str, quiet: bool = False) -> None:
+    """A line of what a command was asked for; otherwise as `say`."""
+    if not quiet:
+        answers.print(_plain(text), soft_wrap=True)
+
+
+def show(page: Table) -> None:
+    """A table of what a command was asked for."""
+    answers.print(page, width=None if answers.is_terminal else PIPED)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -7,12 +7,17 @@ from typing import Any
 
 import click
 
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.inspecting import encoding_text
-from kdcache_cli.output import console, emit, percent, say, size, table
+from kdcache_cli.output import answer, emit, percent, show, size, table
 
 
-@click.command("ls")
+@groups.command(
+    "ls",
+    "kdcache ls stores",
+    "kdcache ls s3://bucket",
+)
 @click.argument("place", default=".")
 @common
 def ls(place: str, as_json: bool, quiet: bool) -> None:
@@ -25,14 +30,14 @@ def ls(place: str, as_json: bool, quiet: bool) -> None:
     if quiet:
         return
     if not stores:
-        say(f"no stores under {redact(place)}")
+        answer(f"no stores under {redact(place)}")
     columns = ("store", "dataset", "classes", "views", "teacher", "top-1", "encoding", "size", "")
     for plan, items in groupby(stores, key=lambda item: item.summary.get("plan", "")):
         title = f"plan {str(plan)[:12]}" if plan else "cannot be opened"
         shown = table(title, columns, [row(item) for item in items])
         shown.columns[0].no_wrap = True
         shown.columns[0].min_width = max(len(item.name) for item in stores)
-        console.print(shown)
+        show(shown)
 
 
 def row(item: Any) -> list[str]:
@@ -58,9 +63,13 @@ def row(item: Any) -> list[str]:
     ]
 
 
-@click.command("diff")
-@click.argument("a")
-@click.argument("b")
+@groups.command(
+    "diff",
+    "kdcache diff a.zarr b.zarr",
+    "kdcache diff a.zarr b.zarr --json",
+)
+@click.argument("a", type=options.STORE)
+@click.argument("b", type=options.STORE)
 @common
 def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     """Compare stores A and B: plan, teacher, and the logits of each view; exit 1 if they differ."""
@@ -73,14 +82,14 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     code = 0 if comparison.same_content else 1
     for name in ("plan", "teacher", "encoding", "head"):
         same = getattr(comparison, f"same_{name}")
-        say(f"{name}: {'the same' if same else 'differs'}", quiet)
+        answer(f"{name}: {'the same' if same else 'differs'}", quiet)
     for name, left, right in comparison.differences:
-        say(f"  {name}: {left!r} and {right!r}", quiet)
-    say(f"views: {len(comparison.equal_views)} equal, {len(comparison.differing_views)} differ, "
+        answer(f"  {name}: {left!r} and {right!r}", quiet)
+    answer(f"views: {len(comparison.equal_views)} equal, {len(comparison.differing_views)} differ, "
         f"{len(comparison.only_a)} only in the first, {len(comparison.only_b)} only in the second",
         quiet)  # fmt: skip
     for name, reason in comparison.not_compared.items():
-        say(f"{'fields' if name == '*' else name} not compared: {reason}", quiet)
+        answer(f"{'fields' if name == '*' else name} not compared: {reason}", quiet)
     if comparison.field_differences and not quiet:
         rows = [
             (
@@ -94,14 +103,20 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
             for d in comparison.field_differences
         ]
         columns = ("view", "field", "squared error", "KL(A, B) mean", "worst", "same top-1")
-        console.print(table("views that differ (relative error; nats)", columns, rows))
+        show(table("views that differ (relative error; nats)", columns, rows))
     return code
 
 
-@click.command("card")
-@click.argument("store")
-@click.option("--license", default="other", show_default=True, help="Licence of the logits.")
-@click.option("--url", help="Where the store is or will be published.")
+@groups.command(
+    "card",
+    "kdcache card t.zarr",
+    "kdcache card t.zarr --license cc-by-4.0",
+)
+@click.argument("store", type=options.STORE)
+@groups.OUTPUT.option(
+    "--license", default="other", show_default=True, help="Licence of the logits."
+)
+@groups.OUTPUT.option("--url", help="Where the store is or will be published.")
 @common
 def card(store: str, license: str, url: str | None, as_json: bool, quiet: bool) -> None:
     """Write README.md and croissant.json into a STORE."""
@@ -109,4 +124,4 @@ def card(store: str, license: str, url: str | None, as_json: bool, quiet: bool) 
 
     written = write_card(store, license, url)
     emit(written, as_json)
-    say("wrote " + " and ".join(written), quiet)
+    answer("wrote " + " and ".join(written), quiet)

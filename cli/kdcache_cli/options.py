@@ -97,9 +97,9 @@ class Place(click.types.StringParamType):
         folder = Path(str(value).partition("@")[0])
         if self.store and (folder / "config.toml").is_file():
             self.fail(
-                f"{folder} is the run of a training, and a store of a teacher's outputs is wanted here. What "
-                f"there is to see of a run: kdcache evaluate {folder} --dataset NAME, kdcache report "
-                f"{folder} --out page; dump-teacher --teacher {folder} makes a store of it",
+                f"{folder} is the run of a training, and a store of a teacher's outputs is wanted here. See "
+                f"it with: kdcache evaluate {folder} --dataset NAME; make a store of it with: kdcache "
+                f"dump-teacher --teacher {folder}",
                 param,
                 ctx,
             )

@@ -21,10 +21,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
-answers = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
 PIPED = 10_000
-"""Columns of an answer that is read by a program or kept in a file: nothing is broken."""
+"""Columns of a result that is read by a program or kept in a file: nothing is broken."""
 
 
 def emit(document: Any, as_json: bool) -> None:
@@ -39,34 +39,67 @@ def say(text: str, quiet: bool = False) -> None:
     It is one line whatever a name in it holds, so several are said one by one.
     """
     if not quiet:
-        console.print(_plain(text), soft_wrap=True)
+        stderr.print(_plain(text), soft_wrap=True)
 
 
-def answer(text: str, quiet: bool = False) -> None:
+def show_line(text: str, quiet: bool = False) -> None:
     """A line of what a command was asked for; otherwise as `say`."""
     if not quiet:
-        answers.print(_plain(text), soft_wrap=True)
+        stdout.print(_plain(text), soft_wrap=True)
 
 
-def show(page: Table) -> None:
-    """A table of what a command was asked for."""
-    answers.print(page, width=None if answers.is_terminal else PIPED)
+def show_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
+    """A page of what a command was asked for: a name and a value a line."""
+    page = Table(title=_plain(title), title_justify="left", title_style="bold", show_header=False,
+                 box=box.SIMPLE)  # fmt: skip
+    page.add_column()
+    page.add_column(overflow="fold")
+    for fact in facts:
+        page.add_row(*map(_plain, fact))
+    _print(page)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table whose first column is left-aligned and whose others are numbers.
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of what a command was asked for: words in its first column, numbers in the others.
 
-    Without names of columns it is a page of facts: a name and a value a line.
+    Where the terminal is too narrow for it, no word is broken: the words of its header stand below each
+    other, then its first column takes several lines, and then each row is a page of its own.
     """
-    page = not any(columns)
-    made = Table(title=_plain(title), title_justify="left", title_style="bold", show_header=not page,
-                 box=box.SIMPLE if page else box.ROUNDED)  # fmt: skip
-    for index, column in enumerate(columns):
-        left = index == 0 or page
-        made.add_column(column, justify="left" if left else "right", overflow="fold")
+    width, rows = stdout.width if stdout.is_terminal else PIPED, list(rows)
+    words = [[column] for column in columns]
+
+    def least() -> list[int]:
+        return [
+            max(len(text) for text in (*words[i], *(row[i] for row in rows)))
+            for i in range(len(columns))
+        ]
+
+    borders = 3 * len(columns) + 1
+    if sum(least()) + borders > width:
+        words = [column.split() or [""] for column in columns]
+    first = max((len(word) for row in rows for word in row[0].split()), default=0)
+    if first + sum(least()[1:]) + borders > width:
+        for row in rows:
+            show_facts(f"{title}: {row[0]}", list(zip(columns, row, strict=True))[1:])
+        return
+    made = Table(title=_plain(title), title_justify="left", title_style="bold", box=box.ROUNDED)
+    for index, column in enumerate(words):
+        left = index == 0
+        made.add_column("\n".join(column), justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         made.add_row(*map(_plain, row))
-    return made
+    _print(made)
+
+
+def _print(page: Table) -> None:
+    """Print a table; where nobody looks, as wide as it needs to be and without blanks behind it."""
+    if stdout.is_terminal:
+        stdout.print(page)
+        return
+    wide = Console(highlight=False, width=PIPED)
+    with wide.capture() as capture:
+        wide.print(page)
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def _plain(text: str) -> Text:
@@ -94,10 +127,9 @@ def progress(quiet: bool, unit: str) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         _Words("{task.fields[note]}"),
-        console=console,
+        console=stderr,
         transient=True,
-        disable=quiet
-        or not console.is_terminal,  # in a log file they leave nothing but blank lines
+        disable=quiet or not stderr.is_terminal,  # in a log file they leave nothing but blank lines
     )
 
 

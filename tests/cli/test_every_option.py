@@ -159,11 +159,12 @@ def value(words: str, beside: str = "", alone: bool = False) -> Value:
     return Value(tuple(words.split()), tuple(beside.split()), alone)
 
 
-def of_method(method: Method, option: Option) -> Value:
+def of_method(method: Method, option: Option, besides: str = "") -> Value:
     flag = f"--{method.flag(option).replace('_', '-')}"
     other = next((choice for choice in option.choices if choice != option.default), None)
     changed = other or type(option.default)(float(option.default) + 1)
     named = "" if method.name == "kd" else f"--method {method.name}"  # that of the cases
+    named = f"{named} {besides}".strip()
     return value(f"{named} {flag} {changed}", named)
 
 
@@ -211,6 +212,10 @@ VALUES = {
 } | {
     f"--{method.flag(option).replace('_', '-')}": of_method(method, option)
     for method in METHODS.values()
+    for option in method.options
+} | {
+    f"train-student --{method.flag(option).replace('_', '-')}": of_method(method, option, "--online t")
+    for method in METHODS.values() if method.online
     for option in method.options
 }  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_a_last_batch_of_one_sample(tmp_path: Path, kdcache: Run) -> None:
     dataset = arrays(tmp_path)
     narrow = ["--model", "vgg8", "--batch-size", 16]
     result = kdcache(*train(dataset, tmp_path / "run", *narrow))
-    refused(result, 2, "17 samples in batches of 16", "vgg8", "--batch-size")
+    refused(result, 2, "17 images in batches of 16", "vgg8", "--batch-size")
     assert not (tmp_path / "run").exists()
     # Where the maps are wider than one pixel a batch of one trains.
     assert kdcache(*train(dataset, tmp_path / "wide", "--batch-size", 16)).code == 0

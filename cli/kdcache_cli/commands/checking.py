@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.training import from_recipe
-from kdcache_cli.output import answer, emit
+from kdcache_cli.output import emit, show_line
 
 
 @groups.command(
@@ -79,9 +79,9 @@ def check(
     findings = check_stores(asked)
     emit({"findings": [finding.to_dict() for finding in findings]}, as_json)
     for finding in findings:
-        answer(f"warning: {finding}", as_json)
+        show_line(f"warning: {finding}", as_json)
     if not findings:
-        answer("nothing to warn of", quiet)
+        show_line("nothing to warn of", quiet)
     return 1 if strict and findings else 0
 
 

@@ -8,7 +8,7 @@ from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.dumping import Bar
 from kdcache_cli.commands.training import Bars
-from kdcache_cli.output import answer, emit, percent, progress, say, show, table
+from kdcache_cli.output import emit, percent, progress, say, show_line, show_table
 
 
 @groups.command(
@@ -53,6 +53,6 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
         for row in outcome["rows"]
     ]
     columns = ("method", "test accuracy", "vs ce", "s/epoch", "teacher forwards")
-    show(table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows))
-    answer(f"store: {outcome['store']}")
-    answer(f"runs:  {out}/*  (the commands above repeat each step by hand)")
+    show_table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows)
+    show_line(f"store: {outcome['store']}")
+    show_line(f"runs:  {out}/*  (the commands above repeat each step by hand)")

@@ -140,6 +140,12 @@ class Bar:
 @groups.MACHINE.option(
     "--part", callback=lambda c, p, v: options.part(v), help="i/n, i from 0: a job's share."
 )
+@groups.OUTPUT.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="All that is known of the store, as `kdcache inspect` shows it.",
+)
 @groups.OUTPUT.option("--dry-run", is_flag=True, help="Only the estimate.")
 @groups.OUTPUT.option(
     "--epochs", type=click.IntRange(1), default=240, help="Of a student, for the estimate."
@@ -147,7 +153,7 @@ class Bar:
 @groups.OUTPUT.option("--students", type=click.IntRange(1), default=1, help="For the estimate.")
 @options.device
 @common
-def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> None:
+def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, verbose: bool, **given: Any) -> None:
     """Run teachers once over the views of a dataset and store their logits, or other fields.
 
     All samples of the split are stored; train-student chooses among them (--train-samples, --val-split).
@@ -173,7 +179,7 @@ def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> Non
                 say(dump_page.interrupted(), quiet)
                 raise
         if first:
-            dump_page.after(prepared, done, given, as_json, quiet)
+            dump_page.after(prepared, done, given | {"verbose": verbose}, as_json, quiet)
 
 
 def _request(given: dict[str, Any]) -> DumpRequest:

@@ -10,7 +10,7 @@ import click
 
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import answer, emit, percent, say, show, size, table
+from kdcache_cli.output import emit, percent, say, show_facts, show_line, show_table, size
 
 
 @groups.command(
@@ -67,10 +67,10 @@ def evaluate(
     if quiet:
         return
     columns = [results, *([results["teacher"]] if "teacher" in results else [])]
-    rows = [(name, *(show(column) for column in columns)) for name, show in _LINES.items()]
+    rows = [(name, *(text_of(column) for column in columns)) for name, text_of in _LINES.items()]
     titles = ("", *(column["architecture"] for column in columns))
-    show(table("{dataset} {split}, {samples:,} samples".format(**results), titles, rows))
-    answer(f"temperature fitted on: {results['temperature_fitted_on']}")
+    show_table("{dataset} {split}, {samples:,} samples".format(**results), titles, rows)
+    show_line(f"temperature fitted on: {results['temperature_fitted_on']}")
     if agreement := results.get("agreement"):
         lines = [
             ("same top-1", percent(agreement["top1_agreement"])),
@@ -81,7 +81,7 @@ def evaluate(
         ]
         of = f"{agreement['views']} views of {agreement['samples']:,} samples"
         title = f"agreement with {given['store']} ({of})"
-        show(table(title, ("", ""), lines))
+        show_facts(title, lines)
 
 
 def _asked(model: str, given: dict[str, Any]) -> list[Any]:
@@ -151,7 +151,7 @@ def export(
     model = load_run_model(run, allow_code)
     done: dict[str, Any] = write(model, form, out or run / f"exported{SUFFIXES[form]}")
     emit(done, as_json)
-    answer(
+    show_line(
         f"{done['file']}: {size(done['bytes'])}, uint8 images {tuple(done['input'])} to logits; run "
         f"and compared with the network, largest difference {done['max_difference']:.1e}",
         quiet,

@@ -9,7 +9,7 @@ import click
 from kdcache.break_even import break_even
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import answer, emit, percent, progress, show, size, table
+from kdcache_cli.output import emit, percent, progress, show_facts, show_line, size
 from kdcache_stores.types import LOGITS
 
 
@@ -28,7 +28,7 @@ def inspect(store: str, as_json: bool, quiet: bool) -> None:
         info = describe(opened)
     emit(info, as_json)
     if not quiet:
-        show(table(f"store {store}", ("", ""), page(info)))
+        show_facts(f"store {store}", page(info))
 
 
 def page(info: dict[str, Any]) -> list[tuple[str, str]]:
@@ -164,24 +164,24 @@ def verify(
         results["teacher"] = recheck.to_dict()
     emit(results, as_json)
     for note in report.notes:
-        answer(f"note: {note}", quiet)
+        show_line(f"note: {note}", quiet)
     if report.ok:
-        answer(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
+        show_line(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
             "written", quiet)  # fmt: skip
-        answer(f"content digest {report.digest}", quiet)
+        show_line(f"content digest {report.digest}", quiet)
         return say_recomputed(results["teacher"], quiet, as_json) if teacher else 0
     for problem in report.problems:
-        answer(f"damaged: {problem.message}", as_json)
+        show_line(f"damaged: {problem.message}", as_json)
     if report.rewrite:
         shards = ", ".join(f"view {view} rows {a}-{b - 1}" for view, a, b in report.rewrite)
-        answer(f"the dump's command, run again with --repair, rewrites: {shards}", as_json)
+        show_line(f"the dump's command, run again with --repair, rewrites: {shards}", as_json)
     return 1
 
 
 def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
     """The outcome for people, and the exit code."""
     for problem in recheck["problems"]:
-        answer(f"not this teacher's outputs: {problem}", as_json)
+        show_line(f"not this teacher's outputs: {problem}", as_json)
     if recheck["ok"]:
         names = {"logits": ("kl_t1_mean", "KL")}
         texts = []
@@ -196,6 +196,6 @@ def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
                     else ""
                 )
             )
-        answer(f"{recheck['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
+        show_line(f"{recheck['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
             quiet)  # fmt: skip
     return 0 if recheck["ok"] else 1

@@ -11,7 +11,7 @@ from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.inspecting import page
 from kdcache_cli.dump_page import command_line
-from kdcache_cli.output import answer, emit, say, show, size, table
+from kdcache_cli.output import emit, say, show_facts, show_line, size
 
 
 @groups.command(
@@ -37,7 +37,7 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
         info = describe(opened)
     emit(info, as_json)
     if not quiet:
-        show(table(f"store {store}", ("", ""), page(info)))
+        show_facts(f"store {store}", page(info))
 
 
 @groups.command(
@@ -101,7 +101,7 @@ def import_logits(
         info = describe(store)
     emit(info, as_json)
     if not quiet:
-        show(table(f"store {out}", ("", ""), page(info)))
+        show_facts(f"store {out}", page(info))
 
 
 @groups.command(
@@ -134,4 +134,4 @@ def export_views(out: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     plan, views = choose_plan(options.source(given), **given)
     rows = write_parameters(plan, range(views), out)
     emit({"file": str(out), "rows": rows, "plan": plan.to_store().digest}, as_json)
-    answer(f"{out}: {rows:,} rows, {size(out.stat().st_size)}", quiet)
+    show_line(f"{out}: {rows:,} rows, {size(out.stat().st_size)}", quiet)

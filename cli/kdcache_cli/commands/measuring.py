@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import answer, emit, percent, say, show, size, table
+from kdcache_cli.output import emit, percent, say, show_line, show_table, size
 
 
 @groups.command(
@@ -61,7 +61,7 @@ def bench(
     if quiet:
         return
     where, versions = results["machine"], results["versions"]
-    answer(f"{where['gpu'] or where['processor']}, {where['cores']} cores, torch {versions['torch']}, "
+    show_line(f"{where['gpu'] or where['processor']}, {where['cores']} cores, torch {versions['torch']}, "
         f"kdcache {versions['kdcache']}; load before {where['load_before'] or 0:.1f}")  # fmt: skip
     claims = [
         (claim["what"], f"{claim['median']:.2f}", f"{claim['p25']:.2f} to {claim['p75']:.2f}",
@@ -69,9 +69,9 @@ def bench(
         for claim in results["claims"]
     ]  # fmt: skip
     if claims:
-        show(table("ratios, side by side", ("", "median", "quartiles", "rounds"), claims))
+        show_table("ratios, side by side", ("", "median", "quartiles", "rounds"), claims)
     for claim in results["claims"]:
-        answer(f"{claim['what']}: {claim['about']}")
+        show_line(f"{claim['what']}: {claim['about']}")
     encodings = [
         (row["encoding"], f"{row['bytes_per_row']:.1f}", f"{row['kl_t1_mean']:.1e}",
          f"{row['kl_t4_mean']:.1e}", f"{row['kl_z_mean']:.1e}", percent(row["top1_agreement"]),
@@ -81,7 +81,7 @@ def bench(
     columns = ("", "bytes a row", "KL T=1", "KL T=4", "KL Z, tau=2", "same top-1", "M rows/s")
     if encodings:
         title = f"encodings, on {results['encodings']['logits']} logits"
-        show(table(title, columns, encodings))
+        show_table(title, columns, encodings)
     memory = [
         (f"{row['factor']}x", size(row["store_bytes"]), size(row["write_bytes"]),
          size(row["read_bytes"]))
@@ -89,6 +89,6 @@ def bench(
     ]  # fmt: skip
     if memory:
         title = "peak memory beyond the process, as a store grows"
-        show(table(title, ("", "store", "to write", "to stream"), memory))
+        show_table(title, ("", "store", "to write", "to stream"), memory)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())
-    answer(f"measured in {spent}")
+    show_line(f"measured in {spent}")

@@ -8,7 +8,7 @@ import click
 
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import answer, emit, say
+from kdcache_cli.output import emit, say, show_line
 
 
 @groups.command(
@@ -58,5 +58,5 @@ def report(
           "left_out": done.left_out}, as_json)  # fmt: skip
     for reason in done.left_out:
         say(f"left out: {reason}", quiet)
-    answer(f"{done.page} ({done.page.stat().st_size / 1e6:.1f} MB, with {len(done.files) - 1} files of "
+    show_line(f"{done.page} ({done.page.stat().st_size / 1e6:.1f} MB, with {len(done.files) - 1} files of "
         "figures beside it)", quiet)  # fmt: skip

@@ -11,7 +11,7 @@ import click
 
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import answer, console, emit, size
+from kdcache_cli.output import emit, show_line, size, stderr
 
 
 @contextmanager
@@ -33,8 +33,8 @@ def transfer(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
+    hidden = quiet or not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=hidden) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -103,12 +103,12 @@ def pull(
 def report(done: Any, verb: str, as_json: bool, quiet: bool) -> None:
     """What was transferred, and what is there now."""
     emit(asdict(done), as_json)
-    answer(
+    show_line(
         f"{done.where} is whole and verified: {done.sent} objects {verb} ({size(done.sent_bytes)}), "
         f"{done.skipped} were there",
         quiet,
     )
-    answer(f"content digest {done.digest}", quiet)
+    show_line(f"content digest {done.digest}", quiet)
 
 
 def view_range(text: str) -> tuple[int, int]:
@@ -137,7 +137,7 @@ def cache(clear: bool, as_json: bool, quiet: bool) -> None:
     objects = ObjectCache()
     state = objects.clear() if clear else objects.state()
     emit({**asdict(state), "cleared": clear}, as_json)
-    answer(
+    show_line(
         f"{state.folder}: {state.objects} objects, {size(state.nbytes)} of {size(state.limit)}"
         + (", all removed" if clear else ""),
         quiet,

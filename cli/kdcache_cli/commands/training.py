@@ -13,7 +13,15 @@ from rich.progress import Progress, TaskID
 
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import answer, emit, percent, progress, say, show, table
+from kdcache_cli.output import (
+    emit,
+    percent,
+    progress,
+    say,
+    show_facts,
+    show_line,
+    show_table,
+)
 from kdcache_cli.student_runs import StudentRun, student_runs
 
 
@@ -74,8 +82,8 @@ def _train(
     if quiet:
         return
     if len(runs) == 1:
-        show(table(titles[0], ("", ""), _page(summaries[0])))
-        answer(f"run: {runs[0].path}")
+        show_facts(titles[0], _page(summaries[0]))
+        show_line(f"run: {runs[0].path}")
     else:
         columns = ("", "last top-1", "best top-1", "NLL", "seconds per epoch of all")
         rows = [
@@ -83,8 +91,8 @@ def _train(
              f"{summary['last_nll']:.4f}", f"{summary['seconds_per_epoch']:.3f}")
             for title, summary in zip(titles, summaries, strict=True)
         ]  # fmt: skip
-        show(table("students side by side", columns, rows))
-        answer(f"runs: {runs[0].path.parent}")
+        show_table("students side by side", columns, rows)
+        show_line(f"runs: {runs[0].path.parent}")
 
 
 def _page(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -317,7 +325,7 @@ def _born_again(
     emit([generation.to_dict() for generation in result], as_json)
     if not quiet:
         rows = [(g.run.name, percent(g.top1), percent(g.ensemble_top1)) for g in result]
-        show(table(title, ("", "test top-1", "with those before, averaged"), rows))
+        show_table(title, ("", "test top-1", "with those before, averaged"), rows)
 
 
 def _student(run: StudentRun, data_seed: int | None) -> Any:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.distributed import Ranks
-from kdcache.runs import Run
+from kdcache.run_schema import require_shape
+from kdcache.runs import CHECKPOINT, METRICS, Run
 from kdcache.training.checkpoints import Checkpoints, Pace
 from kdcache.training.learning.learner import Learner
 from kdcache.training.observer import TrainingObserver
 from kdcache.training.preflight import Preflight
-from kdcache_stores import MismatchError, TrainingError
+from kdcache_stores import DataError, MismatchError, TrainingError
 
 
 class Course:
@@ -65,24 +66,42 @@ class Course:
 
         Raises:
             MismatchError: it was trained from other stores.
+            DataError: it is of no training like this, or the metrics of its epochs are not there.
         """
         state = self.run.load_checkpoint(self.learner.device)
         if state is not None:
-            if state["stores"] != self.stores:
-                raise MismatchError(
-                    f"the checkpoint in {self.run.path} was trained from stores "
-                    f"{[d[:12] for d in state['stores']]}, given are {[d[:12] for d in self.stores]}. "
-                    "Give the same stores, or another --out."
-                )
-            self.learner.load_state(state)
-            self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
+            self._load(state)
         self.records = self.run.metrics()[: self.done]
+        if len(self.records) < self.done:
+            raise DataError(
+                f"{self.run.path / METRICS} has {len(self.records)} of the {self.done} epochs that "
+                f"{CHECKPOINT} has done: delete both to start this run again."
+            )
         if self.ranks.is_first:
             self.run.keep_metrics(self.done)
             if changed := self.run.note_version(self.done):
                 self.watch.note(changed)
         self.checkpoints = Checkpoints(self.run, pace)
         return self.checkpoints
+
+    def _load(self, state: dict[str, Any]) -> None:
+        file = self.run.path / CHECKPOINT
+        types = {"stores": list, "stores.*": str, "epochs_done": int, "teacher_forwards": int}
+        require_shape(state, types, ("stores", "epochs_done", "teacher_forwards"), file)
+        if state["stores"] != self.stores:
+            raise MismatchError(
+                f"the checkpoint in {self.run.path} was trained from stores "
+                f"{[d[:12] for d in state['stores']]}, given are {[d[:12] for d in self.stores]}. "
+                "Give the same stores, or another --out."
+            )
+        try:
+            self.learner.load_state(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{file} is of no training like this ({type(error).__name__}: {error}); delete it to "
+                "start this run again."
+            ) from error
+        self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
 
     def is_sound(self, epoch: int) -> bool:
         """Whether the losses of the epoch, counted from 0, are those of a training that can go on."""

@@ -126,6 +126,7 @@ class Compact:
         """
         classes = rows.shape[-1]
         views = [standardize(view.astype(np.float64)) for view in rows]
+        vectors: Reals
         if classes <= _SIDE:
             vectors = _directions(views[0], views[-1] - views[0])
         else:

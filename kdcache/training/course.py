@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.distributed import Ranks
-from kdcache.runs import Run
+from kdcache.run_schema import require_shape
+from kdcache.runs import CHECKPOINT, METRICS, Run
 from kdcache.training.checkpoints import Checkpoints, Pace
 from kdcache.training.learning.learner import Learner
 from kdcache.training.observer import TrainingObserver
 from kdcache.training.preflight import Preflight
-from kdcache_stores import MismatchError, TrainingError
+from kdcache_stores import DataError, MismatchError, TrainingError
 
 
 class Course:
@@ -70,17 +71,11 @@ class Course:
         Raises:
             MismatchError: it was trained from other stores.
             TrainingError: a student that teaches it is at its end already.
+            DataError: it is of no training like this, or the metrics of its epochs are not there.
         """
         state = self._newest()
         if state is not None:
-            if state["stores"] != self.stores:
-                raise MismatchError(
-                    f"the checkpoint in {self.run.path} was trained from stores "
-                    f"{[d[:12] for d in state['stores']]}, given are {[d[:12] for d in self.stores]}. "
-                    "Give the same stores, or another --out."
-                )
-            self.learner.load_state(state)
-            self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
+            self._load(state)
         gone = [c.run.path for c in self.group if c.run.summary() is not None]
         if gone and self.done < self.training.optimization.epochs:
             raise TrainingError(
@@ -88,6 +83,11 @@ class Course:
                 "finished: delete both to train them anew, or give another --out."
             )
         self.records = [record for record in self.run.metrics() if record["epoch"] <= self.done]
+        if (last := _last_epoch(self.run)) < self.done:
+            raise DataError(
+                f"{self.run.path / METRICS} has {last} of the {self.done} epochs that {CHECKPOINT} has done: "
+                "delete both to start this run again."
+            )
         if self.ranks.is_first:
             self.run.keep_metrics(self.done)
             if changed := self.run.note_version(self.done):
@@ -102,16 +102,41 @@ class Course:
             return saved[0]
         # Each logs an epoch before any of them keeps it: what one has no record of is none of its own.
         logged = min(_last_epoch(course.run) for course in self.group)
-        states = [state for state in saved if state and state["epochs_done"] <= logged]
+        states = [state for state in saved if state and state.get("epochs_done", 0) <= logged]
         if not states:
             return None
         newest: dict[str, Any] = max(states, key=lambda state: state["epochs_done"])
-        mine: dict[str, Any] = newest["group"][self.training.named]
+        try:
+            mine: dict[str, Any] = newest["group"][self.training.named]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.run.path / CHECKPOINT} has no state of {self.training.named}; delete the checkpoints "
+                "of all students that teach each other to start them again."
+            ) from error
         return mine
 
     def _state(self) -> dict[str, Any]:
         counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
         return self.learner.state() | counts | {"stores": self.stores}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        file = self.run.path / CHECKPOINT
+        types = {"stores": list, "stores.*": str, "epochs_done": int, "teacher_forwards": int}
+        require_shape(state, types, ("stores", "epochs_done", "teacher_forwards"), file)
+        if state["stores"] != self.stores:
+            raise MismatchError(
+                f"the checkpoint in {self.run.path} was trained from stores "
+                f"{[d[:12] for d in state['stores']]}, given are {[d[:12] for d in self.stores]}. "
+                "Give the same stores, or another --out."
+            )
+        try:
+            self.learner.load_state(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{file} is of no training like this ({type(error).__name__}: {error}); delete it to "
+                "start this run again."
+            ) from error
+        self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
 
     def is_sound(self, epoch: int) -> bool:
         """Whether the losses of the epoch, counted from 0, are those of a training that can go on."""

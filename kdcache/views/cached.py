@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from kdcache.data.dataset import Dataset, Rows
 from kdcache.philox import key_words
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache.views.window import ResidentFields, views_that_fit
+from kdcache.views.window import ResidentFields, Targets, batches_at_once, views_that_fit
 from kdcache_stores import (
     MismatchError,
     Samples,
@@ -170,8 +171,10 @@ class CachedViews:
         if pairs and isinstance(self.plan.augmentation, Mix):
             raise UsageError("mixed images come one by one, not as a weak and a strong view.")
         self.window = self._window(resident_views)
+        self._at_once = 1
         if self.teachers:
             assert self.views is not None
+            self._at_once = batches_at_once(self.teachers, batch_size * self.group)
             self.resident = ResidentFields(
                 self.teachers,
                 self.rows,
@@ -367,25 +370,24 @@ class CachedViews:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = rng.permutation(len(self.rows))
         views = self._views_of(epoch, rng)
-        begin = start * self.batch_size
-        cuts = [order[i : i + self.batch_size] for i in range(begin, len(order), self.batch_size)]
-        totals = [len(cut) for cut in cuts]
-        index, parts = self.part
+        first = start - start % self._at_once  # the batch that decoding begins with
+        size, (index, parts) = self.batch_size, self.part
+        cuts = [order[i : i + size] for i in range(first * size, len(order), size)]
+        totals = [len(cut) for cut in cuts][start - first :]
         cuts = [cut[index * len(cut) // parts : (index + 1) * len(cut) // parts] for cut in cuts]
+        teachers = islice(self._targets(epoch, cuts, views), start - first, None)
+        cuts = cuts[start - first :]
         # What the steps look up goes to the device once, not once per step.
         mine = np.concatenate(cuts)
         on_device = torch.from_numpy(mine).to(self.device)
         keys, view_of = self._keys[on_device], torch.from_numpy(views[mine]).to(self.device)
-        window = None if self.resident is None else self.resident.window(epoch)
-        if window is not None:
-            places = window.places(*self._grouped(views[mine], mine))
         stream = self.plan.stream(
             [self._request(cut, views[cut]) for cut in cuts],
             device=self.device,
             workers=self.workers,
         )
         position = 0
-        for cut, total, batch in zip(cuts, totals, stream, strict=True):
+        for cut, total, batch, fields in zip(cuts, totals, stream, teachers, strict=True):
             here = slice(position, position := position + len(cut))
             images, labels = batch.images, batch.labels
             if self.group == 2:
@@ -393,13 +395,21 @@ class CachedViews:
             yield Batch(
                 images=images,
                 labels=labels,
-                teachers=() if window is None else window.take(places[here]),
+                teachers=fields,
                 rows=self.plan.dataset_rows[self.rows[cut]],
                 keys=keys[here],
                 views=view_of[here],
                 mix=batch.mix,
                 total=total,
             )
+
+    def _targets(self, epoch: int, cuts: list[Rows], views: Rows) -> Iterator[Targets]:
+        """The teachers' fields of each batch, from views that stay in memory as long as this lives."""
+        if self.resident is None:
+            return repeat((), len(cuts))
+        window, mine = self.resident.window(epoch), np.concatenate(cuts)
+        places = window.places(*self._grouped(views[mine], mine))
+        return window.batches(places, [len(cut) for cut in cuts], self._at_once)
 
     def _grouped(self, views: Rows, positions: Rows) -> tuple[Rows, Rows]:
         """Views and positions of single views (B,), or of both views of pairs (B, 2)."""

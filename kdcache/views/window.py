@@ -190,10 +190,10 @@ class ResidentFields:
     """Windows of views of aligned stores, for some of their rows, on a device.
 
     Views come in groups: of one, or of two where a weak and a strong view belong together. Epoch ``e``
-    uses the groups e, e+1, ..., e+window-1 (mod their number). While it trains, a background thread reads
-    and packs what the next epoch adds, so memory holds at most ``window`` + 1 groups, however many
-    views the stores have. Several windows may live at once, in several threads too: one whose views
-    do not fit beside those being read takes as much memory again, for as long as it lives.
+    uses the ``window`` groups from e * ``stride`` on (mod their number). While it trains, a background
+    thread reads and packs what the next epoch adds, so memory holds at most ``window`` + ``stride``
+    groups, however many views the stores have. Several windows may live at once, in several threads too:
+    one whose views do not fit beside those being read takes as much memory again, for as long as it lives.
 
     Args:
         teachers: per teacher, which store holds each field; all of one plan.
@@ -202,6 +202,7 @@ class ResidentFields:
         window: groups in memory that one epoch can draw from, 1 to V / group.
         group: views that belong together.
         first: number of the first of these views, where the stores are parts.
+        stride: groups by which the window moves on from epoch to epoch, at most ``window``.
         device: where the rows are wanted.
     """
 
@@ -214,9 +215,10 @@ class ResidentFields:
         device: torch.device,
         group: int = 1,
         first: int = 0,
+        stride: int = 1,
     ) -> None:
         self.teachers, self.rows, self.groups, self.size = teachers, rows, views // group, window
-        self.group, self.device, self.first = group, device, first
+        self.group, self.device, self.first, self.stride = group, device, first, stride
         self._lock = Lock()
         # One thread: a slot's next view is read after the last one, however that ended.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kdcache-read")
@@ -238,7 +240,7 @@ class ResidentFields:
         )
 
     def _make_room(self) -> _Room:
-        slots = min(self.size + 1, self.groups) * self.group
+        slots = min(self.size + self.stride, self.groups) * self.group
         with torch.inference_mode(False):  # the reading thread writes into them
             buffers = [
                 {
@@ -264,7 +266,7 @@ class ResidentFields:
             yield piece, store.read_encoded(view, self.rows[piece], name)
 
     def _views_of(self, epoch: int) -> list[int]:
-        firsts = (epoch + np.arange(self.size)) % self.groups * self.group
+        firsts = (epoch * self.stride + np.arange(self.size)) % self.groups * self.group
         return [int(first) + i for first in firsts for i in range(self.group)]
 
     def window(self, epoch: int) -> Window:

@@ -226,7 +226,7 @@ def test_recheck_compares_every_field(
         assert result.ok, result.problems
         assert result.measured.keys() == store.fields.keys()
         if "pooled" in store.fields:
-            assert 0 <= result.measured["pooled"]["head_kl_t1"] < 1e-5
+            assert 0 <= result.measured["pooled"]["head_kl"] < 1e-5
 
     class Scaled(nn.Module):
         def __init__(self) -> None:

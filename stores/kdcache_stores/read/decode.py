@@ -143,39 +143,39 @@ def _read_shard(
     _wait([*checks, *blocks])
 
 
-def check_shard(
-    source: SealedObjects,
-    shard: Shard,
+def check_rows(
+    readers: dict[str, ShardReader],
     layouts: list[ArrayLayout],
     encoding: Encoding,
     shape: tuple[int, ...],
+    shard: Shard,
     labels: NDArray[np.int64],
 ) -> None:
-    """Decode a shard, a chunk at a time, and keep nothing; raises `CorruptStore` for what is invalid.
+    """Decode a shard of a field, a chunk at a time, and keep nothing.
+
+    Raises `CorruptStore` for what is invalid.
 
     Args:
-        source, shard, layouts, encoding: of one field.
+        readers: of each array of the field, by its name.
+        layouts, encoding: of the field.
         shape: of its rows.
         labels: int64 (shard.rows,).
     """
-    readers = {}
-    for layout in layouts:
-        key = layout.key(shard.view, shard.index)
-        readers[layout.spec.name] = ShardReader(
-            layout, source.load(key)[0], f"{source.where}/{key}"
-        )
-    for rows in _blocks(layouts, shard):
-        out = np.empty((len(rows), *shape), np.float32)
+    where = next(iter(readers.values())).where
+    blocks = list(_blocks(layouts, shard))
+    space = np.empty((len(blocks[0]), *shape), np.float32)
+    for rows in blocks:
+        out = space[: len(rows)]
         arrays = _arrays(readers, rows, slice(None))
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 encoding.decode(arrays, out)
-            if isinstance(encoding, CheckedEncoding) and np.isfinite(out).all():
+                finite = bool(np.isfinite(out.sum()) or np.isfinite(out).all())
+            if finite and isinstance(encoding, CheckedEncoding):
                 encoding.check(arrays, labels[rows.start : rows.stop])
         except CorruptStore as error:
-            where = next(iter(readers.values())).where
             raise CorruptStore(f"{where}: {error}") from None
-        if not np.isfinite(out).all():
+        if not finite:
             raise _not_finite(readers, rows, shard.start)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from kdcache.views.packed import Packing
 from kdcache.views.packed_codes import Columns, PackedCodes
-from kdcache_stores import DataError
+from kdcache.views.window import ResidentFields, packed_bytes
+from kdcache_stores import DataError, Plan, Samples, write_arrays
 from kdcache_stores.encodings.encoding_names import make_encoding
 from kdcache_stores.encodings.protocol import FittedEncoding
 from kdcache_stores.format.header import Field
@@ -198,3 +200,20 @@ def test_features_of_any_shape(shape: tuple[int, ...]) -> None:
         order, picks = np.arange(9)[::-1], np.random.default_rng(2).integers(0, 99, (20, 2))
         rows, slots, positions = taken(Packing(field, shared, views[1]), views, order, 4, picks)
         assert np.array_equal(rows.numpy(), decoded[slots, positions])
+
+
+@pytest.mark.parametrize("encoding", ["float16", "quantized", "topk:3", "compact"])
+def test_what_fits_is_told_by_the_bytes_that_it_takes(tmp_path: Path, encoding: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (1, 600, 20)) + rng.normal(0, 0.1, (5, 600, 20))
+    samples = Samples([f"{i:03d}" for i in range(600)], np.arange(600) % 20)
+    plan = Plan("toy", "train", 20, samples.fingerprint, {"name": "none"}, 0)
+    with write_arrays(
+        tmp_path / "s", logits, samples=samples, plan=plan, encoding=encoding
+    ) as store:
+        view, shared = packed_bytes([{"logits": store}], 600)
+        resident = ResidentFields([{"logits": store}], np.arange(600), 5, 5, CPU)
+        resident.window(0)
+        resident.close()
+    assert resident.nbytes == pytest.approx(5 * view + shared, rel=0.03)
+    assert view / 600 < {"float16": 41, "quantized": 40, "topk:3": 22, "compact": 32}[encoding]

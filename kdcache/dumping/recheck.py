@@ -14,7 +14,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.plans import stored_plan
 from kdcache.fields.spelling import needs_head
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import inputs_from_dict
 from kdcache.runs import is_run
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.posterior import mc_dropout
@@ -77,7 +77,7 @@ def load_stored_teacher(
 
     Args:
         spec: as `load_teacher` takes it.
-        shape: (C, H, W) of the views.
+        shape: (C, H, W) of the views, where they are images of one size.
         allow_code: see `load_teacher`.
         fields: what it shall give; None: the fields of the store.
     """
@@ -89,7 +89,7 @@ def load_stored_teacher(
         classes=store.classes,
         channels=channels,
         size=size,
-        preprocessing=Preprocessing.from_dict(settings),
+        preprocessing=inputs_from_dict(settings),
         class_map=class_map,
         precision=store.teacher.precision,
         device=device,

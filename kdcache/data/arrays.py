@@ -169,10 +169,7 @@ def items_or_images(x: NDArray[Any], what: str) -> tuple[torch.Tensor, list[str]
     if pictures and bool(((items >= 0) & (items <= 255) & (items == items.round())).all()):
         images = channels_first(items.numpy().astype(np.uint8), what)
         return images, [f"{what} are {x.dtype} with values from 0 to 255: taken as uint8 images"]
-    remark = f"{what} are {Item.of(items).remark}"
-    if pictures:
-        remark += ". If they are pictures, save them as uint8 from 0 to 255"
-    return items, [remark]
+    return items, [f"{what} are {Item.of(items).remark}"]
 
 
 def channels_first(x: NDArray[np.uint8], what: str) -> torch.Tensor:

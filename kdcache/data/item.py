@@ -46,7 +46,10 @@ class Item:
     @property
     def remark(self) -> str:
         """What everyone who uses such a dataset should be told, the end of a sentence."""
-        return f"{self}, given to networks as they are: no images, so no augmentation"
+        pictures = self.is_map and {1, 3} & {self.shape[0], self.shape[-1]}
+        return f"{self}, given to networks as they are: no images, so no augmentation" + (
+            ". If they are pictures, give them as uint8 from 0 to 255" if pictures else ""
+        )
 
     @classmethod
     def of(cls, items: Tensor) -> Item:

@@ -200,6 +200,7 @@ def _try_out(teacher: Teacher, views: Tensor) -> dict[str, tuple[int, ...]]:
         raise
     except Exception as error:  # whatever a network raises: an assertion about the size, say
         shape = "x".join(map(str, images.shape[1:]))
+        kind = "items" if isinstance(teacher.preprocessing, Item) else "images"
         halved = {str(p.dtype) for p in teacher.module.parameters()} - {"torch.float32"}
         advice = (
             f"Its weights are {', '.join(sorted(halved))}: make them float32 (module.float()); "
@@ -210,7 +211,7 @@ def _try_out(teacher: Teacher, views: Tensor) -> dict[str, tuple[int, ...]]:
             else "Resize the views to a size that it takes: --size N"
         )
         raise MismatchError(
-            f"teacher {teacher.architecture} does not take inputs of {shape}, which its "
+            f"teacher {teacher.architecture} does not take {kind} of {shape}, which its "
             f"preprocessing makes of the views: {type(error).__name__}: {error}. {advice}."
         ) from error
     outputs = read_outputs(teacher.architecture, given, ("logits", *teacher.fields), len(views))

@@ -152,9 +152,9 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, value: Json) -> Plan:
-        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`."""
-        return cls(**_known(cls, value, "plan"))
+    def from_dict(cls, value: Json, what: str = "plan") -> Plan:
+        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`, naming `what`."""
+        return cls(**_known(cls, value, what))
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,9 @@ class StoredTeacher:
         return dict(vars(self))
 
     @classmethod
-    def from_dict(cls, value: Json) -> StoredTeacher:
-        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`."""
-        return cls(**_known(cls, value, "teacher"))
+    def from_dict(cls, value: Json, what: str = "teacher") -> StoredTeacher:
+        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`, naming `what`."""
+        return cls(**_known(cls, value, what))
 
 
 _TYPES: dict[str, Any] = {

@@ -176,10 +176,10 @@ def read_header(document: dict[str, Json], where: str) -> Header:
             f"{where} has format {version[0]}.{version[1]}; this kdcache reads "
             f"{FORMAT[0]}.x: use a version of kdcache that knows it"
         )
-    plan = Plan.from_dict(value.get("plan"))
+    plan = Plan.from_dict(value.get("plan"), f"{where}: plan")
     if version[1] == 0 and plan.item is not None:
         raise FormatError(f"{where}: plan.item, which format {version[0]}.0 does not have")
-    teacher = StoredTeacher.from_dict(value.get("teacher"))
+    teacher = StoredTeacher.from_dict(value.get("teacher"), f"{where}: teacher")
     for name, item in (("plan", plan), ("teacher", teacher)):
         if value[name].get("digest") != item.digest:
             raise FormatError(

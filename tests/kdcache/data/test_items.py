@@ -240,7 +240,7 @@ def test_a_plan_of_no_proper_item_is_refused(item: Any) -> None:
     plan = Plan("own", "train", 3, "0" * 64, {"name": "none"}, 0)
     assert "item" not in plan.to_dict()
     with pytest.raises(FormatError):
-        Plan.from_dict(plan.to_dict() | {"item": item})
+        Plan.from_dict(plan.to_dict() | {"item": item}, "plan")
     if isinstance(item, dict):
         with pytest.raises(UsageError, match=r"Plan\.item"):
             replace(plan, item=item)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcache.data.item import Item
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -156,6 +157,25 @@ class Preprocessing:
         return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds))
 
 
+#: What makes the input of a network of what a dataset holds: of images, or of items that are none.
+Inputs = Preprocessing | Item
+
+
+def inputs_from_dict(fields: Mapping[str, Any]) -> Inputs:
+    """The inverse of both `to_dict`; raises `UsageError` for what is neither."""
+    return Item.from_dict(fields) if "dtype" in fields else Preprocessing.from_dict(fields)
+
+
+def channels_last(inputs: Tensor) -> Tensor:
+    """Images (B, C, H, W) in that memory format; raises `UsageError` for items without channels."""
+    if inputs.ndim != 4:
+        raise UsageError(
+            f"--channels-last is a memory format of images (B, C, H, W), found items of shape "
+            f"{tuple(inputs.shape[1:])}: leave it out"
+        )
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
 #: A dict, and not `functools.lru_cache`, which torch.compile does not look into.
 _CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
@@ -178,8 +198,13 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
 }
 
 
-def normalisation(dataset: Dataset) -> Preprocessing:
-    """Mean and std for a network trained on the dataset: the published ones, else as measured."""
+def normalisation(dataset: Dataset) -> Inputs:
+    """Mean and std for a network trained on the dataset: the published ones, else as measured.
+
+    Items that are no images stay as they are.
+    """
+    if dataset.item is not None:
+        return dataset.item
     if dataset.name in PREPROCESSINGS:
         return PREPROCESSINGS[dataset.name]
     if dataset.images is None:
@@ -189,6 +214,8 @@ def normalisation(dataset: Dataset) -> Preprocessing:
 
 def origin(dataset: Dataset) -> str:
     """Where `normalisation` has it from, in words that follow "preprocessing"; and what gives another."""
+    if dataset.item is not None:
+        return f"none for {dataset.name}"
     instead = "if the network was trained with another: --normalize NAME, or --mean and --std"
     if dataset.name in PREPROCESSINGS:
         return f"published for {dataset.name} ({instead})"

@@ -15,7 +15,7 @@ def _models() -> dict[str, str]:
     others = {
         "torchvision:NAME": "A classifier of torchvision; @WEIGHTS takes its own weights.",
         "timm:NAME": "A classifier of timm (extra `timm`).",
-        "pkg.module:factory": "Your own function of (classes, channels, size).",
+        "pkg.module:factory": "Your own function of (classes, channels, size), or (classes, shape).",
     }
     return dict.fromkeys(MODELS, "") | others
 

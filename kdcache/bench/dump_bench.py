@@ -26,7 +26,7 @@ from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
-from kdcache.views.sizes import view_shape, view_size
+from kdcache.views.sizes import view_size
 
 
 def bench_dump(
@@ -73,7 +73,7 @@ def bench_dump(
         dataset = load_dataset(f"folder:{photos}")
         classes, samples = dataset.classes, min(samples, len(dataset))
         plan = ViewPlan(dataset, make_augmentation(augment, dataset), seed=0)
-        shape = view_shape(plan)[0], *view_size(plan)
+        shape = len(dataset.decode(0)), *view_size(plan)
     teachers = [_teacher(name, classes, shape, device) for name in models]
     batches = [
         (np.arange(start, min(start + batch_size, samples)), view)

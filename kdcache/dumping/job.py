@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.data.item import Item
 from kdcache.data.loading import DatasetSource
 from kdcache.distributed import PATIENCE, Ranks, join
 from kdcache.dumping.clean_images import clean_top1, labelled_splits
@@ -174,7 +175,8 @@ def prepare_dump(
             lambda: estimate(plan, targets, views, ranks=ranks.world, epochs=request.epochs,
                              students=request.students, **shared)
         )  # fmt: skip
-        labelled, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
+        labelled, shape = list(splits.values()) if cost.rows else [], view_shape(plan)
+        side = 0 if isinstance(shape, Item) else shape[-1]
         clean = ranks.on_first(
             lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, cost.rows)
                      for teacher, _ in teachers]

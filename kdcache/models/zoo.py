@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcache_stores.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from kdcache.data.item import Item
 
 __all__ = ["MODELS", "build_model"]
 
@@ -67,7 +69,9 @@ MODELS = Zoo(_FAMILIES)
 SMALLEST = 8
 
 
-def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> nn.Module:
+def build_model(
+    name: str, classes: int, channels: int = 3, size: int = 32, item: Item | None = None
+) -> nn.Module:
     """A network with fresh weights, drawn from torch's default generator.
 
     Args:
@@ -75,9 +79,12 @@ def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> n
         classes: how many logits it gives.
         channels: of its images, 1 or 3 as a rule.
         size: side of its square images in pixels.
+        item: what it is given where that are no images: a user's own function is called with their
+            `shape`; float items (C, H, W) go to every other network too.
 
     Returns:
-        A module from normalised images (B, channels, size, size) float to logits (B, classes).
+        A module from normalised images (B, channels, size, size) float, or items, to logits
+        (B, classes).
 
     Raises:
         UnknownName: there is no such network.
@@ -85,6 +92,15 @@ def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> n
     """
     from kdcache.models import library  # with torchvision, which a list of names does not need
 
+    source, _, rest = name.partition(":")
+    own = bool(rest) and source not in ("torchvision", "timm")
+    if item is not None and not own:
+        if not item.is_map:
+            raise UsageError(
+                f"model {name} takes images, and the dataset holds {item}: name a function of your own, "
+                "MODULE:FUNCTION of (classes, shape)"
+            )
+        channels, size = item.shape[0], min(item.shape[1:])
     if classes < 1 or channels < 1:
         raise UsageError(
             f"model {name}: expected at least 1 class and 1 channel, "
@@ -97,13 +113,14 @@ def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> n
                 f"found {size}x{size}: choose a larger size in its preprocessing"
             )
         return MODELS[name](classes, channels)
-    source, _, rest = name.partition(":")
     if source == "torchvision":
         return library.build_torchvision(rest, classes, channels)
     if source == "timm":
         return library.build_timm(rest, classes, channels)
-    if rest:
-        return library.build_factory(name, classes, channels, size)
+    if own:
+        offered: dict[str, Any] = {"classes": classes}
+        offered |= {"channels": channels, "size": size} if item is None else {"shape": item.shape}
+        return library.build_factory(name, offered)
     if name in library.torchvision_names():
         raise UsageError(
             f"model {name!r} is not one of the zoo but torchvision's: torchvision:{name}. "

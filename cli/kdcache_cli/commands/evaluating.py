@@ -110,7 +110,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "NLL at it": lambda f: f"{f['calibrated_nll']:.4f}",
     "ECE at it": lambda f: percent(f["calibrated_ece"]),
     "parameters": lambda f: f"{f['parameters']:,}",
-    "multiply-adds per image": lambda f: f"{f['macs']:,}",
+    "multiply-adds per sample": lambda f: f"{f['macs']:,}",
     "file of weights": lambda f: size(f["file_bytes"]) if f["file_bytes"] else "-",
     "latency p50, ms": lambda f: f"{f['latency_p50_ms']:.2f}",
     "latency p95, ms": lambda f: f"{f['latency_p95_ms']:.2f}",
@@ -140,7 +140,10 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
 def export(
     run: Path, form: str, out: Path | None, allow_code: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Write the network of a RUN as a file: uint8 images in, logits out. The file is run to check it."""
+    """Write the network of a RUN as a file: uint8 images (or other items) in, logits out.
+
+    The file is run to check it.
+    """
     from kdcache.deploy import FORMATS, SUFFIXES
     from kdcache.deploy import export as write
     from kdcache.runs import load_run_model
@@ -152,7 +155,7 @@ def export(
     done: dict[str, Any] = write(model, form, out or run / f"exported{SUFFIXES[form]}")
     emit(done, as_json)
     show_line(
-        f"{done['file']}: {size(done['bytes'])}, uint8 images {tuple(done['input'])} to logits; run "
+        f"{done['file']}: {size(done['bytes'])}, {done['dtype']} {tuple(done['input'])} to logits; run "
         f"and compared with the network, largest difference {done['max_difference']:.1e}",
         quiet,
     )

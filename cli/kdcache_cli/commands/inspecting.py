@@ -47,6 +47,10 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
                     f"{teacher['weights_sha256'][:12]}"),
         ("size", size(info["nbytes"])),
     ]  # fmt: skip
+    if item := plan.get("item"):
+        rows.insert(
+            1, ("items", f"{item['dtype']} {' x '.join(map(str, item['shape']))}, no images")
+        )
     for name, item in fields.items():
         lead = "" if list(fields) == [LOGITS] else f"{name}: "
         rows += [(lead + label, text) for label, text in _field_rows(name, item, count)]

@@ -31,6 +31,7 @@ from kdcache.models.zoo import MODELS, build_model
 from kdcache.precision import require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model
+from kdcache.stages import stage
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
@@ -138,7 +139,8 @@ def load_teacher(
         channels_last=channels_last,
         fields=expanded(module, fields, given),
     )
-    return replace(teacher, shapes=_try_out(teacher, channels, size), compile=compile)
+    with stage(f"trying {name} on a small batch"):
+        return replace(teacher, shapes=_try_out(teacher, channels, size), compile=compile)
 
 
 def _built(

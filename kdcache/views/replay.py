@@ -25,6 +25,7 @@ import torchvision
 from kdcache.data.dataset import Rows
 from kdcache.data.encoded.decoding import decoder
 from kdcache.philox import derive_seed
+from kdcache.stages import counted
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Probe, Store
 from kdcache_stores.errors import MismatchError, StoreError
@@ -113,7 +114,9 @@ def check(plan: ViewPlan, store: Store, device: str | torch.device = "cpu") -> R
         batches = [(rows[i : i + 1], views[i : i + 1]) for i in range(count)]
     now = [
         probe
-        for batch in plan.stream(batches, device)
+        for batch in counted(
+            plan.stream(batches, device), "replaying views", "batches", len(batches)
+        )
         for row, view, image in zip(batch.rows, batch.views, batch.images, strict=True)
         for probe in measure([row], int(view), image[None])
     ]

@@ -16,6 +16,7 @@ in a run is ever executed: TOML, JSON and safetensors are data, and the checkpoi
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tomllib
@@ -34,7 +35,14 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.models.projected import from_spec
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Preprocessing
-from kdcache_stores.errors import DataError, MismatchError, StoreInUse, TrainingError, UsageError
+from kdcache_stores.errors import (
+    DataError,
+    MismatchError,
+    StoreInUse,
+    TrainingError,
+    UsageError,
+    naming,
+)
 from kdcache_stores.objects.files import LocalFiles
 from kdcache_stores.objects.urls import require_local
 
@@ -49,17 +57,52 @@ CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY, TENSORBOARD, LOCK = (
 )
 
 
+class _Sink(io.RawIOBase):
+    """A file that takes every write, and keeps the first error for `raise_error`.
+
+    PyTorch writes archives from C++. An error under it comes out as another, or ends the process.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of it; its size in bytes."""
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def raise_error(self) -> None:
+        """Raise what a write has met."""
+        if self.error is not None:
+            raise self.error
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all: temporary name in the same folder, fsync, rename."""
+    """Write a file whole or not at all: temporary name in the same folder, fsync, rename.
+
+    Raises `OSError` with the file's name.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        try:
+            with open(temporary, "wb") as stream:
+                sink = _Sink(stream)
+                write(sink)  # type: ignore[arg-type]
+                sink.raise_error()
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -177,20 +220,17 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one epoch's record to ``metrics.jsonl``."""
-        with open(self.path / METRICS, "a", encoding="utf-8") as stream:
+        file = self.path / METRICS
+        with naming(file), open(file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     # -- state --------------------------------------------------------------------------------
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint by ``state`` (tensors, numbers, strings, lists and dicts)."""
-        path = self.path / CHECKPOINT
-        try:
-            write_atomically(path, lambda s: torch.save(dict(state), s))
-        except RuntimeError as error:  # torch's zip writer hides the error of the file under it
-            raise DataError(
-                f"{path} could not be written: {error.__context__ or error}. Is the disk full? Run the "
-                "same command again to go on after the last finished epoch."
-            ) from error
+        """Replace the checkpoint by ``state`` (tensors, numbers, strings, lists and dicts).
+
+        Raises `OSError` with its name, where the disk is full.
+        """
+        write_atomically(self.path / CHECKPOINT, lambda s: torch.save(dict(state), s))
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """The last checkpoint, or None where the run has none yet."""

@@ -120,6 +120,9 @@ def main(args: list[str] | None = None) -> int:
         code = app.main(args=args, prog_name="kdcache", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
+        from kdcache_stores.printable import printable
+
+        vars(error).update(message=printable(error.message))
         error.show()
         return error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -130,11 +133,12 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from kdcache_stores.errors import KDCacheError, UsageError, explain
+        from kdcache_stores.errors import KDCacheError, TrainingError, UsageError, explain
+        from kdcache_stores.printable import printable
 
         if debug or not isinstance(error, (KDCacheError, OSError)):
             raise
-        from kdcache_cli.output import printable
-
-        click.echo(printable(f"error: {explain(error)}"), err=True)
+        first, *more = error.args if isinstance(error, TrainingError) else [explain(error)]
+        for line in (f"error: {first}", *more):
+            click.echo(printable(line), err=True)
         return 2 if isinstance(error, UsageError) else 1

@@ -44,7 +44,10 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], qui
         f"estimate: {cost.rows:,} rows, {encodings}, {size(cost.nbytes)} "
         f"({cost.bytes_per_row:.1f} bytes a row), about {duration(cost.seconds)} at "
         f"{cost.rows_per_second:,.0f} rows/s; "
-        f"{size(cost.free_bytes)} free\n"
+        f"{size(cost.free_bytes)} free",
+        quiet,
+    )
+    say(
         f"teacher forwards: {cost.forwards:,} once, {gain} than {given['students']} student(s) of "
         f"{given['epochs']} epochs with the teacher in the loop; paid back after "
         f"{cost.break_even_epochs:g} student epoch(s)",

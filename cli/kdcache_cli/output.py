@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -35,24 +35,13 @@ def emit(document: Any, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
-# Control characters (the start of a terminal's commands) and marks that reorder or hide text.
-_COMMANDS = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
-
-
-def printable(text: str) -> str:
-    """The text as it may be sent to a terminal, whatever a name in it holds: controls as their codes.
-
-    The end of a line alone stays: messages have several.
-    """
-    return _COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
-
-
 def say(text: str, quiet: bool = False) -> None:
-    """A line for people, kept whole: paths and commands are never wrapped."""
+    """A line for people, kept whole: paths and commands are never wrapped.
+
+    It is one line whatever a name in it holds, so several are said one by one.
+    """
     if not quiet:
-        console.print(Text(printable(text)), soft_wrap=True)
+        console.print(_plain(text), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -61,31 +50,41 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     Without names of columns it is a page of facts: a name and a value a line.
     """
     page = not any(columns)
-    made = Table(title=_cell(title), title_justify="left", title_style="bold", show_header=not page,
+    made = Table(title=_plain(title), title_justify="left", title_style="bold", show_header=not page,
                  box=box.SIMPLE if page else box.ROUNDED)  # fmt: skip
     for index, column in enumerate(columns):
         left = index == 0 or page
         made.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*map(_cell, row))
+        made.add_row(*map(_plain, row))
     return made
 
 
-def _cell(text: str) -> Text:
+def _plain(text: str) -> Text:
     """A text as it is: what looks like markup is not, and it stays on its line."""
-    return Text(printable(text).replace("\n", "\\n"))
+    from kdcache_stores.printable import printable  # not before there is something to say
+
+    return Text(printable(text))
+
+
+class _Words(TextColumn):
+    """A part of a bar that is text as it is."""
+
+    def render(self, task: Task) -> Text:
+        """What `progress` shows of a task."""
+        return _plain(self.text_format.format(task=task))
 
 
 def progress(quiet: bool, unit: str) -> Progress:
     """Bars that vanish when done, so that what stays on the screen is results."""
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        _Words("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        _Words("{task.fields[note]}"),
         console=console,
         transient=True,
         disable=quiet

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from kdcache_stores.errors import DataError
+from kdcache_stores.errors import DataError, naming
 
 
 def load_class_map(
@@ -98,7 +98,8 @@ def _index(text: str, names: Sequence[str] | None, classes: int | None, what: st
 def save_class_map(path: str | Path, class_map: Sequence[int]) -> None:
     """Write a class map as JSON that `load_class_map` reads."""
     pairs = {str(teacher): dataset for dataset, teacher in enumerate(class_map)}
-    Path(path).write_text(json.dumps(pairs, indent=0) + "\n", encoding="utf-8")
+    with naming(path):
+        Path(path).write_text(json.dumps(pairs, indent=0) + "\n", encoding="utf-8")
 
 
 def best_class_map(labels: np.ndarray, predictions: np.ndarray, classes: int) -> tuple[int, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from kdcache.report.store_section import plain_section, store_section
 from kdcache.report.survey import survey
 from kdcache.report.training_section import training_section
 from kdcache_stores import KDCacheError, Store, UsageError, open_store
+from kdcache_stores.printable import printable
 
 __all__ = ["Report", "report"]
 
@@ -92,13 +95,23 @@ def report(
                 groups, teacher_spec, testset, teacher, known,
                 device, workers, left_out,
             )  # fmt: skip
-        for store, path in zip(read, stores, strict=True):
-            sections.append(_store(store, path, config, dataset, data_root, left_out))
+        for store, name in zip(read, _names(stores), strict=True):
+            sections.append(_store(store, name, config, dataset, data_root, left_out))
     parts = [f"{len(records)} run{'s' * (len(records) != 1)}"] * bool(records)
     parts += [f"{len(read)} store{'s' * (len(read) != 1)}"] * bool(read)
     title = "Distillation report" if records else "Store report"
     files = write_page(out, title, " and ".join(parts) + ".", sections, left_out)
     return Report(files[0], files, left_out)
+
+
+def _names(stores: Sequence[str | Path]) -> list[str]:
+    """A name for each store and its files: of its folder, with plain characters alone, none twice."""
+    names: list[str] = []
+    for path in stores:
+        stem = re.sub(r"[^\w.-]", "_", Path(path).name.removesuffix(".zarr"))
+        spare = (f"{stem}-{number}" for number in count(2))
+        names.append(next(name for name in chain([stem], spare) if name not in names))
+    return names
 
 
 def _runs(
@@ -119,7 +132,11 @@ def _runs(
             teacher_logits = _teacher_logits(spec, teacher, testset, stores, device, workers)
         except KDCacheError as error:
             left_out.append(f"Figures that compare with the teacher: {error}")
-    row = Group(f"teacher {teacher.config['model']['name']}", (teacher,)) if teacher else None
+    row = (
+        Group(printable(f"teacher {teacher.config['model']['name']}"), (teacher,))
+        if teacher
+        else None
+    )
     students = [runs[min(runs)] for runs in predictions.values()]
     everyone = [*groups, *([row] if row else [])]
     if row and teacher_logits and spec is None:
@@ -151,13 +168,12 @@ def _teacher_logits(
 
 def _store(
     store: Store,
-    path: str | Path,
+    name: str,
     config: dict[str, Any] | None,
     dataset: str | None,
     data_root: Path | None,
     left_out: list[str],
 ) -> Section:
-    name = Path(path).name.removesuffix(".zarr")
     if "logits" not in store.fields:
         return plain_section(store, name)
     statistics = survey(store)

@@ -13,9 +13,10 @@ from kdcache.methods.table import without_teacher
 from kdcache.runs import SUMMARY, is_run, read_config, read_metrics, read_summary
 from kdcache.runs import _flat as flatten
 from kdcache_stores.errors import DataError
+from kdcache_stores.printable import printable
 
 # What may differ between runs of one group: the seed, and what has no part in the result.
-_NOT_THE_SAME = {"training.seed", "training.device", "training.threads", "data.root", "store_paths",
+_NOT_THE_SAME = {"training.seed", "peers", "training.device", "training.threads", "data.root", "store_paths",
                  "kdcache", "resumed"}  # fmt: skip
 
 
@@ -209,7 +210,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 def _labels(groups: list[list[RunRecord]]) -> list[str]:
     """A short name per group: method and options, and whatever else it takes to tell them apart."""
     models = {group[0].config["model"]["name"] for group in groups}
-    names = []
+    names: list[str] = []
     for group in groups:
         config = group[0].config
         objective = config["objective"]
@@ -217,7 +218,7 @@ def _labels(groups: list[list[RunRecord]]) -> list[str]:
         name += "+std" if objective.get("standardize") else ""
         name += "+noise" if objective.get("noise") else ""
         name += " online" if config.get("online") else ""
-        names.append(f"{config['model']['name']} {name}" if len(models) > 1 else name)
+        names.append(printable(f"{config['model']['name']} {name}" if len(models) > 1 else name))
     for name in {name for name in names if names.count(name) > 1}:
         same = [index for index, other in enumerate(names) if other == name]
         settings = [groups[index][0].settings for index in same]
@@ -243,7 +244,7 @@ def _differ(key: str, settings: list[dict[str, Any]]) -> bool:
 def _brief(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(str(item)[:8] for item in value)
-    return "none" if value is None else str(value)[:16]
+    return "none" if value is None else printable(str(value)[:16])
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kdcache.report.figures import Figure
 from kdcache.runs import write_atomically
+from kdcache_stores.printable import printable
 
 
 @dataclass(frozen=True)
@@ -92,59 +93,64 @@ def _write(path: Path, content: str | bytes) -> None:
 def render(title: str, intro: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:
     """The page as text."""
     css = files("kdcache.report").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<a href="#part-{i}">{escape(s.title)}</a>' for i, s in enumerate(sections))
+    links = "".join(f'<a href="#part-{i}">{_text(s.title)}</a>' for i, s in enumerate(sections))
     missing = ""
     if left_out:
-        items = "".join(f"<li>{escape(reason)}</li>" for reason in left_out)
+        items = "".join(f"<li>{_text(reason)}</li>" for reason in left_out)
         missing = f'<section class="missing"><h2>Left out</h2><ul>{items}</ul></section>'
     body = "\n".join(_section(index, section) for index, section in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(title)}</h1><p>{escape(intro)}</p><nav>{links}</nav></header>\n"
+        f"<title>{_text(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
+        f"<header><h1>{_text(title)}</h1><p>{_text(intro)}</p><nav>{links}</nav></header>\n"
         f"<main>\n{body}\n{missing}\n</main>\n</body>\n</html>\n"
     )
 
 
+def _text(text: str) -> str:
+    """Text as it may stand in the page and in an attribute: neither HTML nor a control."""
+    return escape(printable(text))
+
+
 def _section(index: int, section: Section) -> str:
-    parts = [f"<h2>{escape(section.title)}</h2>", f"<p>{escape(section.intro)}</p>"]
+    parts = [f"<h2>{_text(section.title)}</h2>", f"<p>{_text(section.intro)}</p>"]
     parts += [_table(table) for table in section.tables]
     if section.notes:
-        notes = "".join(f"<li>{escape(note)}</li>" for note in section.notes)
+        notes = "".join(f"<li>{_text(note)}</li>" for note in section.notes)
         parts.append(f'<ul class="notes">{notes}</ul>')
     if section.figures:
         figures = "\n".join(_figure(figure) for figure in section.figures)
         parts.append(f'<div class="figures">{figures}</div>')
     if section.strips:
         strips = "\n".join(_strip(strip) for strip in section.strips)
-        parts.append(f'<p class="caption">{escape(section.strips_intro)}</p>')
+        parts.append(f'<p class="caption">{_text(section.strips_intro)}</p>')
         parts.append(f'<div class="strips">{strips}</div>')
     return f'<section id="part-{index}">\n' + "\n".join(parts) + "\n</section>"
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in table.columns)
     rows = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        f'<tr><th scope="row">{_text(row[0])}</th>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in table.rows
     )
     kind = "facts" if len(table.columns) == 2 else "grid"
     thead = f"<thead><tr>{head}</tr></thead>" if kind == "grid" else ""
     return (
-        f'<p class="caption">{escape(table.title)}</p><div class="scroll" tabindex="0">'
+        f'<p class="caption">{_text(table.title)}</p><div class="scroll" tabindex="0">'
         f'<table class="{kind}">{thead}<tbody>{rows}</tbody></table></div>'
     )
 
 
 def _figure(figure: Figure) -> str:
-    svg = figure.svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.alt)}"', 1)
-    caption = f"<p>{escape(figure.caption)}</p>" if figure.caption else ""
+    svg = figure.svg.replace("<svg", f'<svg role="img" aria-label="{_text(figure.alt)}"', 1)
+    caption = f"<p>{_text(figure.caption)}</p>" if figure.caption else ""
     return (
-        f'<figure id="{figure.name}"><h3>{escape(figure.title)}</h3>{svg}'
+        f'<figure id="{figure.name}"><h3>{_text(figure.title)}</h3>{svg}'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
@@ -152,15 +158,15 @@ def _figure(figure: Figure) -> str:
 def _strip(strip: Strip) -> str:
     tiles = "".join(_tile(tile) for tile in strip.tiles)
     return (
-        f'<div class="strip"><h3>{escape(strip.title)}</h3>'
+        f'<div class="strip"><h3>{_text(strip.title)}</h3>'
         f'<div class="tiles scroll" tabindex="0">{tiles}</div></div>'
     )
 
 
 def _tile(tile: Tile) -> str:
     source = "data:image/png;base64," + base64.b64encode(tile.png).decode()
-    lines = "<br>".join(escape(line) for line in tile.lines)
+    lines = "<br>".join(_text(line) for line in tile.lines)
     return (
-        f'<figure><img src="{source}" alt="{escape(tile.alt)}">'
+        f'<figure><img src="{source}" alt="{_text(tile.alt)}">'
         f"<figcaption>{lines}</figcaption></figure>"
     )

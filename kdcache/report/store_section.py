@@ -13,6 +13,7 @@ from kdcache.report.figures import COLOURS, INK, Figure, figure
 from kdcache.report.page import Section, Table
 from kdcache.report.survey import Survey
 from kdcache_stores import Store, describe
+from kdcache_stores.printable import printable
 
 BINS = 60
 FEW_CLASSES = 20
@@ -107,7 +108,9 @@ def _field_facts(name: str, field: dict[str, Any]) -> list[list[str]]:
             f"same best class in {f['top1_agreement']:.3%}",
         ])  # fmt: skip
     if field["error"] is not None:
-        rows.append([f"Error of {name}", f"{field['error']:.2g} of its squared norm"])
+        through = field["head_kl"]
+        logits = "" if through is None else f"; KL of the head's logits {through:.2g} at T=1"
+        rows.append([f"Error of {name}", f"{field['error']:.2g} of its squared norm{logits}"])
     return rows
 
 
@@ -174,7 +177,7 @@ def per_class(name: str, statistics: Survey, class_names: list[str] | None) -> F
     values = 100 * statistics.class_hits[classes] / statistics.class_rows[classes]
     order = np.argsort(values, kind="stable")
     classes, values = classes[order], values[order]
-    names = [class_names[k] if class_names else f"class {k}" for k in classes]
+    names = [printable(class_names[k]) if class_names else f"class {k}" for k in classes]
     few = len(classes) <= FEW_CLASSES
 
     def draw(axes: Axes) -> None:

@@ -91,7 +91,7 @@ class Checkpoints:
         """So many more epochs are over: copy their state, and have it written if that is due.
 
         Raises:
-            DataError: the one before could not be written.
+            OSError: the one before could not be written.
         """
         self._kept = _copied(state)
         self._since += epochs

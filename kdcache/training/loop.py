@@ -71,6 +71,7 @@ class Loop:
                     self.teachers,
                     self.ranks.world,
                     getattr(course.learner.model, "spec", None),
+                    [c.training.named for c in course.group] if len(course.group) > 1 else [],
                 )
             )
 
@@ -93,7 +94,7 @@ class Loop:
                 course.finish(summary | calibrated | course.learner.how_it_stepped())
             self.ranks.wait()
             if failures := [str(course.failure) for course in courses if course.failure]:
-                raise TrainingError("\n".join(failures))
+                raise TrainingError(*failures)
         return [course.run for course in self.courses]
 
     def _train(self, courses: Sequence[Course]) -> None:
@@ -109,7 +110,7 @@ class Loop:
                     continue
                 records = dict(zip(here, self.train_epoch(epoch, here), strict=True))
                 # One that lost what it knew ends here; the others go on.
-                here = [course for course in here if course.is_sound(epoch)]
+                here = self._sound(here, epoch)
                 for course in here:
                     self.ranks.share_buffers(course.learner.evaluated)
                 tested: list[dict[str, float]] = [{} for _ in here]
@@ -117,7 +118,20 @@ class Loop:
                 if done // every > epoch // every or done == epochs:
                     tested = self._test(here)
                 for course, test in zip(here, tested, strict=True):
-                    course.finish_epoch({"epoch": done} | records[course] | test)
+                    course.log({"epoch": done} | records[course] | test)
+                for course in here:
+                    course.keep(each)
+
+    def _sound(self, courses: Sequence[Course], epoch: int) -> list[Course]:
+        """Those that can go on after an epoch: one that lost a student that teaches it cannot."""
+        sound = [course for course in courses if course.is_sound(epoch)]
+        for course in sound:
+            lost = [str(peer.out) for peer in course.group if peer not in sound]
+            if lost:
+                course.failure = TrainingError(
+                    f"{course.out} ends with {lost[0]}, whose student teaches it."
+                )
+        return [course for course in sound if course.failure is None]
 
     def train_epoch(
         self, epoch: int, courses: Sequence[Course] | None = None
@@ -143,7 +157,7 @@ class Loop:
             seen += batch.total
             batch, forwards = self._with_teachers(batch)
             for course in courses:
-                course.learner.learn(batch, epoch, index)
+                course.learner.learn(self._with_peers(batch, course), epoch, index)
                 course.teacher_forwards += forwards
                 course.watch.step(epoch + 1, index + 1, total)
         means = [course.learner.end_epoch(seen) for course in courses]
@@ -163,6 +177,13 @@ class Loop:
         images = batch.images.flatten(0, 1) if pairs else batch.images
         outputs = tuple(paired(teacher(images), pairs) for teacher in self.teachers)
         return replace(batch, teachers=outputs), batch.total * self.views.group * len(outputs)
+
+    def _with_peers(self, batch: Batch, course: Course) -> Batch:
+        """The batch with the logits of the students that teach this one, if any do."""
+        if not course.learner.objective.peers:
+            return batch
+        peers = [peer.learner for peer in course.group if peer is not course]
+        return replace(batch, teachers=tuple({"logits": p.logits_now(batch.images)} for p in peers))
 
     # -- evaluation -----------------------------------------------------------------------------
     def _clean_images(self, dataset: Dataset, rows: Rows) -> tuple[CleanImages, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,11 +27,13 @@ def resolved(
     teachers: list[Teacher],
     ranks: int,
     projector: dict[str, int] | None = None,
+    peers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that decides the result, as tables of TOML values.
 
     Args:
         projector: what the network has beside its model, see `kdcache.models.projected`.
+        peers: the students that teach each other, in the order of their steps, this one among them.
     """
     t, dataset, plan = training, views.dataset, views.plan.to_store()
     height, width = view_size(views.plan)
@@ -62,6 +65,7 @@ def resolved(
             {"digest": digest, "plan": store.plan.digest}
             for store, digest in zip(views.stores, views.digests, strict=True)
         ],
+        "peers": list(peers),
         "store_paths": [redact(str(path)) for path in t.stores],
     }  # fmt: skip
     return {key: value for key, value in _without_none(config).items() if value not in ({}, [])}

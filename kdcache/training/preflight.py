@@ -68,9 +68,9 @@ class Preflight:
             TrainingError: naming all of them.
         """
         if self.findings:
-            listed = "\n".join(f"- {finding}" for finding in self.findings)
             raise TrainingError(
-                f"{len(self.findings)} warning(s), which --strict makes errors:\n{listed}"
+                f"{len(self.findings)} warning(s), which --strict makes errors:",
+                *(f"- {finding}" for finding in self.findings),
             )
 
     def after(self, records: Sequence[Mapping[str, Any]]) -> list[Finding]:

@@ -218,7 +218,8 @@ def prepared_together(
             for t, (names, student) in zip(trainings, read, strict=True)
         ]
         wanted = tuple(dict.fromkeys(("logits", *(name for names in own for name in names))))
-        teachers = [replace(teacher, fields=wanted) for teacher in teachers]
+        by_batch = shared.objective.batch_statistics
+        teachers = [replace(teacher, fields=wanted, by_batch=by_batch) for teacher in teachers]
         courses = [
             Course(
                 Learner(
@@ -234,6 +235,9 @@ def prepared_together(
                 trainings, own, folders, watched, checked, strict=True
             )
         ]
+        peers = [course for course in courses if course.learner.objective.peers]
+        for course in peers:
+            course.group = peers
         for course in courses:
             if course.training.graph:
                 _make_static(course, told)
@@ -286,7 +290,7 @@ def _fields_read(
         The fields, and the shapes of the student's where they follow from the teacher in the loop.
     """
     objective = training.objective
-    if not on_features(objective):
+    if not on_features(objective) or not objective.needs_teacher:
         return objective.teacher_fields, None
     if plan is None:
         augmentation = make_augmentation(training.augment, trainset) if training.augment else None

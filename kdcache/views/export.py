@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from kdcache.augment.augmentation import Parameters
 from kdcache.views.plan import ViewPlan
+from kdcache_stores.errors import naming
 from kdcache_stores.format.tables import table_writer
 
 _ROWS = 65536
@@ -70,14 +71,15 @@ def write_parameters(plan: ViewPlan, views: Iterable[int], path: Path) -> int:
     part = path.with_name(path.name + ".part")
     writer = None
     count = 0
-    try:
-        for batch in parameter_batches(plan, views):
-            writer = writer or table_writer(part, batch.schema)
-            writer.write_batch(batch)
-            count += batch.num_rows
-    finally:
+    with naming(path):
+        try:
+            for batch in parameter_batches(plan, views):
+                writer = writer or table_writer(part, batch.schema)
+                writer.write_batch(batch)
+                count += batch.num_rows
+        finally:
+            if writer is not None:
+                writer.close()
         if writer is not None:
-            writer.close()
-    if writer is not None:
-        os.replace(part, path)
+            os.replace(part, path)
     return count

@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class KDCacheError(Exception):
@@ -90,23 +92,35 @@ class RemoteError(StoreError, ConnectionError):
 
 
 class TrainingError(KDCacheError):
-    """A run cannot go on (a loss that is not finite), or may not begin (a warning under --strict)."""
+    """A run cannot go on (a loss that is not finite), or may not begin (a warning under --strict).
+
+    Args:
+        lines: the message, a line each where there are several. Every other error is one line.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 _REMEDIES = {
     errno.EACCES: "its permissions do not allow this: change them, or choose another place",
     errno.EPERM: "its permissions do not allow this: change them, or choose another place",
     errno.EROFS: "its file system is mounted read-only: choose a place that can be written to",
-    errno.ENOSPC: "the disk is full: make room and run the same again, what was committed is safe",
-    errno.EDQUOT: "the quota is used up: make room and run the same again, what was committed is safe",
+    errno.ENOSPC: "the disk is full: make room, and run the same again",
+    errno.EDQUOT: "the quota is used up: make room, and run the same again",
     errno.ENAMETOOLONG: "the name is longer than its file system allows: choose a shorter one",
     errno.ELOOP: "it is a link that leads back to itself: give the folder itself",
     errno.EISDIR: "it is a folder, and a file is expected: give the file, or move the folder away",
+    errno.EEXIST: "something else has this name: move it away, or choose another name",
     errno.ENOTDIR: "a part of it is a file, and a folder is expected: choose another path",
     errno.ENOENT: "there is no such file or folder; the current folder may have been deleted, too",
     errno.ENOSYS: "its file system lacks what this needs, such as locks: choose a local disk",
     errno.ENOLCK: "its file system has no locks to give: choose a local disk",
     errno.ENOTSUP: "its file system lacks what this needs, such as locks: choose a local disk",
+    errno.EFBIG: "no file may become so large here: raise the limit (ulimit -f), or choose another disk",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.EIO: "the disk fails to read or write: check it, and copy what it holds",
 }
@@ -122,5 +136,17 @@ def explain(error: BaseException, where: str | None = None) -> str:
     remedy = _REMEDIES.get(
         error.errno, "the system refuses: repair the cause, and run the same again"
     )
-    subject = "the current folder or a path below it" if path is None else str(path)
-    return f"{subject}: {remedy} ({error.strerror})"
+    if path is None and error.errno == errno.ENOENT:
+        path = "the current folder or a path below it"
+    return f"{'' if path is None else f'{path}: '}{remedy} ({error.strerror})"
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of the system within names this file: those of a write name none, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, KDCacheError):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise

@@ -143,9 +143,9 @@ class Plan:
         return dict(vars(self))
 
     @classmethod
-    def from_dict(cls, value: Json) -> Plan:
-        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`."""
-        return cls(**_known(cls, value, "plan"))
+    def from_dict(cls, value: Json, what: str = "plan") -> Plan:
+        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`, naming `what`."""
+        return cls(**_known(cls, value, what))
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ class StoredTeacher:
         return dict(vars(self))
 
     @classmethod
-    def from_dict(cls, value: Json) -> StoredTeacher:
-        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`."""
-        return cls(**_known(cls, value, "teacher"))
+    def from_dict(cls, value: Json, what: str = "teacher") -> StoredTeacher:
+        """The inverse of `to_dict`; unknown names are ignored; raises `FormatError`, naming `what`."""
+        return cls(**_known(cls, value, what))
 
 
 _TYPES: dict[str, Any] = {

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from kdcache_cli.output import printable
-from kdcache_stores.errors import explain
+from kdcache_stores.errors import TrainingError, explain
+from kdcache_stores.printable import printable
 from tests.conftest import Result
 from tests.stores.hostile import put, reseal
 
 Run = Callable[..., Result]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden-train"
-NASTY = "[/c]\x1b[31m\x07\u202e[red]<b>`|\nx"
+NASTY = "[/c]\x1b[31m\x07\u202e[red]<b>`|\nFORGED\r\t\u2028\u2066x"
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    path = tmp_path / "s[/c]\x1b[2J"
+    path = tmp_path / 's[/c]\x1b[2J" onload="\nFORGED'
     shutil.copytree(GOLDEN, path)
     root = path / "zarr.json"
     for place in ("plan.dataset", "plan.split", "teacher.architecture", "teacher.precision"):
@@ -39,20 +39,71 @@ def hostile(tmp_path: Path) -> Path:
     return path
 
 
-def test_commands_show_names_as_text(hostile: Path, kdcache: Run) -> None:
-    for command in ("inspect", "verify", "card", "ls"):
-        result = kdcache(command, hostile.parent if command == "ls" else hostile)
-        assert result.code == 0, result.err
-        assert "\x1b[31m" not in result.err + result.out
-        assert not set("\x07\u202e") & set(result.err + result.out)
+def shown_as_text(result: Result) -> bool:
+    """Whether no name began a line of its own or reached the terminal as a command."""
+    lines = (result.out + result.err).split("\n")
+    return all(line.isprintable() and not line.startswith("FORGED") for line in lines)
+
+
+def test_commands_show_names_as_text(hostile: Path, tmp_path: Path, kdcache: Run) -> None:
+    copy = f"{hostile}2"
+    for words in (["pull", hostile, copy], ["inspect", hostile], ["verify", hostile],
+                  ["ls", tmp_path], ["diff", hostile, GOLDEN], ["card", hostile],
+                  ["push", copy, tmp_path / "pushed"]):  # fmt: skip
+        result = kdcache(*words)
+        assert result.code == (words[0] == "diff"), result.err
+        assert shown_as_text(result), words
+        assert ("FORGED" in result.err) == (words[0] != "push")
     assert "[/c]\\x1b[31m" in kdcache("inspect", hostile).err
     card = (hostile / "README.md").read_text().partition("# ")[2]
-    assert not set("\x1b\x07\u202e<") & set(card)
+    assert "FORGED" in card
+    assert "\nFORGED" not in card
+    assert not set("\x1b\x07\u202e\u2028<") & set(card)
     assert "[/c]" not in card
 
 
+def test_refusals_show_names_as_text(hostile: Path, tmp_path: Path, kdcache: Run) -> None:
+    for words in (["inspect", f"{hostile}4"], ["check", hostile, "--expect", "0" * 64],
+                  ["check", hostile, "--dataset", "digits"], ["push", f"{hostile}4", tmp_path / "x"],
+                  ["pull", hostile, hostile.parent], ["dump-teacher", "--teacher", "x\nFORGED\x1b[2J"],
+                  ["evaluate", "--model", hostile, "--dataset", "digits"], ["x\nFORGED\x1b[2J"],
+                  ["report", hostile, "--out", tmp_path / "page"]):  # fmt: skip
+        result = kdcache(*words)
+        assert result.code, words
+        assert shown_as_text(result), words
+    shard = next((hostile / "logits/values/c").rglob("0"), None)
+    assert shard is not None
+    for file in (hostile / "logits/values/c").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"x" * file.stat().st_size)
+    result = kdcache("verify", hostile)
+    assert result.code == 1
+    assert "damaged: " in result.err
+    assert shown_as_text(result)
+
+
+def test_the_report_shows_names_as_text(hostile: Path, tmp_path: Path, kdcache: Run) -> None:
+    page = tmp_path / "page"
+    result = kdcache("report", "--store", hostile, "--store", f"{hostile.parent}/./{hostile.name}",
+                     "--out", page)  # fmt: skip
+    assert result.code == 0, result.err
+    assert shown_as_text(result)
+    text = (page / "index.html").read_text()
+    assert not set("\x1b\x07\u202e\u2028\u2066\r\t") & set(text)
+    assert "\nFORGED" not in text
+    assert "onload=" not in text
+    assert "<b>" not in text
+    names = sorted(file.name for file in page.iterdir())
+    assert all(name.isprintable() for name in names)
+    assert len([name for name in names if name.endswith("-mean.csv")]) == 2
+
+
 def test_printable() -> None:
-    assert printable("a\x1b[1m\x9b\u2066é\ud800\nb") == "a\\x1b[1m\\x9b\\u2066é\\ud800\nb"
+    assert printable("a b\x1b[1m\x9b\u2066é\ud800\n\tb") == "a b\\x1b[1m\\x9b\\u2066é\\ud800\\n\\tb"
+
+
+def test_an_error_of_several_lines() -> None:
+    assert str(TrainingError("two:", "- a", "- b")) == "two:\n- a\n- b"
 
 
 def test_a_store_is_pinned(tmp_path: Path, kdcache: Run) -> None:

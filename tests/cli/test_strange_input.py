@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import io
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from kdcache import runs
 from kdcache_cli.app import COMMANDS, app
-from kdcache_stores import DataError, UsageError
+from kdcache_stores import UsageError
 from kdcache_stores.objects.files import LocalFiles
 from tests.conftest import Result, Trained
 
@@ -99,20 +99,24 @@ def test_teacher_weights_that_are_no_numbers(weights: str, tmp_path: Path, kdcac
     refused(result, 2, f"--teacher-weights {weights!r}")
 
 
-class FullDisk(io.BytesIO):
-    """A file of which the disk takes 50,000 bytes."""
+@contextmanager
+def no_file_above(most: int) -> Iterator[None]:
+    """Writes beyond so many bytes of a file fail within, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def write(self, data: Any) -> int:
-        if self.tell() + len(data) > 50_000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return super().write(data)
 
-
-def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [0, 500, 50_000, 400_500])
+def test_a_checkpoint_on_a_full_disk(tmp_path: Path, most: int) -> None:
     run = runs.Run(tmp_path / "run", {"kdcache": "0"})
-    monkeypatch.setattr(runs, "write_atomically", lambda path, write: write(FullDisk()))
-    with pytest.raises(DataError, match=r"checkpoint\.pt could not be written: .*No space left"):
+    with no_file_above(most), pytest.raises(OSError, match="File too large") as refused:
         run.save_checkpoint({"weights": torch.zeros(100_000)})
+    assert refused.value.filename == str(tmp_path / "run/checkpoint.pt")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.toml"]
 
 
 def test_a_store_where_a_file_is(tmp_path: Path, kdcache: Run) -> None:
@@ -164,3 +168,27 @@ def test_a_time_that_is_none(
     result = kdcache("dump-teacher", "--dataset", "digits", "--teacher", trained.teacher, "--views", 1,
                      "--device", "cpu", "--out", tmp_path / "s")  # fmt: skip
     refused(result, 2, "SOURCE_DATE_EPOCH must be seconds since 1970", text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "RUN", "--out", "OUT"],
+        ["export-views", "--dataset", "digits", "--views", "2", "--augment", "pad-crop-flip",
+         "--out", "OUT"],
+        ["report", "RUN", "--out", "OUT"],
+        ["card", "STORE"],
+        ["pull", "STORE", "OUT"],
+        ["push", "STORE", "OUT"],
+        ["train-teacher", "--dataset", "digits", "--model", "resnet8", "--out", "OUT"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_disk_that_takes_no_more(
+    trained: Trained, tmp_path: Path, kdcache: Run, words: list[str]
+) -> None:
+    places = {"RUN": trained.teacher, "STORE": trained.store, "OUT": tmp_path / "out"}
+    with no_file_above(1000):
+        result = kdcache(*(places.get(word, word) for word in words))
+    place = trained.store if words[0] == "card" else tmp_path / "out"
+    refused(result, 1, str(place), "raise the limit (ulimit -f)")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from kdcache_stores import (
     FormatError,
     KDCacheError,
     MismatchError,
+    Store,
     StoreNotFound,
     UnfinishedStore,
     open_store,
     verify,
 )
+from kdcache_stores.objects.files import LocalFiles
 
 from .conftest import dump, make_logits, open_writer, tree, write_pending
 
@@ -240,3 +243,46 @@ def test_a_store_of_other_values_is_pinned(tmp_path: Path, store_path: Path) -> 
     other = dump(tmp_path / "other", encoding="float32")
     with pytest.raises(MismatchError, match="expected"):
         open_store(other, expect=digest)
+
+
+class Counted(LocalFiles):
+    """Objects that note how often each was read, and in which order they were announced."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: Counter[str] = Counter()
+        self.announced: list[str] = []
+
+    def get(self, key: str, most: int | None = None) -> bytes:
+        self.reads[key] += 1
+        return super().get(key, most)
+
+    def prefetch(self, keys: Iterable[str]) -> None:
+        self.announced += keys
+
+
+@pytest.mark.parametrize("encoding", ["float16", "compact", "topk:3"])
+def test_verify_reads_each_object_once(tmp_path: Path, encoding: str) -> None:
+    files = Counted(dump(tmp_path / "store", encoding=encoding))
+    store = Store(files)
+    store.samples, store.layouts  # noqa: B018 (read lazily)
+    files.reads.clear()
+    files.announced.clear()
+    assert verify(store).ok
+    kinds = {key: entry.kind for key, entry in store.source.entries.items()}
+    assert {key: files.reads[key] for key in kinds if kinds[key] in ("shard", "once")} == {
+        key: 1 for key in kinds if kinds[key] in ("shard", "once")
+    }
+    assert sorted(files.announced) == sorted(kinds)
+
+
+def test_what_shards_share_is_one_problem(tmp_path: Path) -> None:
+    path = dump(tmp_path / "store", encoding="compact")
+    flip(0.3)(path / "logits/basis/c/0/0/0/0")
+    flip(0.3)(path / "logits/base/c/0/1/0")
+    flip(0.3)(path / "logits/mean/c/2/0")
+    report = verify(open_store(path))
+    assert [problem.key for problem in report.problems] == [
+        "logits/base/c/0/1/0", "logits/basis/c/0/0/0/0", "logits/mean/c/2/0"
+    ]  # fmt: skip
+    assert len(report.rewrite) == 9  # the basis is shared by all

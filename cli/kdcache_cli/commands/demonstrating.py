@@ -52,4 +52,5 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
     ]
     columns = ("method", "test accuracy", "vs ce", "s/epoch", "teacher forwards")
     console.print(table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows))
-    say(f"store: {outcome['store']}\nruns:  {out}/*  (the commands above repeat each step by hand)")
+    say(f"store: {outcome['store']}")
+    say(f"runs:  {out}/*  (the commands above repeat each step by hand)")

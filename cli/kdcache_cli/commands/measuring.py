@@ -38,6 +38,7 @@ def bench(
     """Measure the claims of the README on this machine, as ratios within one run."""
     from kdcache.bench.claims import CPU, GPU, QUICK
     from kdcache.bench.claims import bench as measure
+    from kdcache_stores.errors import naming
 
     device = options.resolve_device("cuda" if gpu else "cpu", threads)
     scale = QUICK if quick else GPU if gpu else CPU
@@ -46,7 +47,8 @@ def bench(
     )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with naming(out):
+            out.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     emit(results, as_json)
     if quiet:
         return

@@ -32,7 +32,8 @@ def transfer(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bars:
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -93,9 +94,10 @@ def report(done: Any, verb: str, as_json: bool, quiet: bool) -> None:
     emit(asdict(done), as_json)
     say(
         f"{done.where} is whole and verified: {done.sent} objects {verb} ({size(done.sent_bytes)}), "
-        f"{done.skipped} were there\ncontent digest {done.digest}",
+        f"{done.skipped} were there",
         quiet,
     )
+    say(f"content digest {done.digest}", quiet)
 
 
 def view_range(text: str) -> tuple[int, int]:

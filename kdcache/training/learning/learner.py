@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.distributed import Ranks
 from kdcache.methods.step import Step
+from kdcache.models.network import batch_statistics
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
 from kdcache.models.zoo import build_model
@@ -235,6 +236,16 @@ class Learner:
         if self.training.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
+
+    @torch.no_grad()  # not inference mode: another student's loss may save these values for backward
+    def logits_now(self, images: Tensor) -> Tensor:
+        """The logits (B, K) of the network as it trains now, for uint8 images (B, C, H, W).
+
+        Its batch norms use the batch, as in a step of its own, and remember nothing of it.
+        """
+        inputs = self.inputs(images)
+        with batch_statistics(self.model), autocast(self.device, self.training.precision):
+            return as_fields(self.model(inputs))["logits"]
 
     # -- what it has learnt ---------------------------------------------------------------------
     @property

@@ -176,8 +176,8 @@ def read_header(document: dict[str, Json], where: str) -> Header:
             f"{where} has format {version[0]}.{version[1]}; this kdcache reads "
             f"{FORMAT[0]}.x: use a version of kdcache that knows it"
         )
-    plan = Plan.from_dict(value.get("plan"))
-    teacher = StoredTeacher.from_dict(value.get("teacher"))
+    plan = Plan.from_dict(value.get("plan"), f"{where}: plan")
+    teacher = StoredTeacher.from_dict(value.get("teacher"), f"{where}: teacher")
     for name, item in (("plan", plan), ("teacher", teacher)):
         if value[name].get("digest") != item.digest:
             raise FormatError(

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdcache_stores.errors import FormatError, StoreError, StoreInUse, explain
+from kdcache_stores.errors import FormatError, KDCacheError, StoreError, StoreInUse, explain
 from kdcache_stores.objects.locking import lock_file
 from kdcache_stores.objects.urls import require_local
 
@@ -34,6 +34,22 @@ def check_key(key: str) -> str:
             f"{key!r:.100} is no object name of a store: plain names between '/' only"
         )
     return key
+
+
+@contextmanager
+def _explained(doing: str, path: str | None = None) -> Iterator[None]:
+    """What the system refuses within is a `StoreError`; that a file is missing stays as it is.
+
+    Args:
+        doing: for the message: "cannot read".
+        path: for errors of the system that name none.
+    """
+    try:
+        yield
+    except (FileNotFoundError, KDCacheError):
+        raise
+    except OSError as error:
+        raise StoreError(f"{doing} {explain(error, path)}") from error
 
 
 class Disk:
@@ -140,7 +156,7 @@ class LocalFiles:
 
     def get(self, key: str, most: int | None = None) -> bytes:
         """The object's bytes; raises `FileNotFoundError`, and `FormatError` for more than `most`."""
-        with self._open(key) as file:
+        with self._open(key) as file, _explained("cannot read", self.path(key)):
             size = os.fstat(file.fileno()).st_size
             if most is not None and size > most:
                 raise FormatError(f"{self.where}: {key} of {size} bytes is too large")
@@ -148,7 +164,7 @@ class LocalFiles:
 
     def map(self, key: str) -> mmap.mmap:
         """The object's bytes, mapped for reading and not copied; raises `FileNotFoundError`."""
-        with self._open(key) as file:
+        with self._open(key) as file, _explained("cannot read", self.path(key)):
             try:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:
@@ -179,10 +195,13 @@ class LocalFiles:
 
     def stamp(self, key: str) -> tuple[int, int, int] | None:
         """The file's size, number and time of change, or None if there is none."""
+        path = self.path(key)
         try:
-            status = os.lstat(self.path(key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            status = os.lstat(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise StoreError(f"cannot read {explain(error, path)}") from error
         if not stat.S_ISREG(status.st_mode):
             return None
         return status.st_size, status.st_ino, status.st_mtime_ns
@@ -199,7 +218,7 @@ class LocalFiles:
     def walk(self, folder: str = "") -> Iterator[str]:
         """Keys of all files below a folder, sorted; links are listed and not followed."""
         top = os.path.join(self._real, *folder.split("/")) if folder else self._real
-        for parent, folders, names in os.walk(top):
+        for parent, folders, names in os.walk(top, onerror=_require_gone):
             folders.sort()
             links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
             for name in sorted(names + links):
@@ -230,10 +249,9 @@ class LocalFiles:
         except FileExistsError:
             raise
         except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise StoreError(
-                f"{self.where}: cannot write {key} ({len(data)} bytes): {reason}. Everything that "
-                "was committed is safe: make room or repair the cause, and run the same again."
+                f"{self.where}: cannot write {key} ({len(data)} bytes): {explain(error, target)}. "
+                "Everything that was committed is safe."
             ) from error
 
     def publish(self, key: str, data: bytes, *, replace: bool = False) -> None:
@@ -276,14 +294,13 @@ class LocalFiles:
     def _locked(self, path: str, key: str, wait: bool) -> int:
         """The handle of the lock's file, locked; one that its last holder removed meanwhile is none."""
         while True:
-            self._make_folders(os.path.dirname(path))
             try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                handle = os.open(path, flags, 0o666)
+                with _explained("cannot write", path):
+                    self._make_folders(os.path.dirname(path))
+                    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                    handle = os.open(path, flags, 0o666)
             except FileNotFoundError:  # the folder went with the last holder
                 continue
-            except OSError as error:
-                raise StoreError(explain(error, path)) from error
             try:
                 lock_file(handle, path, wait)
             except BlockingIOError:
@@ -303,17 +320,20 @@ class LocalFiles:
 
     def remove(self, key: str) -> None:
         """Remove an object; a missing one is fine."""
-        self._disk.unlink(self.path(key))
+        path = self.path(key)
+        with _explained("cannot remove", path):
+            self._disk.unlink(path)
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder and the files in it (no deeper); a missing one is fine."""
         path = os.path.join(self._real, folder)
         if os.path.islink(path) or not os.path.isdir(path):
             return
-        for name in sorted(os.listdir(path)):
-            self._disk.unlink(os.path.join(path, name))
-        self._disk.rmdir(path)
-        self._disk.fsync(self._real)
+        with _explained("cannot remove", path):
+            for name in sorted(os.listdir(path)):
+                self._disk.unlink(os.path.join(path, name))
+            self._disk.rmdir(path)
+            self._disk.fsync(self._real)
 
     def temporaries(self) -> list[str]:
         """Paths, relative to the store, of temporary files that an interrupted writer left."""
@@ -322,7 +342,9 @@ class LocalFiles:
     def clean(self) -> None:
         """Remove what interrupted writers left under temporary names."""
         for key in self.temporaries():
-            self._disk.unlink(os.path.join(self._real, key))
+            path = os.path.join(self._real, key)
+            with _explained("cannot remove", path):
+                self._disk.unlink(path)
 
     def _make_folders(self, folder: str) -> None:
         missing: list[str] = []
@@ -332,6 +354,12 @@ class LocalFiles:
         for path in reversed(missing):
             self._disk.mkdir(path)
             self._disk.fsync(os.path.dirname(path))
+
+
+def _require_gone(error: OSError) -> None:
+    """Of a folder that cannot be listed: there must be none. Raises `StoreError`."""
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        raise StoreError(f"cannot read {explain(error)}") from error
 
 
 def _is_at(handle: int, path: str) -> bool:

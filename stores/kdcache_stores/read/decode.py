@@ -1,10 +1,11 @@
-"""From the bytes of a shard to float32 rows, checksums and conversion on all cores at once."""
+"""From the bytes of a shard to rows, checksums and conversion on all cores at once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,15 +76,30 @@ class Wanted:
         return self._sorted[low:high] - start, self._order[low:high]
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where the rows that are read go.
+
+    Args:
+        shape: of a row.
+        decoded: float32 (rows, *shape), or None where they are decoded only to be checked.
+        encoded: (rows, *spec.shape) for each array whose rows are wanted as they are stored.
+    """
+
+    shape: tuple[int, ...]
+    decoded: Floats | None
+    encoded: Mapping[str, Array]
+
+
 def read_shards(
     source: SealedObjects,
     shards: Iterable[Shard],
     layouts: list[ArrayLayout],
     encoding: Encoding,
     wanted: Wanted,
-    out: Floats,
+    out: Destination,
 ) -> None:
-    """Decode the wanted rows of these shards of one field into `out`.
+    """Read the wanted rows of these shards of one field into `out`.
 
     Raises `CorruptStore` if a shard is not what the manifest or its checksums say, or holds values
     that were never written.
@@ -103,7 +119,7 @@ def _read_shard(
     layouts: list[ArrayLayout],
     encoding: Encoding,
     wanted: Wanted,
-    out: Floats,
+    out: Destination,
     pool: ThreadPoolExecutor,
 ) -> None:
     checks: list[Future[None]] = []
@@ -127,39 +143,39 @@ def _read_shard(
     _wait([*checks, *blocks])
 
 
-def check_shard(
-    source: SealedObjects,
-    shard: Shard,
+def check_rows(
+    readers: dict[str, ShardReader],
     layouts: list[ArrayLayout],
     encoding: Encoding,
     shape: tuple[int, ...],
+    shard: Shard,
     labels: NDArray[np.int64],
 ) -> None:
-    """Decode a shard, a chunk at a time, and keep nothing; raises `CorruptStore` for what is invalid.
+    """Decode a shard of a field, a chunk at a time, and keep nothing.
+
+    Raises `CorruptStore` for what is invalid.
 
     Args:
-        source, shard, layouts, encoding: of one field.
+        readers: of each array of the field, by its name.
+        layouts, encoding: of the field.
         shape: of its rows.
         labels: int64 (shard.rows,).
     """
-    readers = {}
-    for layout in layouts:
-        key = layout.key(shard.view, shard.index)
-        readers[layout.spec.name] = ShardReader(
-            layout, source.load(key)[0], f"{source.where}/{key}"
-        )
-    for rows in _blocks(layouts, shard):
-        out = np.empty((len(rows), *shape), np.float32)
+    where = next(iter(readers.values())).where
+    blocks = list(_blocks(layouts, shard))
+    space = np.empty((len(blocks[0]), *shape), np.float32)
+    for rows in blocks:
+        out = space[: len(rows)]
         arrays = _arrays(readers, rows, slice(None))
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 encoding.decode(arrays, out)
-            if isinstance(encoding, CheckedEncoding) and np.isfinite(out).all():
+                finite = bool(np.isfinite(out.sum()) or np.isfinite(out).all())
+            if finite and isinstance(encoding, CheckedEncoding):
                 encoding.check(arrays, labels[rows.start : rows.stop])
         except CorruptStore as error:
-            where = next(iter(readers.values())).where
             raise CorruptStore(f"{where}: {error}") from None
-        if not np.isfinite(out).all():
+        if not finite:
             raise _not_finite(readers, rows, shard.start)
 
 
@@ -181,22 +197,27 @@ def _decode_block(
     encoding: Encoding,
     rows: range,
     wanted: Wanted,
-    out: Floats,
+    out: Destination,
     shard_start: int,
 ) -> None:
     part = wanted.within(shard_start + rows.start, shard_start + rows.stop)
     assert part is not None
     which, places = part
     arrays = _arrays(readers, rows, which)
-    in_place = isinstance(places, slice)
-    target = out[places] if in_place else np.empty((len(places), *out.shape[1:]), np.float32)
+    if out.decoded is not None and isinstance(places, slice):
+        target = out.decoded[places]
+    else:
+        count = places.stop - places.start if isinstance(places, slice) else len(places)
+        target = np.empty((count, *out.shape), np.float32)
     encoding.decode(arrays, target)
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(target.sum())  # far cheaper than asking each value
     if suspicious and not np.isfinite(target).all():
         raise _not_finite(readers, rows, shard_start)
-    if not in_place:
-        out[places] = target
+    if out.decoded is not None and not isinstance(places, slice):
+        out.decoded[places] = target
+    for name, kept in out.encoded.items():
+        kept[places] = arrays[name]
 
 
 def _arrays(readers: dict[str, ShardReader], rows: range, which: Any) -> dict[str, Array]:

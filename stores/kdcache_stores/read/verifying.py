@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 
-from kdcache_stores.errors import CorruptStore, KDCacheError
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache_stores.errors import CorruptStore, KDCacheError, StoreError
 from kdcache_stores.format.canonical_json import Json
 from kdcache_stores.format.header import HEAD
-from kdcache_stores.format.layout import each_shard
+from kdcache_stores.format.layout import ArrayLayout, each_shard
 from kdcache_stores.format.manifest import CARD, CROISSANT, MANIFEST, SAMPLES, SEAL, Entry
+from kdcache_stores.format.shards import ShardReader
 from kdcache_stores.objects.files import LocalFiles, is_temporary
-from kdcache_stores.read.decode import check_shard, cores
+from kdcache_stores.read.decode import check_rows, cores
 from kdcache_stores.read.reader import Store
 from kdcache_stores.read.sealed_objects import SealedObjects
 from kdcache_stores.types import Samples, Shard
@@ -64,9 +69,10 @@ class VerifyReport:
 
 
 def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
-    """Check size and SHA-256 of every object on all cores, the samples against the plan, probes, head.
+    """Check size and SHA-256 of every object, the samples against the plan, probes, head.
 
     Every row is decoded as well: what the format calls invalid is a problem, whatever its SHA-256.
+    Each object is read once. A core works on one shard of one field at a time, and keeps nothing of it.
 
     Args:
         store: an open store.
@@ -79,25 +85,11 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
     total = sum(entry.size for entry in entries)
     report = VerifyReport(store.where, store.digest, len(entries), total)
     done = 0
-    growing = source.announced() is not None
-    source.objects.prefetch(entry.key for entry in entries)
-    with ThreadPoolExecutor(cores()) as pool:
-
-        def check(entry: Entry) -> str | None:
-            if growing and entry.kind == "metadata":
-                return None  # checked when the store was opened; a growth may be replacing it
-            return _message(lambda: source.confirm(entry.key, *source.load(entry.key)))
-
-        for entry, message in zip(entries, pool.map(check, entries), strict=True):
-            if message is not None:
-                place = (entry.view, entry.start, entry.stop)
-                report.problems.append(Problem(entry.key, message, *place))
-            done += entry.size
-            if progress is not None:
-                progress(done, total)
-    broken = {problem.key for problem in report.problems}
-    for shard in _sound_shards(store, broken) if _message(lambda: store.labels) is None else ():
-        report.problems.extend(_invalid(store, shard))
+    for nbytes, problems in _checked(store, entries):
+        report.problems.extend(problems)
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
     damaged = {problem.key.split("/")[0] for problem in report.problems}
     contents = ((SAMPLES, _check_samples), ("probes", _check_probes), (HEAD, _check_head))
     for key, check_content in contents:
@@ -110,37 +102,113 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
     return report
 
 
-def _sound_shards(store: Store, damaged: set[str]) -> Iterator[Shard]:
-    """The shards of which all objects are what was written, and may still break the format."""
-    shared = {store.source.entries[key].index for key in damaged if _is_shared(store, key)}
-    lost = {
-        (entry.view, entry.index)
-        for key in damaged
-        if (entry := store.source.entries[key]).kind == "shard"
-    }
-    for shard in each_shard(store.view_range, len(store), store.shard_rows):
-        if (shard.view, shard.index) not in lost and not shared & {None, shard.index}:
-            yield shard
+_Checked = tuple[int, list[Problem]]
+"""How many bytes were checked, and what is wrong with them."""
 
 
-def _is_shared(store: Store, key: str) -> bool:
-    return store.source.entries[key].kind == "once"
+def _checked(store: Store, entries: Sequence[Entry]) -> Iterator[_Checked]:
+    """Check the objects of no array first, then shard by shard: its views side by side, on all cores."""
+    layouts = [layout for arrays in store.layouts.values() for layout in arrays]
+    # What a shard's views share lies beside its first view.
+    runs = [
+        [replace(first, view=view) for view in store.view_range]
+        for first in each_shard(range(1), len(store), store.shard_rows)
+    ]
+    arrays = dict.fromkeys(
+        layout.key(shard.view, shard.index)
+        for run in runs
+        for shard in run
+        for layout in sorted(layouts, key=lambda layout: layout.spec.per == "row")
+    )
+    others = [entry for entry in entries if entry.key not in arrays]
+    store.source.objects.prefetch([*(entry.key for entry in others), *arrays])
+    growing = store.source.announced() is not None
+    for entry in others:
+        if growing and entry.kind == "metadata":
+            yield entry.size, []  # checked when the store was opened; a growth may be replacing it
+        else:
+            yield _read(store.source, entry)[1]
+    labels = store.labels if _message(lambda: store.labels) is None else None
+    shared: dict[str, ShardReader | None] = {}
+    waiting: deque[Future[_Checked]] = deque()
+    with ThreadPoolExecutor(cores()) as pool:
+        for run in runs:
+            shared = {key: item for key, item in shared.items() if item is None or item.per_store}
+            for layout in layouts:
+                key = layout.key(0, run[0].index)
+                if layout.spec.per != "row" and key not in shared:
+                    shared[key], checked = _reader(store, layout, run[0])
+                    yield checked
+            for shard in run:
+                waiting.append(pool.submit(_check_shard, store, shard, shared, labels))
+                if len(waiting) > 2 * cores():
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _invalid(store: Store, shard: Shard) -> Iterator[Problem]:
-    """What of a shard breaks the format though its bytes are those that the manifest states."""
-    for name in store.fields:
-        key = store.layouts[name][0].key(shard.view, shard.index)
-        message = _message(lambda: _check_rows(store, shard, name))  # noqa: B023
+def _read(source: SealedObjects, entry: Entry) -> tuple[bytes | None, _Checked]:
+    """An object; None if it is not what the manifest says."""
+    try:
+        data, stamp = source.load(entry.key)
+        source.confirm(entry.key, data, stamp)
+    except KDCacheError as error:
+        place = (entry.view, entry.start, entry.stop)
+        return None, (entry.size, [Problem(entry.key, str(error), *place)])
+    return data, (entry.size, [])
+
+
+def _reader(store: Store, layout: ArrayLayout, shard: Shard) -> tuple[ShardReader | None, _Checked]:
+    """An array's part of a shard; None if it is damaged."""
+    entry = store.source.entry(layout.key(shard.view, shard.index))
+    data, (nbytes, problems) = _read(store.source, entry)
+    if data is None:
+        return None, (nbytes, problems)
+    try:
+        return ShardReader(layout, data, f"{store.where}/{entry.key}"), (nbytes, [])
+    except CorruptStore as error:
+        place = (entry.view, entry.start, entry.stop)
+        return None, (nbytes, [Problem(entry.key, str(error), *place)])
+
+
+def _check_shard(
+    store: Store,
+    shard: Shard,
+    shared: Mapping[str, ShardReader | None],
+    labels: NDArray[np.int64] | None,
+) -> _Checked:
+    """Check a shard's objects and, where all of a field and its labels are sound, the field's rows."""
+    total, problems = 0, []
+    for name, layouts in store.layouts.items():
+        readers: dict[str, ShardReader | None] = {}
+        for layout in layouts:
+            if layout.spec.per == "row":
+                readers[layout.spec.name], (nbytes, damage) = _reader(store, layout, shard)
+                total += nbytes
+                problems += damage
+            else:
+                readers[layout.spec.name] = shared[layout.key(0, shard.index)]
+        sound = {key: reader for key, reader in readers.items() if reader is not None}
+        if len(sound) < len(readers) or labels is None:
+            continue
+        own = labels[shard.start : shard.stop]
+        message = _message(lambda: _check_rows(store, shard, name, sound, own))  # noqa: B023
         if message is not None:
-            yield Problem(key, message, shard.view, shard.start, shard.stop)
+            key = layouts[0].key(shard.view, shard.index)
+            problems.append(Problem(key, message, shard.view, shard.start, shard.stop))
+    return total, problems
 
 
-def _check_rows(store: Store, shard: Shard, name: str) -> None:
-    """Decode all rows of a shard, a chunk at a time, and check what decoding does not need."""
+def _check_rows(
+    store: Store,
+    shard: Shard,
+    name: str,
+    readers: dict[str, ShardReader],
+    labels: NDArray[np.int64],
+) -> None:
+    """Decode all rows of a field in a shard, and check what decoding does not need."""
     field, layouts = store.fields[name], store.layouts[name]
-    labels = store.labels[shard.start : shard.stop]
-    check_shard(store.source, shard, layouts, field.encoding, field.shape, labels)
+    check_rows(readers, layouts, field.encoding, field.shape, shard, labels)
     stated = store.source.entry(layouts[0].key(shard.view, shard.index)).labelled
     if stated is not None and stated != (counted := int((labels >= 0).sum())):
         raise CorruptStore(
@@ -193,9 +261,12 @@ def _extra_files(source: SealedObjects) -> list[str]:
         return []
     known = {*source.entries, MANIFEST, SEAL, CARD, CROISSANT}
     notes = []
-    for key in source.objects.walk():
-        if is_temporary(key):
-            notes.append(f"{key} was left by an interrupted writer and may be deleted")
-        elif key not in known:
-            notes.append(f"{key} is not in the manifest and is never read")
+    try:
+        for key in source.objects.walk():
+            if is_temporary(key):
+                notes.append(f"{key} was left by an interrupted writer and may be deleted")
+            elif key not in known:
+                notes.append(f"{key} is not in the manifest and is never read")
+    except StoreError as error:  # a folder that cannot be listed holds nothing of the store
+        notes.append(str(error))
     return notes

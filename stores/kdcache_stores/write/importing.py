@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kdcache_stores.encodings.encoding_names import make_encoding
 from kdcache_stores.encodings.fidelity import ROWS, require_faithful
 from kdcache_stores.encodings.protocol import FittedEncoding
-from kdcache_stores.errors import DataError, UnknownName, UsageError
+from kdcache_stores.errors import DataError, StoreError, UnknownName, UsageError
 from kdcache_stores.format.canonical_json import Json
 from kdcache_stores.format.manifest import CARD, CROISSANT, ROOT
 from kdcache_stores.objects.files import LocalFiles
@@ -144,7 +144,9 @@ def _write(
 
 def _discard(files: LocalFiles, folder: bool) -> None:
     """Remove the store that was begun here, its root last, and its `folder` too, if told to."""
-    with suppress(OSError):  # a disk that refuses even this: the store stays, unfinished
+    with suppress(
+        OSError, StoreError
+    ):  # a disk that refuses even this: the store stays, unfinished
         if files.size(ROOT) is not None:  # or else nothing here is ours
             keys = [key for key in files.walk() if key not in (CARD, CROISSANT, ROOT)]
             for key in [*keys, ROOT]:

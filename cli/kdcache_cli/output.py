@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -15,12 +16,16 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from kdcache.stages import UnderWay
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
@@ -140,6 +145,38 @@ def progress(quiet: bool, unit: str) -> Progress:
         transient=True,
         disable=quiet or not stderr.is_terminal,  # in a log file they leave nothing but blank lines
     )
+
+
+class StageBars:
+    """A bar for each stage before the first row or step; in a log, a line for one that took a second.
+
+    Args:
+        bars: where they are shown.
+        quiet: shown nowhere.
+    """
+
+    def __init__(self, bars: Progress, quiet: bool) -> None:
+        self.bars, self.quiet = bars, quiet
+        self.tasks: dict[int, TaskID] = {}
+
+    def __call__(self, stage: UnderWay) -> None:
+        """A stage begins, goes on or ends."""
+        rate = f"{stage.rate:,.0f} {stage.unit}/s" if stage.unit and stage.rate else ""
+        if stage.over:
+            if id(stage) in self.tasks:
+                self.bars.remove_task(self.tasks.pop(id(stage)))
+            if stage.seconds >= 1:
+                counts = f": {stage.done:,} {stage.unit}, {rate}" if rate else ""
+                say(f"{stage.what}: {stage.seconds:.1f} s{counts}", self.quiet)
+            return
+        if id(stage) not in self.tasks:
+            self.tasks[id(stage)] = self.bars.add_task(stage.what, total=stage.total, note="")
+        self.bars.update(self.tasks[id(stage)], completed=stage.done, note=rate)
+
+
+def is_first() -> bool:
+    """Whether this process prints, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def percent(value: float) -> str:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.data.item import Item, item_tensor
+from kdcache.stages import counted
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError
 
@@ -121,7 +122,9 @@ class Dataset(ABC):
         """
         try:
             size = self.size(0)
-            if any(self.size(row) != size for row in range(1, len(self))):
+            rows = range(1, len(self))
+            what = f"reading image headers of {self.name} ({self.split})"
+            if any(self.size(row) != size for row in counted(rows, what, "images", len(rows))):
                 return None
             return (len(self.decode(0)), *size)
         except DataError:
@@ -250,7 +253,9 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
         num_workers=workers,
         multiprocessing_context=start_method(dataset) if workers else None,
     )
-    bad = {row: reason for row, reason in enumerate(loader) if reason is not None}
+    what = f"decoding every image of {dataset.name} ({dataset.split})"
+    tried = counted(loader, what, "images", len(dataset))
+    bad = {row: reason for row, reason in enumerate(tried) if reason is not None}
     if not bad:
         return dataset
     if len(bad) == len(dataset):

@@ -20,6 +20,7 @@ from kdcache.data.folder import own_folder
 from kdcache.data.foreign import hugging_face, user_dataset
 from kdcache.data.imagenet import imagenet, tiny_imagenet
 from kdcache.data.kept_shapes import kept_shape
+from kdcache.stages import stage
 from kdcache_stores.errors import UnknownName, UsageError
 
 #: name -> loader(split, root, download)
@@ -83,7 +84,11 @@ def load_dataset(
     """
     folder = Path(root) if root is not None else default_root()
     dataset = _load(name, split, folder, download)
-    dataset.samples  # noqa: B018 (raises for keys that are not unique)
+    with stage(
+        f"hashing the keys of {dataset.name} ({dataset.split})", "keys", len(dataset)
+    ) as done:
+        dataset.samples.fingerprint  # noqa: B018 (raises for keys that are not unique)
+        done(len(dataset))
     dataset.remarks = dataset.remarks + _empty_classes(dataset)
     if skip_bad:
         dataset = without_bad_images(dataset, workers)

@@ -33,6 +33,7 @@ from kdcache.models.zoo import MODELS, build_model
 from kdcache.precision import require_precision
 from kdcache.preprocessing import PREPROCESSINGS, Inputs, Preprocessing
 from kdcache.runs import WEIGHTS, load_run_model
+from kdcache.stages import stage
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
@@ -145,7 +146,8 @@ def load_teacher(
         channels_last=channels_last,
         fields=expanded(module, fields, preprocessing(views[:1])),
     )
-    return replace(teacher, shapes=_try_out(teacher, views), compile=compile)
+    with stage(f"trying {name} on a small batch"):
+        return replace(teacher, shapes=_try_out(teacher, views), compile=compile)
 
 
 def _random_views(inputs: Inputs, module: nn.Module, channels: int, size: int) -> Tensor:

@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from kdcache_cli import dump_page, groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import emit, percent, progress, say, size
+from kdcache_cli.output import StageBars, emit, is_first, percent, progress, say, size
 
 if TYPE_CHECKING:
     from kdcache.dumping.job import DumpRequest
@@ -162,22 +162,28 @@ def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, verbose: bool, **giv
     them. Under torchrun the ranks share the work.
     """
     from kdcache.dumping.job import prepare_dump
+    from kdcache.stages import watching
 
-    with prepare_dump(_request(dict(given)), lambda text: say(text, quiet)) as prepared:
-        first = prepared.ranks.is_first
-        quiet, as_json = quiet or not first, as_json and first
+    request = _request(dict(given))
+    first = is_first()
+    quiet, as_json = quiet or not first, as_json and first
+    with (
+        progress(quiet, "") as bars,
+        watching(StageBars(bars, quiet)),
+        prepare_dump(request, lambda text: say(text, quiet)) as prepared,
+    ):
         dump_page.before(prepared.targets, prepared.estimate, given, quiet)
         if dry_run:
             clean = [target.clean_top1 or {} for target in prepared.targets]
             emit({"estimate": prepared.estimate.to_dict(), "clean_top1": clean}, as_json)
             return
-        with progress(quiet, "rows") as bars:
-            try:
-                done = prepared.run(Bar(bars), dump_page.command_line())
-            except KeyboardInterrupt:
-                bars.stop()
-                say(dump_page.interrupted(), quiet)
-                raise
+        try:
+            done = prepared.run(Bar(bars), dump_page.command_line())
+        except KeyboardInterrupt:
+            bars.stop()
+            say(dump_page.interrupted(), quiet)
+            raise
+        bars.stop()
         if first:
             dump_page.after(prepared, done, given | {"verbose": verbose}, as_json, quiet)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from rich.progress import Progress, TaskID
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.output import (
+    StageBars,
     emit,
+    is_first,
     percent,
     progress,
     say,
@@ -56,11 +57,6 @@ class Bars:
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
 
 
-def _is_first() -> bool:
-    """Whether this process prints, of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _train(
     trainings: Sequence[Any],
     outs: Sequence[Path],
@@ -69,10 +65,11 @@ def _train(
     quiet: bool,
     **options: Any,
 ) -> None:
+    from kdcache.stages import watching
     from kdcache.training.preparation import train_together
 
-    quiet, as_json = quiet or not _is_first(), as_json and _is_first()
-    with progress(quiet, "") as bars:
+    quiet, as_json = quiet or not is_first(), as_json and is_first()
+    with progress(quiet, "") as bars, watching(StageBars(bars, quiet)):
         steps = bars.add_task("  steps", total=None, note="")
         watches = [Bars(bars, title, steps) for title in titles]
         runs = train_together(trainings, outs, watches, **options)
@@ -293,7 +290,7 @@ def train_student(
         order = (
             f"{len(runs)} students side by side see the samples in one order, of data seed {seed}"
         )
-        say(order, quiet or not _is_first())
+        say(order, quiet or not is_first())
     titles = [
         run.name if several else f"student {training.model} by {training.objective.method}"
         for run, training in zip(runs, trainings, strict=True)

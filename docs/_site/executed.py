@@ -47,7 +47,7 @@ def run(markdown: str, place: str, names: dict[str, Any] | None = None) -> str:
 
     def executed(block: re.Match[str]) -> str:
         above = "\n" * markdown.count("\n", 0, block.start(1))  # tracebacks name the page's lines
-        exec(compile(above + block[1], place, "exec"), names)
+        exec(compile(above + block[1], place, "exec", dont_inherit=True), names)
         figure = names.pop("figure", None)
         return block[0] + (f"\n<figure>{svg(figure)}</figure>\n" if figure is not None else "")
 
@@ -67,7 +67,9 @@ def equation(tex: str) -> str:
 def svg(figure: Figure) -> str:
     """A figure as an element of a page."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    figure.savefig(
+        file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
+    )
     _, start, rest = file.getvalue().partition("<svg")
     return (start + rest).replace(INK, "currentColor").replace("\n", " ")
 

@@ -50,7 +50,7 @@ def _command(command: click.Command, name: str) -> list[str]:
     usage = " ".join(["kdcache", name, *command.collect_usage_pieces(context)])
     parts = [f"```text\n{usage}\n```", *_paragraphs(command.help or "")]
     for group in getattr(command, "option_groups", ()):
-        records = [option.get_help_record(context) for option in group.get_options(context)]
+        records = [option.get_help_record(context) for option in group.options]
         lines = [f"- `{flags}`: {_plain(text)}" for flags, text in filter(None, records)]
         if lines:
             parts += [f"**{group.title}**", "\n".join(lines)]

@@ -14,16 +14,18 @@ that.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from study import Arm, Study
+from study import Arm, Study, named
 
 from kdcache import ViewPlan, dump, load_dataset, load_teacher, make_augmentation
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import PREPROCESSINGS
-from kdcache.runs import read_summary
+from kdcache.runs import SUMMARY, read_summary
+from kdcache.training.preparation import train_together
 from kdcache_stores import describe, open_store
 
 #: Row -> (objective, the fields that it reads of its store, whether its teacher runs in the loop).
@@ -40,11 +42,13 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
     ),
     "dist": ({"method": "dist"}, ("logits",), False),
     "ps-kd": ({"method": "ps-kd"}, (), False),
+    "byot": ({"method": "byot"}, (), False),
+    "dml": ({"method": "dml"}, (), False),
     "ban": ({"method": "ban"}, ("logits",), False),
     "kd, hard labels": ({"method": "kd", "options": {"target": "hard"}}, ("logits",), False),
     "fitnet": ({"method": "fitnet"}, (), True),
     "reviewkd": ({"method": "reviewkd"}, (), True),
-    "ofd": ({"method": "ofd"}, (), True),
+    "ofd": ({"method": "ofd", "options": {"statistics": "batch"}}, (), True),
     "crd": ({"method": "crd"}, ("pooled",), False),
     "crd, kd+std added": (
         {"method": "crd", "add": ("kd",), "standardize": "unbiased"}, ("pooled", "logits"), False,
@@ -100,6 +104,8 @@ class Features(Study):
     def row(self, name: str) -> dict[str, Any]:
         """Train a row's students; what became of them."""
         arm, nbytes = self.arm(name)
+        if arm.objective.record.peers:
+            self.train_pairs(arm)
         arms = {"ce": self.arm("ce")[0]} | {name: arm}
         result: dict[str, Any] = self.compare(arms)[name]
         summaries = [read_summary(path) for path in self.run({name: arm})[name]]
@@ -108,6 +114,15 @@ class Features(Study):
             "bytes_per_view": round(nbytes),
             "teacher_forwards": summaries[0]["teacher_forwards"],
         }
+
+    def train_pairs(self, arm: Arm) -> None:
+        """Train each seed's student with one that teaches it, whose run lies beside; seconds are of both."""
+        for seed in range(self.args.seeds):
+            first = self.training(arm, seed)
+            other = replace(first, seed=seed + 1000, data_seed=first.stream_seed)
+            path = self.folder / "runs" / named(first, self.folder)
+            if not (path / SUMMARY).exists():
+                train_together([first, other], [path, path.with_name(f"{path.name}-peer")])
 
 
 def bytes_of(store: str) -> float:

@@ -175,7 +175,7 @@ class Study:
         for seed in range(self.args.seeds):
             for name, arm in arms.items():
                 training = self.training(arm, seed)
-                path = self.folder / "runs" / _named(training, self.folder)
+                path = self.folder / "runs" / named(training, self.folder)
                 paths[name].append(path)
                 jobs.setdefault(path, (name, training))  # studies and arms share runs
         jobs = {path: job for path, job in jobs.items() if not (path / SUMMARY).exists()}
@@ -288,7 +288,7 @@ def spread(values: Sequence[float]) -> float:
     return round(stdev(values), 2) if len(values) > 1 else 0.0
 
 
-def _named(training: Training, folder: Path) -> str:
+def named(training: Training, folder: Path) -> str:
     """A folder name for a training: the same training has the same name wherever the study lies."""
     words = json.dumps(asdict(replace(training, device="any")), default=str, sort_keys=True)
     digest = sha256(words.replace(str(folder), "").encode()).hexdigest()[:12]

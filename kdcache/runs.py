@@ -216,7 +216,7 @@ class Run:
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Drop records past ``epochs``: those of an epoch that finished without its checkpoint."""
-        kept = self.metrics()[:epochs]
+        kept = [record for record in self.metrics() if record["epoch"] <= epochs]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.path / METRICS, lambda s: s.write(text.encode()))
         return kept
@@ -338,7 +338,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise DataError(f"{where} is not valid JSON: {error}") from error
-        records.append(run_schema.require_shape(record, run_schema.RECORD, (), where))
+        records.append(run_schema.require_shape(record, run_schema.RECORD, ("epoch",), where))
     return records
 
 

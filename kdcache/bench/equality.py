@@ -35,7 +35,9 @@ from kdcache.views.sizes import view_size
 #: Every method that can be cached with its published defaults, on logits as they are and, where it has that
 #: form, standardized.
 OBJECTIVES = {
-    name: ObjectiveConfig(method=name) for name, method in METHODS.items() if not method.online
+    name: ObjectiveConfig(method=name)
+    for name, method in METHODS.items()
+    if not method.online and not method.peers
 } | {
     f"{name}+std": ObjectiveConfig(method=name, standardize="unbiased")
     for name, method in METHODS.items()

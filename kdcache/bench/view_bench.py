@@ -10,17 +10,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from kdcache.augment.specs import make_augmentation
-from kdcache.data.dataset import Dataset, ResidentDataset, index_keys
-from kdcache.data.folder import FolderDataset
+from kdcache.data.dataset import ResidentDataset, index_keys
 from kdcache.views.batches import ImageBatch, make_batches
 from kdcache.views.plan import ViewPlan
 
@@ -91,70 +88,6 @@ def bench_resident(
         **figures,
         "ratio": figures["kdcache"] / best,
     }
-
-
-def bench_files(
-    folder: Path,
-    workers: int = 2,
-    batch_size: int = 64,
-    views_per_decode: int = 4,
-    rounds: int = 5,
-    size: int = 224,
-) -> dict[str, Any]:
-    """resized-crop-flip on JPEG files, against ImageFolder and DataLoader with the same transforms.
-
-    Args:
-        folder: a sub-folder of images per class.
-        workers: processes, for both.
-        batch_size: views per batch.
-        views_per_decode: also measure this many views per decoded file.
-        rounds: rounds to take medians of.
-        size: side of the views.
-    """
-    dataset = _whole_folder(folder)
-    plan = ViewPlan(dataset, make_augmentation(f"resized-crop-flip:size={size}", dataset), seed=0)
-    transform = v2.Compose(
-        [v2.PILToTensor(), v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-    )
-    plain = ImageFolder(folder, transform)
-    order = np.random.default_rng(0).permutation(len(dataset))
-    cpu = torch.device("cpu")
-
-    def single() -> float:
-        return _rate(plan.stream(make_batches(order, 0, batch_size), cpu, workers), cpu)
-
-    def several() -> float:
-        batches = make_batches(order, 0, batch_size, views_per_decode)
-        return _rate(plan.stream(batches, cpu, workers), cpu)
-
-    def loader() -> float:
-        chosen = torch.utils.data.Subset(plain, order.tolist())
-        return _rate(torch.utils.data.DataLoader(chosen, batch_size, num_workers=workers), cpu)
-
-    contenders = {"kdcache": single, "kdcache_several": several, "torchvision": loader}
-    figures = _alternate(contenders, rounds)
-    return {
-        "what": f"resized-crop-flip to {size}, JPEG files, views/s",
-        "files": len(dataset),
-        "workers": workers,
-        "batch_size": batch_size,
-        "views_per_decode": views_per_decode,
-        **figures,
-        "ratio": figures["kdcache"] / figures["torchvision"],
-        "ratio_several": figures["kdcache_several"] / figures["torchvision"],
-    }
-
-
-def _whole_folder(folder: Path) -> Dataset:
-    files = ImageFolder(folder)
-    return FolderDataset(
-        "bench",
-        "train",
-        folder=folder,
-        keys=[Path(file).relative_to(folder).as_posix() for file, _ in files.samples],
-        labels=np.array(files.targets, dtype=np.int64),
-        class_names=files.classes,
-    )
 
 
 class _Transformed(torch.utils.data.Dataset[Any]):

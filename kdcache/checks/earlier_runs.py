@@ -102,7 +102,10 @@ class Fit:
         """From the lines of ``metrics.jsonl``; None where they hold no distillation."""
         if not records or "train_kd" not in records[-1]:
             return None
-        return cls(tuple(record["train_kd"] for record in records), records[-1]["test_top1"])
+        kd: list[float] = []
+        for record in records:  # one that stands for several epochs counts as so many
+            kd += [record["train_kd"]] * (record["epoch"] - len(kd))
+        return cls(tuple(kd), records[-1]["test_top1"])
 
     @classmethod
     def of_run(cls, path: str | os.PathLike[str]) -> Fit | None:

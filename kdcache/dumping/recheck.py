@@ -23,7 +23,7 @@ from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import FormatError, MismatchError, Store, UsageError, describe, open_store
-from kdcache_stores.encodings.fidelity import measure, relative_error
+from kdcache_stores.encodings.fidelity import head_kl, measure, relative_error
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
 TOLERANCE = {"float32": (1e-3, 1e-4), "fp16": (1e-2, 1e-3), "bf16": (3e-2, 3e-3)}
@@ -45,7 +45,7 @@ class Recheck:
         measured: by field. Of logits KL(live || stored) and top-1 agreement, as `fidelity.measure`, and
             `spread`, the mean standard deviation of stored rows over that of live ones; of other fields
             `error`, as `fidelity.relative_error`, and of those that the store's head makes logits of
-            `head_kl_t1`, the mean KL(live || stored) of these logits at T = 1.
+            `head_kl`, the mean KL(live || stored) of these logits at T = 1.
         recorded: the same measures as the dump recorded them for the encoding.
         worst: key, row, view and field of the row that differs most from its live one.
     """
@@ -228,7 +228,7 @@ def recheck(
         )
         comparisons[name] = _compare(name, live, stored, recorded[name])
         if store.head is not None and needs_head(name):
-            comparisons[name].measured["head_kl_t1"] = _head_kl(store.head, live, stored)
+            comparisons[name].measured["head_kl"] = head_kl(live, stored, *store.head)
     problems = _weights(store, teacher)
     for name, comparison in comparisons.items():
         problems += comparison.problems(name, store.teacher.precision)
@@ -301,20 +301,11 @@ def _compare(
     if field != "logits":
         # Nothing is recorded of floats: what they lose is known.
         error = {"error": relative_error(live, stored)}
-        return _Comparison(error, {"error": recorded["error"] or 0.0}, furthest)
+        known = {"error": recorded["error"] or 0.0, "head_kl": recorded["head_kl"] or 0.0}
+        return _Comparison(error, known, furthest)
     measured = measure(live, stored)
     measured["spread"] = float(stored.std(axis=1).mean() / live.std(axis=1).mean())
     return _Comparison(measured, dict(recorded["fidelity"]), furthest)
-
-
-def _head_kl(head: tuple[np.ndarray, np.ndarray], live: np.ndarray, stored: np.ndarray) -> float:
-    """KL of the logits that a head makes of two vectors (n, D), or of the means of two maps (n, D, H, W)."""
-    weight, bias = head
-    logits = [
-        rows.reshape(len(rows), len(weight[0]), -1).mean(2) @ weight.T + bias
-        for rows in (live, stored)
-    ]
-    return measure(*logits)["kl_t1_mean"]
 
 
 def _weights(store: Store, teacher: Teacher) -> list[str]:

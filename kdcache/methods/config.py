@@ -120,7 +120,14 @@ class ObjectiveConfig:
     @property
     def student_fields(self) -> tuple[str, ...]:
         """What they read of the student, as their records name it."""
-        return tuple(dict.fromkeys(f for method in self.records for f in method.student_fields))
+        parts = self.parts()
+        return tuple(dict.fromkeys(f for p in parts for f in p.record.student_reads(p.options)))
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether the teacher's batch norms shall use the mean and variance of each batch."""
+        asked = [(part.record.batch_statistics, part.options) for part in self.parts()]
+        return any(choice and options[choice[0]] == choice[1] for choice, options in asked)
 
     def parts(self) -> list[ObjectiveConfig]:
         """Each method by itself, every default filled in: this one, then those that are added.
@@ -176,6 +183,11 @@ class ObjectiveConfig:
                     raise UsageError(
                         f"expected a method to add as NAME or NAME:WEIGHT, such as kd:0.9, found {text!r}"
                     )
+        alone = [name for name in names if METHODS[name].peers]
+        if alone and len(names) > 1:
+            raise UsageError(
+                f"{alone[0]} learns from the students beside it alone: nothing is added"
+            )
         if len({METHODS[name].pairs for name in names}) > 1:
             paired = names_of(METHODS[name] for name in names if METHODS[name].pairs)
             raise UsageError(f"{paired} reads pairs of views, and the other methods single ones")

@@ -65,6 +65,7 @@ class Objective(nn.Module):
         student_fields: what is read of the student, by stored name, its logits first.
         teacher_fields: what is read of each teacher.
         needs_teacher: whether teachers are used.
+        peers: whether other students are, in their place.
         needs_pair: whether logits are (B, 2, K), of a weak and a strong view.
         needs_labels: whether a sample without a label is refused.
         needs_keys: whether `Step.keys` are used (noise, permuted ablation).
@@ -89,7 +90,9 @@ class Objective(nn.Module):
         if nets is not None:
             for loss in self.losses():
                 loss.build(nets)
-        self.needs_teacher = self.config.needs_teacher
+        self.needs_teacher, self.peers = self.config.needs_teacher, self.method.peers
+        if self.peers:
+            self.teacher_fields = ("logits",)
         self.needs_pair = self.method.pairs
         records = self.config.records
         self.needs_labels = (
@@ -160,8 +163,8 @@ class Objective(nn.Module):
         Args:
             student: the student's outputs by field, of any floating dtype: "logits" (B, K), or
                 (B, 2, K), weak then strong, for pairs; and the rest of `student_fields`.
-            teachers: for each teacher its outputs by field, logits of the student's shape; empty
-                where the method has no teacher. Fields that the method does not read may be there.
+            teachers: for each teacher, or of dml each other student, its outputs by field, logits of the
+                student's shape; empty where the method has none. Fields that it does not read may be there.
             labels: (B,) int64, -1 for unlabelled.
             step: where in the training this is; seeds noise, permutation and choice, and is the
                 clock of DKD's warm-up, CTKD's ramp and the noise's schedule.
@@ -226,12 +229,11 @@ class Objective(nn.Module):
 
     def _outputs(self, teachers: Sequence[Fields], student: Fields) -> list[dict[str, Tensor]]:
         """What is read of each teacher, without a gradient."""
-        if not self.needs_teacher:
+        if not self.needs_teacher and not self.peers:
             return []
         if not teachers:
-            raise UsageError(
-                f"{self._name()} needs the outputs of at least one teacher, found none"
-            )
+            who = "other student" if self.peers else "teacher"
+            raise UsageError(f"{self._name()} needs the outputs of at least one {who}, found none")
         targets = []
         for number, teacher in enumerate(teachers):
             whose = f"teacher {number} (counted from 0)"
@@ -280,7 +282,7 @@ class Objective(nn.Module):
         step: Step,
         mix: Mix | None,
     ) -> Terms:
-        if not loss.config.record.needs_teacher:
+        if not loss.config.record.needs_teacher and not self.peers:
             terms = loss(student, {}, labels, step, mix, **loss.shared(student, step))
             return {name: term.mean() for name, term in terms.items()}
         noise = self.config.noise
@@ -309,6 +311,9 @@ class Objective(nn.Module):
     ) -> Iterator[tuple[float | Tensor, TargetFields]]:
         """(weight of the loss, what it compares with): one pair, or one per teacher."""
         combine, weights = self.config.combine, self.config.weights
+        if self.peers:
+            yield from ((1 / len(teachers), teacher) for teacher in teachers)
+            return
         if len(teachers) == 1:
             if not isinstance(weights, str):
                 shares(weights, 1)

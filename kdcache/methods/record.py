@@ -61,11 +61,15 @@ class Method:
             "last" and "attention" stand for maps of the size that the student needs.
         student_fields: fields that it reads of the student, beside the logits of cross-entropy;
             "stages" stands for the map of every stage.
+        student_variants: other fields of the student, by (option, its value).
         student: "module:function" from the student's network and `Nets` to the network that is trained,
             where that is another one.
         needs_head: the teacher's last layer is part of it.
         one_teacher: it is made for a single teacher.
         online: it needs more of its teacher than a store holds, so that it runs in the loop.
+        batch_statistics: the (option, its value) by which its teacher's batch norms use the mean and
+            variance of each batch.
+        peers: it learns from the logits of the students that are trained beside it, and no teacher.
         needs_labels: a sample without a label is refused.
         pairs: every sample comes as a weak and a strong view.
         whole_batch: the term compares samples with each other: it is one number for a batch, which
@@ -88,11 +92,14 @@ class Method:
     standardized: Defaults | None = None
     teacher_fields: tuple[str, ...] = ("logits",)
     student_fields: tuple[str, ...] = ("logits",)
+    student_variants: tuple[tuple[tuple[str, str], tuple[str, ...]], ...] = ()
     needs_labels: bool = False
     student: str | None = None
     needs_head: bool = False
     one_teacher: bool = False
     online: bool = False
+    batch_statistics: tuple[str, str] | None = None
+    peers: bool = False
     pairs: bool = False
     whole_batch: bool = False
     plain_kl: bool = False
@@ -114,6 +121,13 @@ class Method:
             return self.plain
         assert self.standardized is not None
         return self.standardized
+
+    def student_reads(self, options: Mapping[str, object]) -> tuple[str, ...]:
+        """`student_fields`, or those of a variant, for options that were given."""
+        for (name, value), fields in self.student_variants:
+            if options.get(name) == value:
+                return fields
+        return self.student_fields
 
     def flag(self, option: Option) -> str:
         """An option's name among those of all methods: "dkd_beta", on the command line --dkd-beta."""

@@ -193,7 +193,16 @@ _ROWS = (
         student_fields=("stages:pre",),
         one_teacher=True,
         online=True,
+        batch_statistics=("statistics", "batch"),
         plain=Defaults(ce_weight=1.0, kd_weight=1e-3),
+        options=(
+            Option(
+                "statistics",
+                "running",
+                "of the teacher's batch norms: running (as it is evaluated), or batch (as published)",
+                choices=("running", "batch"),
+            ),
+        ),
     ),
     Method(
         name="reviewkd",
@@ -202,9 +211,21 @@ _ROWS = (
         loss="kdcache.methods.features.reviewkd:ReviewKD",
         teacher_fields=("stages:pre", "pooled"),
         student_fields=("stages", "pooled"),
+        student_variants=((("relu", "before"), ("stages:pre", "pooled")),),
         one_teacher=True,
         plain=Defaults(ce_weight=1.0, kd_weight=5.0),
-        options=(Option("warmup", 20, "epochs over which the term grows to its weight", least=0),),
+        options=(
+            Option("warmup", 20, "epochs over which the term grows to its weight", least=0),
+            Option(
+                "middle", 512, "most channels of the maps that are fused; ImageNet 256", least=1
+            ),
+            Option(
+                "relu",
+                "after",
+                "the student's stages are read after or before their ReLU; ImageNet before",
+                choices=("after", "before"),
+            ),
+        ),
     ),
     Method(
         name="ps-kd",
@@ -224,6 +245,30 @@ _ROWS = (
         plain_kl=True,
         takes=("temperature",),
         plain=Defaults(ce_weight=1.0, kd_weight=1.0, temperature=1.0),
+    ),
+    Method(
+        name="dml",
+        title="students side by side, each taught by the others; two of them at least, no teacher",
+        source="Zhang et al., CVPR 2018",
+        loss="kdcache.methods.mutual.dml:DML",
+        teacher_fields=(),
+        peers=True,
+        plain=Defaults(ce_weight=1.0, kd_weight=1.0),
+    ),
+    Method(
+        name="byot",
+        title="the deepest classifier teaches exits after the shallower stages; no teacher",
+        source="Zhang et al., ICCV 2019",
+        loss="kdcache.methods.mutual.byot:BYOT",
+        teacher_fields=(),
+        student_fields=("stages", "pooled"),
+        needs_labels=True,
+        plain=Defaults(ce_weight=0.9, kd_weight=1.0),
+        options=(
+            Option("alpha", 0.1, "share of the deepest classifier in what an exit learns", least=0),
+            Option("temperature", 3.0, "T of that share", above=0),
+            Option("hint", 1e-6, "weight of the squared distance of features", least=0),
+        ),
     ),
 )
 

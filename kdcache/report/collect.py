@@ -16,7 +16,7 @@ from kdcache_stores.errors import DataError
 from kdcache_stores.printable import printable
 
 # What may differ between runs of one group: the seed, and what has no part in the result.
-_NOT_THE_SAME = {"training.seed", "training.device", "training.threads", "data.root", "store_paths",
+_NOT_THE_SAME = {"training.seed", "peers", "training.device", "training.threads", "data.root", "store_paths",
                  "kdcache", "resumed"}  # fmt: skip
 
 

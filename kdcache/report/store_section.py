@@ -108,7 +108,9 @@ def _field_facts(name: str, field: dict[str, Any]) -> list[list[str]]:
             f"same best class in {f['top1_agreement']:.3%}",
         ])  # fmt: skip
     if field["error"] is not None:
-        rows.append([f"Error of {name}", f"{field['error']:.2g} of its squared norm"])
+        through = field["head_kl"]
+        logits = "" if through is None else f"; KL of the head's logits {through:.2g} at T=1"
+        rows.append([f"Error of {name}", f"{field['error']:.2g} of its squared norm{logits}"])
     return rows
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from kdcache.fields.spelling import needs_head
+from kdcache.models.network import batch_statistics
 from kdcache.models.taps import head_of, read_outputs, tapped
 from kdcache.precision import autocast, require_precision
 from kdcache.preprocessing import Preprocessing
@@ -36,6 +38,8 @@ class Teacher:
         channels_last: run the module in that memory format.
         compile: run the module through torch.compile.
         batch_size: forward at most so many views at a time; None: as many as are asked for.
+        by_batch: its batch norms use the mean and variance of each batch that it sees, instead of
+            those that it was trained to; the digest does not cover it, since no store is written so.
         fields: what it gives per view, by name (`kdcache.models.taps`).
         shapes: the shape of each field per row; those of fields that are not named here are not
             known, and not compared.
@@ -57,6 +61,7 @@ class Teacher:
     channels_last: bool = False
     compile: bool = False
     batch_size: int | None = None
+    by_batch: bool = False
     fields: tuple[str, ...] = ("logits",)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     forward: nn.Module = field(init=False, repr=False)
@@ -121,7 +126,8 @@ class Teacher:
         images = self.preprocessing(views)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(views.device, self.precision):
+        modes = batch_statistics(self.forward) if self.by_batch else nullcontext()
+        with modes, autocast(views.device, self.precision):
             given = self.forward(images)
         outputs = read_outputs(self.architecture, given, fields, len(views))
         if self._columns is not None and "logits" in outputs:

@@ -87,14 +87,14 @@ class Checkpoints:
         self._kept: Mapping[str, Any] | None = None
         self._since, self._written = 0, time.monotonic()
 
-    def keep(self, state: Mapping[str, Any]) -> None:
-        """An epoch is over: copy its state, and have it written if that is due.
+    def keep(self, state: Mapping[str, Any], epochs: int = 1) -> None:
+        """So many more epochs are over: copy their state, and have it written if that is due.
 
         Raises:
             OSError: the one before could not be written.
         """
         self._kept = _copied(state)
-        self._since += 1
+        self._since += epochs
         if self._writing is not None:
             if not self._writing.done():
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class Course:
         stores: digests of the stores that are read.
 
     Attributes:
+        group: the courses whose students teach each other, itself among them; else itself alone. They
+            go through the epochs together, and each one's checkpoint holds the states of all, so that no
+            interruption leaves them apart.
         done: epochs that are over.
         records: theirs.
         teacher_forwards: images that teachers in the loop have seen for it.
@@ -47,6 +50,7 @@ class Course:
         self.learner, self.out, self.watch, self.preflight = learner, out, watch, preflight
         self.stores, self.ranks = stores, ranks
         self.training = learner.training
+        self.group: Sequence[Course] = [self]
         self.done, self.teacher_forwards = 0, 0
         self.failure: TrainingError | None = None
         self.records: list[dict[str, Any]] = []
@@ -66,16 +70,23 @@ class Course:
 
         Raises:
             MismatchError: it was trained from other stores.
+            TrainingError: a student that teaches it is at its end already.
             DataError: it is of no training like this, or the metrics of its epochs are not there.
         """
-        state = self.run.load_checkpoint(self.learner.device)
+        state = self._newest()
         if state is not None:
             self._load(state)
-        self.records = self.run.metrics()[: self.done]
-        if len(self.records) < self.done:
+        gone = [c.run.path for c in self.group if c.run.summary() is not None]
+        if gone and self.done < self.training.optimization.epochs:
+            raise TrainingError(
+                f"{self.run.path} is at epoch {self.done}, and {gone[0]}, whose student teaches it, is "
+                "finished: delete both to train them anew, or give another --out."
+            )
+        self.records = [record for record in self.run.metrics() if record["epoch"] <= self.done]
+        if (last := _last(self.records)) != self.done:
             raise DataError(
-                f"{self.run.path / METRICS} has {len(self.records)} of the {self.done} epochs that "
-                f"{CHECKPOINT} has done: delete both to start this run again."
+                f"{self.run.path / METRICS} ends with epoch {last}, and {CHECKPOINT} is of epoch "
+                f"{self.done}: delete both to start this run again."
             )
         if self.ranks.is_first:
             self.run.keep_metrics(self.done)
@@ -84,10 +95,28 @@ class Course:
         self.checkpoints = Checkpoints(self.run, pace)
         return self.checkpoints
 
+    def _newest(self) -> dict[str, Any] | None:
+        """The state to go on from: of its group's checkpoints, the one of the latest epoch."""
+        saved = [course._saved() for course in self.group]
+        if len(self.group) == 1:
+            return saved[0]
+        # Each logs an epoch before any of them keeps it: what one has no record of is none of its own.
+        logged = min(_last(course.run.metrics()) for course in self.group)
+        states = [state for state in saved if state and state["epochs_done"] <= logged]
+        if not states:
+            return None
+        newest: dict[str, Any] = max(states, key=lambda state: state["epochs_done"])
+        own = newest["group"].get(self.training.named)
+        return require_shape(own, _STATE, _STATE, self.run.path / CHECKPOINT)
+
+    def _saved(self) -> dict[str, Any] | None:
+        state = self.run.load_checkpoint(self.learner.device)
+        if state is None:
+            return None
+        needed = ("epochs_done", "group") if len(self.group) > 1 else _STATE
+        return require_shape(state, _STATE | {"group": dict}, needed, self.run.path / CHECKPOINT)
+
     def _load(self, state: dict[str, Any]) -> None:
-        file = self.run.path / CHECKPOINT
-        types = {"stores": list, "stores.*": str, "epochs_done": int, "teacher_forwards": int}
-        require_shape(state, types, ("stores", "epochs_done", "teacher_forwards"), file)
         if state["stores"] != self.stores:
             raise MismatchError(
                 f"the checkpoint in {self.run.path} was trained from stores "
@@ -98,10 +127,14 @@ class Course:
             self.learner.load_state(state)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(
-                f"{file} is of no training like this ({type(error).__name__}: {error}); delete it to "
-                "start this run again."
+                f"{self.run.path / CHECKPOINT} is of no training like this ({type(error).__name__}: "
+                f"{error}); delete it to start this run again."
             ) from error
         self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
+
+    def _state(self) -> dict[str, Any]:
+        counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
+        return self.learner.state() | counts | {"stores": self.stores}
 
     def is_sound(self, epoch: int) -> bool:
         """Whether the losses of the epoch, counted from 0, are those of a training that can go on."""
@@ -111,15 +144,26 @@ class Course:
             self.failure = error
         return self.failure is None
 
-    def finish_epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is over: write its record, and its state when that is due."""
+    def log(self, record: dict[str, Any]) -> None:
+        """The epochs up to the record's are over: write it."""
         self.done = record["epoch"]
         self.records.append(record)
         if self.ranks.is_first:
             self.run.log(record)
-            counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
-            self.checkpoints.keep(self.learner.state() | counts | {"stores": self.stores})
-            self.watch.epoch(record, self.training.optimization.epochs)
+
+    def keep(self, epochs: int) -> None:
+        """Write its state when that is due; every course of its group has logged the pass.
+
+        Args:
+            epochs: that the pass counts for.
+        """
+        if self.ranks.is_first:
+            state = self._state()
+            if len(self.group) > 1:
+                group = {course.training.named: course._state() for course in self.group}
+                state = {"epochs_done": self.done, "stores": self.stores, "group": group}
+            self.checkpoints.keep(state, epochs)
+            self.watch.epoch(self.records[-1], self.training.optimization.epochs)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """All epochs are over: write the weights and the summary."""
@@ -135,3 +179,13 @@ class Course:
         for finding in late:
             self.watch.note(f"warning: {finding}")
         return [finding.to_dict() for finding in (*self.preflight.findings, *late)]
+
+
+#: What a checkpoint says beside the states of a learner's parts.
+_STATE: dict[str, Any] = {"stores": list, "epochs_done": int, "teacher_forwards": int}
+
+
+def _last(records: Sequence[Mapping[str, Any]]) -> int:
+    """The last epoch that there is a record of; 0 without any."""
+    last: int = records[-1]["epoch"] if records else 0
+    return last

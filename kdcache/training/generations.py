@@ -112,6 +112,7 @@ def _dump(
         allow_code=allow_code,
         device=training.device,
         workers=training.workers,
+        views_per_decode=training.views_per_decode,
         threads=training.threads,
     )
     with prepare_dump(request, watch.note) as prepared:

@@ -71,6 +71,7 @@ class Loop:
                     self.teachers,
                     self.ranks.world,
                     getattr(course.learner.model, "spec", None),
+                    [c.training.named for c in course.group] if len(course.group) > 1 else [],
                 )
             )
 
@@ -97,25 +98,40 @@ class Loop:
         return [course.run for course in self.courses]
 
     def _train(self, courses: Sequence[Course]) -> None:
-        epochs = self.training.optimization.epochs
+        epochs, each = self.training.optimization.epochs, self.views.views_per_decode
+        every = self.training.eval_every
         with ExitStack() as opened:
             for course in courses:
                 opened.enter_context(course.resume(self.pace))
-            for epoch in range(min(course.done for course in courses), epochs):
+            for epoch in range(min(course.done for course in courses), epochs, each):
                 # After an interruption one may be an epoch ahead of another.
                 here = [c for c in courses if c.done <= epoch and c.failure is None]
                 if not here:
                     continue
                 records = dict(zip(here, self.train_epoch(epoch, here), strict=True))
                 # One that lost what it knew ends here; the others go on.
-                here = [course for course in here if course.is_sound(epoch)]
+                here = self._sound(here, epoch)
                 for course in here:
                     self.ranks.share_buffers(course.learner.evaluated)
                 tested: list[dict[str, float]] = [{} for _ in here]
-                if (epoch + 1) % self.training.eval_every == 0 or epoch + 1 == epochs:
+                done = epoch + each
+                if done // every > epoch // every or done == epochs:
                     tested = self._test(here)
                 for course, test in zip(here, tested, strict=True):
-                    course.finish_epoch({"epoch": epoch + 1} | records[course] | test)
+                    course.log({"epoch": done} | records[course] | test)
+                for course in here:
+                    course.keep(each)
+
+    def _sound(self, courses: Sequence[Course], epoch: int) -> list[Course]:
+        """Those that can go on after an epoch: one that lost a student that teaches it cannot."""
+        sound = [course for course in courses if course.is_sound(epoch)]
+        for course in sound:
+            lost = [str(peer.out) for peer in course.group if peer not in sound]
+            if lost:
+                course.failure = TrainingError(
+                    f"{course.out} ends with {lost[0]}, whose student teaches it."
+                )
+        return [course for course in sound if course.failure is None]
 
     def train_epoch(
         self, epoch: int, courses: Sequence[Course] | None = None
@@ -123,7 +139,7 @@ class Loop:
         """One pass over the samples; sums stay on the device until its end, so nothing waits for it.
 
         Args:
-            epoch: counted from 0.
+            epoch: counted from 0; the first of the pass, where one counts as several.
             courses: those that take part (default: all).
 
         Returns:
@@ -133,7 +149,7 @@ class Loop:
         for course in courses:
             course.learner.begin_epoch(epoch, alone=len(courses) == 1)
         total, seen, waited, begun = len(self.views), 0, 0.0, time.perf_counter()
-        batches = self.views.epoch(epoch)
+        batches = self.views.epoch(epoch // self.views.views_per_decode)
         for index in range(total):
             asked = time.perf_counter()
             batch = next(batches)
@@ -141,7 +157,7 @@ class Loop:
             seen += batch.total
             batch, forwards = self._with_teachers(batch)
             for course in courses:
-                course.learner.learn(batch, epoch, index)
+                course.learner.learn(self._with_peers(batch, course), epoch, index)
                 course.teacher_forwards += forwards
                 course.watch.step(epoch + 1, index + 1, total)
         means = [course.learner.end_epoch(seen) for course in courses]
@@ -161,6 +177,13 @@ class Loop:
         images = batch.images.flatten(0, 1) if pairs else batch.images
         outputs = tuple(paired(teacher(images), pairs) for teacher in self.teachers)
         return replace(batch, teachers=outputs), batch.total * self.views.group * len(outputs)
+
+    def _with_peers(self, batch: Batch, course: Course) -> Batch:
+        """The batch with the logits of the students that teach this one, if any do."""
+        if not course.learner.objective.peers:
+            return batch
+        peers = [peer.learner for peer in course.group if peer is not course]
+        return replace(batch, teachers=tuple({"logits": p.logits_now(batch.images)} for p in peers))
 
     # -- evaluation -----------------------------------------------------------------------------
     def _clean_images(self, dataset: Dataset, rows: Rows) -> tuple[CleanImages, int]:

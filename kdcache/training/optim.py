@@ -86,13 +86,13 @@ class Optimization:
             fused=fused,
         )
 
-    def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    def make_scheduler(self, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:
         """The schedule; step it after every optimizer step.
 
         Args:
-            steps: optimizer steps in an epoch.
+            total: optimizer steps in all epochs together.
         """
-        total, rise = self.epochs * steps, round(self.warmup_epochs * steps)
+        rise = round(self.warmup_epochs * (total / self.epochs))
         if self.lr_schedule == "one-cycle":
             share = rise / total if rise else 0.3
             momentum = self.optimizer == "sgd" and self.momentum > 0
@@ -104,7 +104,8 @@ class Optimization:
             after = CosineAnnealingLR(optimizer, T_max=total - rise)
         else:
             fractions = self.milestones if self.lr_schedule == "step" else ()
-            marks = [round(fraction * self.epochs) * steps - rise for fraction in fractions]
+            ends = [round(fraction * self.epochs) * total // self.epochs for fraction in fractions]
+            marks = [end - rise for end in ends]
             after = MultiStepLR(optimizer, marks, gamma=self.gamma)
         if not rise:
             return after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,11 +27,13 @@ def resolved(
     teachers: list[Teacher],
     ranks: int,
     projector: dict[str, int] | None = None,
+    peers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that decides the result, as tables of TOML values.
 
     Args:
         projector: what the network has beside its model, see `kdcache.models.projected`.
+        peers: the students that teach each other, in the order of their steps, this one among them.
     """
     t, dataset, plan = training, views.dataset, views.plan.to_store()
     height, width = view_size(views.plan)
@@ -42,6 +45,7 @@ def resolved(
             "augmentation": plan.augmentation, "view_seed": plan.seed, "views": views.views,
             "schedule": t.schedule, "seed": t.data_seed,
             "resident_views": views.window * views.group if t.schedule == "random" else None,
+            "views_per_decode": views.views_per_decode if views.views_per_decode > 1 else None,
         },
         "model": {
             "name": t.model, "classes": dataset.classes, "channels": preprocessing.channels,
@@ -61,6 +65,7 @@ def resolved(
             {"digest": digest, "plan": store.plan.digest}
             for store, digest in zip(views.stores, views.digests, strict=True)
         ],
+        "peers": list(peers),
         "store_paths": [redact(str(path)) for path in t.stores],
     }  # fmt: skip
     return {key: value for key, value in _without_none(config).items() if value not in ({}, [])}
@@ -81,12 +86,13 @@ def summarized(
     tested = [record for record in records if chosen_on in record]
     last, best = records[-1], max(tested, key=lambda record: record[chosen_on])
     seconds = sum(record["seconds"] for record in records)
+    each = views.views_per_decode
     random = training.schedule == "random" and views.views is not None
     return {
         "method": training.objective.method,
         "model": training.model,
         "parameters": parameters,
-        "epochs": len(records),
+        "epochs": last["epoch"],
         "last_top1": last["test_top1"],
         "last_top5": last["test_top5"],
         "best_top1": best["test_top1"],
@@ -95,13 +101,14 @@ def summarized(
         "best_chosen_on": "held-out training samples" if held_out else "test set",
         "last_nll": last["test_nll"],
         "last_ece": last["test_ece"],
-        "seconds_per_epoch": float(np.median([record["seconds"] for record in records])),
+        "seconds_per_epoch": float(np.median([record["seconds"] for record in records])) / each,
         "data_wait_fraction": sum(r["data_wait_seconds"] for r in records) / max(seconds, 1e-9),
         "teacher_forwards": teacher_forwards,
         "train_samples": len(views.rows),
         "samples_left_out": views.left_out,
         "stores": views.digests,
         **({"students_side_by_side": side_by_side} if side_by_side > 1 else {}),
+        **({"views_per_decode": each} if each > 1 else {}),
     } | ({"resident_views": views.window * views.group, "views": views.views} if random else {})
 
 

@@ -196,7 +196,8 @@ def prepared_together(
         )
         if views.left_out:
             note(f"{views.left_out} samples of the dataset are not in the store: left out")
-        ranks.require_divisible(len(views.rows), shared.optimization.batch_size)
+        shown = len(views.rows) * views.views_per_decode
+        ranks.require_divisible(shown, shared.optimization.batch_size)
         if shared.schedule == "random" and views.window * views.group < (views.views or 0):
             note(
                 f"{views.window * views.group} of {views.views} views are in memory at a time; an epoch "
@@ -217,7 +218,8 @@ def prepared_together(
             for t, (names, student) in zip(trainings, read, strict=True)
         ]
         wanted = tuple(dict.fromkeys(("logits", *(name for names in own for name in names))))
-        teachers = [replace(teacher, fields=wanted) for teacher in teachers]
+        by_batch = shared.objective.batch_statistics
+        teachers = [replace(teacher, fields=wanted, by_batch=by_batch) for teacher in teachers]
         courses = [
             Course(
                 Learner(
@@ -233,6 +235,9 @@ def prepared_together(
                 trainings, own, folders, watched, checked, strict=True
             )
         ]
+        peers = [course for course in courses if course.learner.objective.peers]
+        for course in peers:
+            course.group = peers
         for course in courses:
             if course.training.graph:
                 _make_static(course, told)
@@ -285,7 +290,7 @@ def _fields_read(
         The fields, and the shapes of the student's where they follow from the teacher in the loop.
     """
     objective = training.objective
-    if not on_features(objective):
+    if not on_features(objective) or not objective.needs_teacher:
         return objective.teacher_fields, None
     if plan is None:
         augmentation = make_augmentation(training.augment, trainset) if training.augment else None
@@ -330,6 +335,7 @@ def _views(
         workers=training.workers,
         subset=training.subset,
         pairs=training.objective.record.pairs,
+        views_per_decode=training.views_per_decode,
         part=(ranks.rank, ranks.world),
     )
 

@@ -31,6 +31,8 @@ class Training:
         views: how many stored views to cycle through (default: all).
         schedule: of the views, "epoch" or "random", see `CachedViews`.
         resident_views: views in memory at once, with schedule "random".
+        views_per_decode: M views of each sample come together in a batch, from an image that is decoded
+            once: a pass over the samples counts as M epochs, see `CachedViews`.
         train_samples: train on so many samples, as many of each class as possible, drawn by ``seed``.
         val_split: fraction of the training samples held out to choose the best epoch on.
         subset: allow samples of the dataset that the store lacks.
@@ -56,6 +58,7 @@ class Training:
     views: int | None = None
     schedule: str = "epoch"
     resident_views: int | None = None
+    views_per_decode: int = 1
     train_samples: int | None = None
     val_split: float = 0.0
     subset: bool = False
@@ -87,6 +90,12 @@ class Training:
         root = Path(self.data_root) if self.data_root else None
         return DatasetSource(self.dataset, root, self.download, self.skip_bad, self.workers)
 
+    @property
+    def named(self) -> str:
+        """What tells it from the students that are trained with it: "resnet8, seed 1"."""
+        begun = f", from {self.init_weights}" if self.init_weights else ""
+        return f"{self.model}, seed {self.seed}{begun}"
+
     def __post_init__(self) -> None:
         if self.objective.needs_teacher and not self.stores and not self.online:
             raise UsageError(
@@ -100,6 +109,12 @@ class Training:
                 "run it in the loop; a --store beside it still proves that it is the right one."
             )
         require_precision(self.precision)
+        epochs, each = self.optimization.epochs, self.views_per_decode
+        if each > 1 and epochs % each:
+            raise UsageError(
+                f"--views-per-decode {each}: a pass over the samples counts as {each} epochs, and --epochs "
+                f"{epochs} is no multiple of it; use --epochs {-(-epochs // each) * each}."
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
         if self.eval_every < 1:
@@ -124,6 +139,7 @@ def require_one_stream(trainings: Sequence[Training]) -> None:
     """
     if not trainings:
         raise UsageError("expected at least one training, found none.")
+    _require_peers([training for training in trainings if training.objective.record.peers])
     shared = {
         field.name: lambda t, name=field.name: getattr(t, name)
         for field in fields(Training)
@@ -133,6 +149,7 @@ def require_one_stream(trainings: Sequence[Training]) -> None:
         "epochs": lambda t: t.optimization.epochs,
         "batch_size": lambda t: t.optimization.batch_size,
         "weak and strong views": lambda t: t.objective.record.pairs,
+        "batch norm of the teacher by each batch": lambda t: t.objective.batch_statistics,
     }
     for name, value in shared.items():
         first, *others = (value(training) for training in trainings)
@@ -143,6 +160,25 @@ def require_one_stream(trainings: Sequence[Training]) -> None:
                     f"{first!r} in training 1 and {other!r} in training {number}. Give all the same, or "
                     "train them one after the other."
                 )
+
+
+def _require_peers(trainings: Sequence[Training]) -> None:
+    """Refuse students that shall teach each other and cannot."""
+    if not trainings:
+        return
+    method = trainings[0].objective.method
+    if len(trainings) == 1:
+        raise UsageError(
+            f"--method {method}: students side by side teach each other, found one: give --seed twice, or a "
+            "list of students (--runs)."
+        )
+    named = [training.named for training in trainings]
+    begins = [(t.model, t.init_weights or t.seed) for t in trainings]
+    if len(set(begins)) < len(begins) or len(set(named)) < len(named):
+        raise UsageError(
+            f"--method {method}: students that begin alike have nothing to teach each other, found "
+            f"{'; '.join(named)}. Give each a seed, a model or initial weights of its own."
+        )
 
 
 def recipe_options(name: str, student: str, stores: Sequence[str] = ()) -> dict[str, Any]:

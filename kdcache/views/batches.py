@@ -73,26 +73,22 @@ def together(rows: Rows, views: Sequence[int]) -> Pairs:
 
 
 def make_batches(
-    order: Rows, views: NDArray[np.int64] | int, batch_size: int, views_per_decode: int = 1
+    order: Rows, views: NDArray[np.int64] | int, batch_size: int
 ) -> list[tuple[Rows, NDArray[np.int64]]]:
     """Cut an order of rows into batches for `ViewPlan.stream`.
 
     Args:
         order: int64 (N,), rows in the order wanted.
-        views: the view of each, (N,) or one for all; with `views_per_decode` m, the first of m
-            consecutive ones.
+        views: the view of each, (N,) or one for all.
         batch_size: views per batch; the last one may be smaller.
-        views_per_decode: m: every row comes with m views in the same batch, decoded once.
+
+    Raises:
+        UsageError: a batch size below 1.
     """
-    if batch_size < 1 or views_per_decode < 1 or batch_size % views_per_decode:
-        raise UsageError(
-            "batch_size must be a positive multiple of views_per_decode, "
-            f"found {batch_size} and {views_per_decode}"
-        )
-    order = np.asarray(order, dtype=np.int64)
-    first = np.broadcast_to(np.asarray(views, dtype=np.int64), order.shape)
-    rows = np.repeat(order, views_per_decode)
-    views = np.repeat(first, views_per_decode) + np.tile(np.arange(views_per_decode), len(order))
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, found {batch_size}")
+    rows = np.asarray(order, dtype=np.int64)
+    views = np.broadcast_to(np.asarray(views, dtype=np.int64), rows.shape)
     return [
         (rows[i : i + batch_size], views[i : i + batch_size])
         for i in range(0, len(rows), batch_size)

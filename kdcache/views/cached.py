@@ -81,12 +81,18 @@ class CachedViews:
     Schedule "epoch": epoch ``e`` takes view ``e mod V`` of every sample. Schedule "random": every sample
     takes one of the views in memory, drawn by (seed, e). The order depends on (seed, e) alone.
 
+    With ``views_per_decode`` M, an epoch here is a pass that shows M views of every sample and counts as M
+    epochs of a training: pass ``p`` takes the views pM, ..., pM + M - 1 (mod V), those of a sample side by
+    side in one batch, from an image that is decoded once (Shen & Xing, A Fast Knowledge Distillation
+    Framework for Visual Recognition, ECCV 2022).
+
     Args:
         dataset: the samples to train on.
         stores: a store, or several of one view plan (paths, or open stores); may be empty when
             ``plan`` is given.
             Those of one teacher join their fields, those of different teachers are an ensemble.
-        batch_size: samples per batch; the last batch of an epoch may be smaller.
+        batch_size: samples per batch, with ``views_per_decode`` views of them; the last batch of an epoch
+            may be smaller.
         fields: those to read, of every teacher; no other is touched. None of them takes only the
             views of the stores, for training without their teachers.
         plan: the views when there is no store. With ``rows``, images are mixed (mixup, cutmix) with
@@ -104,6 +110,7 @@ class CachedViews:
         subset: allow samples of the dataset that the store does not have; they are left out.
         pairs: views 2i and 2i + 1 of a sample come together, as the augmentation weak+strong stores
             them; epoch ``e`` takes pair ``e mod V/2``.
+        views_per_decode: views of a sample that come together in a batch, whose image is decoded once.
         part: (i, n) gives the i-th of n nearly equal parts of every batch, for n ranks.
 
     Attributes:
@@ -114,7 +121,8 @@ class CachedViews:
     Raises:
         MismatchError: stores of different plans, a store of another dataset, changed labels, views
             that do not replay, or views that are mixed with samples outside of ``rows``.
-        UsageError: neither a store nor a plan, or more views than stored.
+        UsageError: neither a store nor a plan, more views than stored, or ``views_per_decode`` beside the
+            random schedule or pairs, or that does not divide the batch, or of more views than there are.
         KDCacheError: see `kdcache_stores.join_fields`, for a field that is missing or held twice.
     """
 
@@ -136,10 +144,13 @@ class CachedViews:
         workers: int = 0,
         subset: bool = False,
         pairs: bool = False,
+        views_per_decode: int = 1,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         if schedule not in SCHEDULES:
             raise UnknownName("schedule of views", schedule, SCHEDULES)
+        _require_together(views_per_decode, batch_size, schedule, pairs)
+        self.views_per_decode = views_per_decode
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
         self.schedule, self.device = schedule, torch.device(device)
         self.group, self.part = 2 if pairs else 1, part
@@ -170,6 +181,11 @@ class CachedViews:
             raise UsageError("CachedViews needs stores, or a plan when there are none.")
         if pairs and isinstance(self.plan.augmentation, Mix):
             raise UsageError("mixed images come one by one, not as a weak and a strong view.")
+        if views_per_decode > (self.views or views_per_decode):
+            raise UsageError(
+                f"--views-per-decode {views_per_decode}: {self.views} views are trained on, and a pass over "
+                "the samples shows none of them twice. Dump more --views, or decode for fewer."
+            )
         self.window = self._window(resident_views)
         if self.teachers:
             assert self.views is not None
@@ -177,10 +193,11 @@ class CachedViews:
                 self.teachers,
                 self.rows,
                 self.views,
-                self.window,
+                max(self.window, views_per_decode),
                 self.device,
                 self.group,
                 self.first,
+                views_per_decode,
             )
         words = key_words(self.plan.samples.key_hashes)[self.rows]
         self._keys = torch.from_numpy(words[:, 0] | words[:, 1] << 32).to(self.device)
@@ -303,7 +320,7 @@ class CachedViews:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.rows) * self.views_per_decode // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the epoch that comes next, from the one that comes next in it.
@@ -333,8 +350,8 @@ class CachedViews:
             MismatchError: the state is of other stores, rows, order or batches; says what differs.
         """
         here = self._identity()
-        for name, stated in state["of"].items():
-            if here.get(name) != stated:
+        for name in {**here, **state["of"]}:
+            if here.get(name) != (stated := state["of"].get(name)):
                 raise MismatchError(
                     f"the state is of views with {name} {stated!r:.80}, here it is "
                     f"{here.get(name)!r:.80}: make CachedViews with the arguments of the run that "
@@ -355,7 +372,7 @@ class CachedViews:
             "window": self.window,
             "seed": self.seed,
             "part": list(self.part),
-        }
+        } | ({"views_per_decode": self.views_per_decode} if self.views_per_decode > 1 else {})
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``epoch`` (counted from 0), the same at every call.
@@ -370,27 +387,32 @@ class CachedViews:
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = rng.permutation(len(self.rows))
-        views = self._views_of(epoch, rng)
+        views_of = self._views_of(epoch, rng)
+        # A sample with each of its views, side by side.
+        shown = np.stack([np.repeat(order, self.views_per_decode), views_of[order].ravel()])
         begin = start * self.batch_size
-        cuts = [order[i : i + self.batch_size] for i in range(begin, len(order), self.batch_size)]
-        totals = [len(cut) for cut in cuts]
+        cuts = [
+            shown[:, i : i + self.batch_size] for i in range(begin, shown.shape[1], self.batch_size)
+        ]
+        totals = [cut.shape[1] for cut in cuts]
         index, parts = self.part
-        cuts = [cut[index * len(cut) // parts : (index + 1) * len(cut) // parts] for cut in cuts]
+        cuts = [
+            cut[:, index * total // parts : (index + 1) * total // parts]
+            for cut, total in zip(cuts, totals, strict=True)
+        ]
         # What the steps look up goes to the device once, not once per step.
-        mine = np.concatenate(cuts)
+        mine, views = np.concatenate(cuts, axis=1)
         on_device = torch.from_numpy(mine).to(self.device)
-        keys, view_of = self._keys[on_device], torch.from_numpy(views[mine]).to(self.device)
+        keys, view_of = self._keys[on_device], torch.from_numpy(views).to(self.device)
         window = None if self.resident is None else self.resident.window(epoch)
         if window is not None:
-            places = window.places(*self._grouped(views[mine], mine))
+            places = window.places(*self._grouped(views, mine))
         stream = self.plan.stream(
-            [self._request(cut, views[cut]) for cut in cuts],
-            device=self.device,
-            workers=self.workers,
+            [self._request(*cut) for cut in cuts], device=self.device, workers=self.workers
         )
         position = 0
         for cut, total, batch in zip(cuts, totals, stream, strict=True):
-            here = slice(position, position := position + len(cut))
+            here = slice(position, position := position + cut.shape[1])
             images, labels = batch.images, batch.labels
             if self.group == 2:
                 images, labels = images.view(-1, 2, *images.shape[1:]), labels[::2]
@@ -398,7 +420,7 @@ class CachedViews:
                 images=images,
                 labels=labels,
                 teachers=() if window is None else window.take(places[here]),
-                rows=self.plan.dataset_rows[self.rows[cut]],
+                rows=self.plan.dataset_rows[self.rows[cut[0]]],
                 keys=keys[here],
                 views=view_of[here],
                 mix=batch.mix,
@@ -416,13 +438,14 @@ class CachedViews:
         return self.rows[positions].ravel(), views.ravel()
 
     def _views_of(self, epoch: int, rng: np.random.Generator) -> Rows:
-        """The view of every row in this epoch, the first of its pair; (N,)."""
+        """The views of every row in this epoch, the first of a pair; int64 (N, views_per_decode)."""
         groups = None if self.views is None else self.views // self.group
         if self.schedule == "random" and groups is not None:
             window = (epoch + np.arange(self.window)) % groups
-            return rng.choice(window, len(self.rows)) * self.group + self.first
-        chosen = epoch if groups is None else epoch % groups
-        return np.full(len(self.rows), chosen * self.group + self.first, np.int64)
+            return rng.choice(window, (len(self.rows), 1)) * self.group + self.first
+        chosen = epoch * self.views_per_decode + np.arange(self.views_per_decode)
+        chosen = chosen if groups is None else chosen % groups
+        return np.broadcast_to(chosen * self.group + self.first, (len(self.rows), len(chosen)))
 
     def close(self) -> None:
         """Stop the reading thread and close the stores that were given by their paths."""
@@ -436,3 +459,27 @@ class CachedViews:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _require_together(views_per_decode: int, batch_size: int, schedule: str, pairs: bool) -> None:
+    """Refuse several views of a decoded image where they could not come together in a batch."""
+    if views_per_decode == 1:
+        return
+    asked = f"--views-per-decode {views_per_decode}"
+    if views_per_decode < 1:
+        raise UsageError(f"{asked}: expected at least 1.")
+    if schedule == "random":
+        raise UsageError(
+            f"{asked}: the random schedule draws one view of each sample; use --schedule epoch."
+        )
+    if pairs:
+        raise UsageError(
+            f"{asked}: weak and strong views come in pairs, which share one decoded image already; leave "
+            "it out."
+        )
+    if batch_size % views_per_decode:
+        least = -(-batch_size // views_per_decode) * views_per_decode
+        raise UsageError(
+            f"{asked}: a batch holds all of a sample's views, and {batch_size} is no multiple of "
+            f"{views_per_decode}; use --batch-size {least}."
+        )

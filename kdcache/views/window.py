@@ -1,4 +1,4 @@
-"""Decoded fields in memory: the views that an epoch needs, and the next ones on their way."""
+"""Fields in memory, packed: the views that an epoch needs, and the next ones on their way."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from kdcache.data.dataset import Rows
+from kdcache.views.packed import Arrays, PackedField, Packing
+from kdcache.views.packed_codes import Positions
 from kdcache_stores import Store
 
 #: Per teacher, which store holds each field that is read.
@@ -22,12 +24,12 @@ Teachers = Sequence[Mapping[str, Store]]
 #: The share of the free memory that the default window of views may take.
 SHARE_OF_FREE = 0.5
 
-#: How much of a view is decoded at once, as float32, on its way into memory.
+#: How much of a view is read at once, as float32, on its way into memory.
 DECODED_BYTES = 2**27
 
 
 def views_that_fit(teachers: Teachers, rows: int, device: torch.device, sharers: int = 1) -> int:
-    """How many views of ``rows`` samples fit into half of the device's free memory; at least 1.
+    """How many views of ``rows`` samples, packed, fit into half of the device's free memory; at least 1.
 
     Args:
         teachers: what is read.
@@ -37,16 +39,22 @@ def views_that_fit(teachers: Teachers, rows: int, device: torch.device, sharers:
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = psutil.virtual_memory().available // sharers
-    return max(1, int(SHARE_OF_FREE * free) // max(1, rows * row_bytes(teachers)))
+    view, shared = packed_bytes(teachers, rows)
+    return max(1, (int(SHARE_OF_FREE * free) - shared) // max(1, view))
 
 
-def row_bytes(teachers: Teachers) -> int:
-    """Bytes in memory of what is read of one view of one sample."""
-    return sum(
-        math.prod(store.fields[name].shape) * _dtype(store, name).itemsize
+def packed_bytes(teachers: Teachers, rows: int) -> tuple[int, int]:
+    """Bytes in memory of what is read of one view of ``rows`` samples, and of what its views share.
+
+    They are those that the encodings' codes take in few bits each (`Packing`), as a sample of the rows
+    shows them.
+    """
+    packed = [
+        Packing.of(store, name).memory(1, rows, torch.device("meta"))
         for fields in teachers
         for name, store in fields.items()
-    )
+    ]
+    return sum(field.nbytes for field in packed), sum(field.shared_nbytes for field in packed)
 
 
 def pieces(rows: Rows, shard_rows: int, most: int) -> Iterator[slice | Rows]:
@@ -66,8 +74,8 @@ def pieces(rows: Rows, shard_rows: int, most: int) -> Iterator[slice | Rows]:
         yield slice(int(piece[0]), int(piece[-1]) + 1) if side_by_side else piece
 
 
-#: Per teacher and field, memory for some views: (slots, N, *shape).
-Buffers = list[dict[str, Tensor]]
+#: Per teacher and field, memory for some views.
+Buffers = list[dict[str, PackedField]]
 
 
 #: Starts to read a view into a slot of the buffers.
@@ -102,11 +110,8 @@ class Window:
         flat = places.reshape(-1)
         return tuple(
             {
-                name: buffer.flatten(0, 1)
-                .index_select(0, flat)
-                .float()
-                .view(*places.shape, *buffer.shape[2:])
-                for name, buffer in fields.items()
+                name: (rows := packed.take(flat)).view(*places.shape, *rows.shape[1:])
+                for name, packed in fields.items()
             }
             for fields in self._buffers
         )
@@ -153,10 +158,10 @@ class ResidentFields:
     """Windows of views of aligned stores, for some of their rows, on a device.
 
     Views come in groups: of one, or of two where a weak and a strong view belong together. Epoch ``e``
-    uses the groups e, e+1, ..., e+window-1 (mod their number). While it trains, a background thread reads
-    and decodes what the next epoch adds, so memory holds at most ``window`` + 1 groups, however many
-    views the stores have. Several windows may live at once, in several threads too: one whose views
-    do not fit beside those being read takes as much memory again, for as long as it lives.
+    uses the ``window`` groups from e * ``stride`` on (mod their number). While it trains, a background
+    thread reads and packs what the next epoch adds, so memory holds at most ``window`` + ``stride``
+    groups, however many views the stores have. Several windows may live at once, in several threads too:
+    one whose views do not fit beside those being read takes as much memory again, for as long as it lives.
 
     Args:
         teachers: per teacher, which store holds each field; all of one plan.
@@ -165,6 +170,7 @@ class ResidentFields:
         window: groups in memory that one epoch can draw from, 1 to V / group.
         group: views that belong together.
         first: number of the first of these views, where the stores are parts.
+        stride: groups by which the window moves on from epoch to epoch, at most ``window``.
         device: where the rows are wanted.
     """
 
@@ -177,12 +183,16 @@ class ResidentFields:
         device: torch.device,
         group: int = 1,
         first: int = 0,
+        stride: int = 1,
     ) -> None:
         self.teachers, self.rows, self.groups, self.size = teachers, rows, views // group, window
-        self.group, self.device, self.first = group, device, first
+        self.group, self.device, self.first, self.stride = group, device, first, stride
         self._lock = Lock()
         # One thread: a slot's next view is read after the last one, however that ended.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kdcache-read")
+        self._packings = [
+            {name: Packing.of(store, name) for name, store in fields.items()} for fields in teachers
+        ]
         self._room = self._make_room()
         self._further: WeakSet[_Room] = WeakSet()
 
@@ -191,22 +201,21 @@ class ResidentFields:
         """Bytes of the memory for rows."""
         rooms = (self._room, *self._further)
         return sum(
-            buffer.nbytes for room in rooms for fields in room.buffers for buffer in fields.values()
+            packed.nbytes + packed.shared_nbytes
+            for room in rooms
+            for fields in room.buffers
+            for packed in fields.values()
         )
 
     def _make_room(self) -> _Room:
-        slots = min(self.size + 1, self.groups) * self.group
+        slots = min(self.size + self.stride, self.groups) * self.group
         with torch.inference_mode(False):  # the reading thread writes into them
             buffers = [
                 {
-                    name: torch.empty(
-                        (slots, len(self.rows), *store.fields[name].shape),
-                        dtype=_dtype(store, name),
-                        device=self.device,
-                    )
-                    for name, store in fields.items()
+                    name: packing.memory(slots, len(self.rows), self.device)
+                    for name, packing in fields.items()
                 }
-                for fields in self.teachers
+                for fields in self._packings
             ]
         return _Room(buffers, slots, self.device)
 
@@ -216,14 +225,16 @@ class ResidentFields:
     def _read(self, view: int, buffers: Buffers, slot: int) -> None:
         for stores, memory in zip(self.teachers, buffers, strict=True):
             for name, store in stores.items():
-                target, item = memory[name][slot], store.fields[name]
-                most = max(1, DECODED_BYTES // (4 * math.prod(item.shape)))
-                for piece in pieces(self.rows, store.shard_rows, most):
-                    values = store.read(self.first + view, self.rows[piece], field=name)
-                    target[piece] = torch.from_numpy(values).to(target)
+                memory[name].load(slot, self._pieces_of(store, name, self.first + view))
+
+    def _pieces_of(self, store: Store, name: str, view: int) -> Iterator[tuple[Positions, Arrays]]:
+        """A view of a field as it is stored, piece by piece, and which of the rows these are."""
+        most = max(1, DECODED_BYTES // (4 * math.prod(store.fields[name].shape)))
+        for piece in pieces(self.rows, store.shard_rows, most):
+            yield piece, store.read_encoded(view, self.rows[piece], name)
 
     def _views_of(self, epoch: int) -> list[int]:
-        firsts = (epoch + np.arange(self.size)) % self.groups * self.group
+        firsts = (epoch * self.stride + np.arange(self.size)) % self.groups * self.group
         return [int(first) + i for first in firsts for i in range(self.group)]
 
     def window(self, epoch: int) -> Window:
@@ -249,8 +260,3 @@ class ResidentFields:
     def close(self) -> None:
         """Stop reading."""
         self._reader.shutdown(wait=True, cancel_futures=True)
-
-
-def _dtype(store: Store, field: str) -> torch.dtype:
-    """What keeps decoded values exactly: half the memory where the field is float16 itself."""
-    return torch.float16 if store.fields[field].encoding.name == "float16" else torch.float32

@@ -37,7 +37,7 @@ from kdcache.training.preparation import prepared, train
 from kdcache.training.settings import Training
 from kdcache.views.cached import CachedViews
 from kdcache.views.plan import ViewPlan
-from kdcache.views.window import row_bytes
+from kdcache.views.window import packed_bytes
 from kdcache_cli import main
 from kdcache_stores import (
     DataError,
@@ -226,7 +226,7 @@ def test_recheck_compares_every_field(
         assert result.ok, result.problems
         assert result.measured.keys() == store.fields.keys()
         if "pooled" in store.fields:
-            assert 0 <= result.measured["pooled"]["head_kl_t1"] < 1e-5
+            assert 0 <= result.measured["pooled"]["head_kl"] < 1e-5
 
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -324,7 +324,7 @@ def test_memory_is_by_the_fields_specs(
     dump(plan, [(teacher, tmp_path / "s")], 1, encoding=mixed)
     with CachedViews(digits, [tmp_path / "s"], 32, BOTH) as views:
         assert views.resident is not None
-        assert row_bytes(views.teachers) == 10 * 4 + 64 * 2
+        assert packed_bytes(views.teachers, 7) == (7 * (10 * 4 + 64 * 2), 0)
         assert views.resident.nbytes == len(digits) * (10 * 4 + 64 * 2)
         assert next(views.epoch(0)).teachers[0]["pooled"].dtype == torch.float32
 

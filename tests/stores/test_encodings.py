@@ -232,3 +232,26 @@ def test_entries_of_one_class_twice_are_refused() -> None:
     encoded["ids"][5, 3] = encoded["ids"][5, 0]
     with pytest.raises(CorruptStore, match="named twice"):
         TopK(3).decode(encoded, np.zeros((8, CLASSES), np.float32))
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "compact:1e-3", "channels"])
+def test_rows_as_they_are_stored_decode_to_those_that_are_read(tmp_path: Path, text: str) -> None:
+    with open_store(dump(tmp_path / "store", encoding=text)) as store:
+        item = store.fields["logits"]
+        specs = {spec.name: spec for spec in item.encoding.arrays(item.shape)}
+        rows = np.array([49, 3, 3, 18, -1, 20])
+        for chosen in (rows, slice(5, 33), None):
+            encoded = store.read_encoded(2, chosen)
+            shared = store.shared_arrays()
+            assert encoded.keys() | shared.keys() == specs.keys()
+            expected = store.read(2, chosen)
+            for name, array in encoded.items():
+                assert array.dtype == specs[name].dtype
+                assert array.shape == (len(expected), *specs[name].shape)
+            out = np.empty_like(expected)
+            item.encoding.decode({**encoded, **shared}, out)
+            np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if shared else 0)
+        with pytest.raises(UnknownName, match="pooled"):
+            store.read_encoded(0, field="pooled")
+        with pytest.raises(UsageError, match="has views 0 to 2, asked for 3"):
+            store.read_encoded(3)

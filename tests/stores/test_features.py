@@ -54,7 +54,8 @@ from .conftest import (
 from .hostile import put, reseal
 
 WIDTH = 6
-SHAPES = {"pooled": (WIDTH,), "tokens": (4, WIDTH), "maps": (WIDTH, 3, 3)}
+SHAPES = {"pooled": (WIDTH,), "tokens": (4, WIDTH), "maps": (WIDTH, 3, 3),
+          "last_4": (WIDTH, 4, 4), "stage_3": (WIDTH, 2, 2)}  # fmt: skip
 LABELS = np.zeros(0, np.int64)
 
 
@@ -155,6 +156,37 @@ def test_an_error_of_several_shards_is_that_of_all_rows(tmp_path: Path) -> None:
     assert 0 < errors[0] < 1e-3
 
 
+def test_the_logits_that_a_head_makes_are_measured(tmp_path: Path) -> None:
+    encodings = {"logits": "float16", "pooled": "channels:0.02", "last_4": "channels:0.05",
+                 "stage_3": "channels:0.05"}  # fmt: skip
+    store = dump(tmp_path / "store", encodings, shard_rows=7)
+    weight, bias = (values.astype("f8") for values in head())
+
+    def log_softmax(v: np.ndarray) -> np.ndarray:
+        v = v - v.max(1, keepdims=True)
+        return v - np.log(np.exp(v).sum(1, keepdims=True))
+
+    for name in ("pooled", "last_4"):
+        found = []
+        for view in range(2):
+            live, stored = (
+                log_softmax(rows.reshape(SAMPLES, WIDTH, -1).astype("f8").mean(2) @ weight.T + bias)
+                for rows in (features(view, SHAPES[name]), store.read(view, field=name))
+            )
+            found.append((np.exp(live) * (live - stored)).sum(1).mean())
+        described = describe(store)["fields"][name]
+        assert described["head_kl"] == pytest.approx(np.mean(found), rel=1e-4)
+        assert described["error"] > 0
+    assert describe(store)["fields"]["stage_3"]["head_kl"] is None
+    assert describe(store)["fields"]["logits"]["head_kl"] is None
+
+
+def test_a_store_without_a_head_has_no_such_column(tmp_path: Path) -> None:
+    store = dump(tmp_path / "store", head=None)
+    assert describe(store)["fields"]["pooled"]["head_kl"] is None
+    assert "head_kl" not in zarr_free_columns(tmp_path / "store")
+
+
 def test_a_field_that_a_store_needs_itself_is_refused(tmp_path: Path) -> None:
     for name in ("head", "records", "probes", "once", "Logits"):
         with pytest.raises(UsageError, match="field"):
@@ -198,7 +230,7 @@ def test_an_archive_may_hold_more_than_logits(tmp_path: Path) -> None:
 # ---- channels --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ["pooled", "tokens", "maps"])
 @pytest.mark.parametrize("step", [0.02, 0.5])
 def test_channels_are_within_half_a_step_of_their_spread(
     tmp_path: Path, name: str, step: float

@@ -320,6 +320,7 @@ def test_layouts_stay_within_their_bounds() -> None:
         {"fidelity": {"rows": 3.0, "kl_z_mean": -1.0}},
         {"error": np.inf},
         {"error": -1.0},
+        {"head_kl": -1e-9},
     ],
 )
 def test_measures_that_cannot_be_true(store_path: Path, changes: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcache_stores import open_store, verify
+from kdcache_stores import CorruptStore, open_store, verify
 from kdcache_stores.format.manifest import Entry
 from kdcache_stores.format.shards import ShardReader, encode_shard
 
@@ -75,6 +75,17 @@ def test_invalid_though_it_is_sealed(
     assert message in report.problems[0].message
     assert "logits/" in report.problems[0].message
     assert report.rewrite == [(0, 0, report.rewrite[0][2])]
+    # Rows that are handed over as they are stored are refused as those that are decoded.
+    assert refusal(open_store(path).read) == refusal(open_store(path).read_encoded)
+
+
+def refusal(read: Callable[[int], Any]) -> str | None:
+    """What a reading of view 0 is refused with."""
+    try:
+        read(0)
+    except CorruptStore as error:
+        return str(error)
+    return None
 
 
 def test_labelled_rows_that_the_manifest_miscounts(store_path: Path) -> None:

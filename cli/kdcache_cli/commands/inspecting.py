@@ -77,6 +77,8 @@ def _field_rows(name: str, item: dict[str, Any], count: int) -> list[tuple[str, 
         rows.append(("fitted", ", ".join(f"{key} {value:.4g}" for key, value in fitted.items())))
     if item["error"] is not None:
         rows.append(("relative squared error", f"{item['error']:.1e}"))
+    if item["head_kl"] is not None:
+        rows.append(("KL of its logits by the head", f"{item['head_kl']:.1e} nats at T=1"))
     if name == LOGITS:
         top1 = "no labels" if item["top1"] is None else percent(item["top1"])
         rows.append(("teacher top-1 on the views", top1))
@@ -173,8 +175,8 @@ def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
                 f"{field}: {words} {measured[key]:.2g} on average, the dump measured "
                 f"{recheck['recorded'][field][key]:.2g}"
                 + (
-                    f"; logits of it through the head differ by a KL of {measured['head_kl_t1']:.2g} at T=1"
-                    if "head_kl_t1" in measured
+                    f"; logits of it through the head differ by a KL of {measured['head_kl']:.2g} at T=1"
+                    if "head_kl" in measured
                     else ""
                 )
             )

@@ -193,6 +193,14 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
     type=click.IntRange(1),
     help="Views in memory for `random` [default: what fits into half of the free memory].",
 )
+@click.option(
+    "--views-per-decode",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="M views of each image come together in a batch, from a file that is decoded once; a pass over the "
+    "samples then counts as M of the --epochs.",
+)
 @click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
 @options.cache_size
 @click.option("--init-weights", type=options.LOCAL_PATH, help="File of weights to start from.")

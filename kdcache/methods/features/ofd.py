@@ -66,7 +66,8 @@ class OFD(Loss):
     """`ofd` of the stages that both networks have, counted from the last, each half of the next.
 
     Its connectors, a 1x1 convolution with batch norm for each stage, are trained with the student. The
-    margins follow from the teacher's batch norms, which no store keeps: the teacher runs in the loop.
+    margins follow from the teacher's batch norms, which no store keeps: the teacher runs in the loop. The
+    published figures are of one whose batch norms use each batch (`statistics` "batch").
     """
 
     @classmethod

@@ -19,9 +19,6 @@ from kdcache.methods.nets import Nets, Shapes
 from kdcache.methods.step import Step
 from kdcache_stores.errors import UsageError
 
-MOST_CHANNELS = 512
-"""Of the maps that are fused, as published for CIFAR-100."""
-
 
 def reviewkd(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Hierarchical context loss, per sample, summed over levels.
@@ -92,12 +89,15 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(Loss):
-    """`reviewkd` of all stages and the pooled vector, the teacher's before their last ReLU, with a warm-up."""
+    """`reviewkd` of all stages and the pooled vector, the teacher's before their last ReLU, with a warm-up.
+
+    The student's stages are those after their ReLU, or before it, as published for ImageNet.
+    """
 
     @classmethod
     def reads(cls, config: ObjectiveConfig, student: Shapes, held: Shapes) -> tuple[str, ...]:
         """All stages before their ReLU, and the pooled vector."""
-        own, its = stages_of(student), stages_of(held, "_pre")
+        own, its = stages_of(student, _ending(config)), stages_of(held, "_pre")
         if its and len(own) != len(its):
             raise UsageError(
                 f"reviewkd compares stage by stage, and the student has {len(own)}, the teacher {len(its)}"
@@ -106,12 +106,14 @@ class ReviewKD(Loss):
 
     def build(self, nets: Nets) -> None:
         """A fusion for each level."""
-        self.names = stages_of(nets.student)
-        own = [*(nets.student[name] for name in self.names), (*nets.student["pooled"], 1, 1)]
+        self.ending = _ending(self.config)
+        self.names = stages_of(nets.student, self.ending)
+        own = [nets.student[name + self.ending] for name in self.names]
+        own.append((*nets.student["pooled"], 1, 1))
         its = [
             *(nets.teacher[f"{name}_pre"] for name in self.names), (*nets.teacher["pooled"], 1, 1)
         ]  # fmt: skip
-        middle = min(MOST_CHANNELS, own[-1][0])
+        middle = min(int(self.config.options["middle"]), own[-1][0])
         self.heights = [shape[1] for shape in its]
         self.fusions = nn.ModuleList(
             Fusion(inputs[0], middle, outputs[0], fuse=level < len(own) - 1)
@@ -128,7 +130,8 @@ class ReviewKD(Loss):
         **shared: Any,
     ) -> Terms:
         """The term "kd", (B,)."""
-        own = [*(student[name] for name in self.names), student["pooled"][:, :, None, None]]
+        own = [student[name + self.ending] for name in self.names]
+        own.append(student["pooled"][:, :, None, None])
         its = [*(field_of(target, f"{name}_pre") for name in self.names)]
         its.append(field_of(target, "pooled")[:, :, None, None])
         deeper: Tensor | None = None
@@ -139,3 +142,8 @@ class ReviewKD(Loss):
         epochs = int(self.config.options["warmup"])
         warmup = step.number("reviewkd warm-up", lambda epoch, _: dkd_warmup(epoch, epochs))
         return {"kd": warmup * reviewkd(levels, its)}
+
+
+def _ending(config: ObjectiveConfig) -> str:
+    """How the fields of the student's stages end."""
+    return "_pre" if config.options["relu"] == "before" else ""

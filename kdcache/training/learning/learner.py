@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.distributed import Ranks
 from kdcache.methods.step import Step
+from kdcache.models.network import batch_statistics
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
 from kdcache.models.zoo import build_model
@@ -79,7 +80,8 @@ class Learner:
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
-        self._require_last_batch(len(views.rows), (height, size))
+        self._require_one_view(views.views_per_decode)
+        self._require_last_batch(len(views.rows) * views.views_per_decode, (height, size))
         taps = tapped(self.model, self.objective.student_fields)
         self.forward = ranks.wrap(taps, self.device)
         if training.compile:
@@ -89,6 +91,7 @@ class Learner:
             rule = get_ema_multi_avg_fn(training.ema)
             self.average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
         optimization, self.steps = training.optimization, len(views)
+        total = self.steps * (optimization.epochs // views.views_per_decode)
         self.batch_size = optimization.batch_size
         learned = [
             parameter
@@ -96,16 +99,25 @@ class Learner:
             if parameter.requires_grad
         ]
         self.optimizer = optimization.make_optimizer(learned)
-        self.scheduler = optimization.make_scheduler(self.optimizer, self.steps)
+        self.scheduler = optimization.make_scheduler(self.optimizer, total)
         # From torch's own 65536 the gradients of a standardized loss overflow in the first steps.
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**10, enabled=training.precision == "fp16"
         )
-        self.losses = LossWatch(self.steps * optimization.epochs, self.device)
+        self.losses = LossWatch(total, self.device)
         self.names: list[str] = []
         self.sums = torch.zeros(())
         self.static: Callable[[Batch, int], Losses | None] | None = None
         self.not_static: str | None = None
+
+    def _require_one_view(self, views_per_decode: int) -> None:
+        """Refuse several views of a sample in a batch where the loss remembers one thing of each."""
+        names = [loss.config.method for loss in self.objective.losses() if loss.remembers]
+        if names and views_per_decode > 1:
+            raise UsageError(
+                f"--views-per-decode {views_per_decode}: {names[0]} remembers one row of each sample, and "
+                "a batch would have several; leave it out."
+            )
 
     def _require_last_batch(self, samples: int, size: tuple[int, int]) -> None:
         """Refuse now, not at the end of an epoch, a last batch too small for batch norm."""
@@ -119,8 +131,8 @@ class Learner:
                 copy.deepcopy(self.model).train()(sample)
         except ValueError as error:
             raise UsageError(
-                f"{samples} samples in batches of {batch_size} end with a batch that gives a process a "
-                f"single sample, and batch norm of {self.training.model} at {size[1]} pixels needs two: "
+                f"{samples} images in batches of {batch_size} end with a batch that gives a process a "
+                f"single one, and batch norm of {self.training.model} at {size[1]} pixels needs two: "
                 "use another --batch-size, or --train-samples."
             ) from error
 
@@ -224,6 +236,16 @@ class Learner:
         if self.training.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
+
+    @torch.no_grad()  # not inference mode: another student's loss may save these values for backward
+    def logits_now(self, images: Tensor) -> Tensor:
+        """The logits (B, K) of the network as it trains now, for uint8 images (B, C, H, W).
+
+        Its batch norms use the batch, as in a step of its own, and remember nothing of it.
+        """
+        inputs = self.inputs(images)
+        with batch_statistics(self.model), autocast(self.device, self.training.precision):
+            return as_fields(self.model(inputs))["logits"]
 
     # -- what it has learnt ---------------------------------------------------------------------
     @property

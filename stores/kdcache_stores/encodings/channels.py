@@ -115,7 +115,7 @@ class Channels:
         self, rows: Floats, labels: NDArray[np.int64], shared: Mapping[str, Array] = NOTHING
     ) -> dict[str, Array]:
         """Round to the nearest step, ties to even."""
-        unit = self._unit(shared["spread"], rows.shape[1:])
+        unit = self.unit(shared["spread"], rows.shape[1:])
         codes = np.rint(rows / unit.astype(np.float64))
         if not (inside := np.abs(codes) <= _MOST).all():
             place = tuple(int(i) for i in np.argwhere(~inside)[0])
@@ -134,11 +134,11 @@ class Channels:
                 "and finite ones"
             )
         with np.errstate(over="ignore"):  # the reader looks for what is not finite
-            np.multiply(codes, self._unit(spread, out.shape[1:]), out=out)
+            np.multiply(codes, self.unit(spread, out.shape[1:]), out=out)
         if codes.min(initial=0) == _FILL:
             out[codes == _FILL] = np.nan
 
-    def _unit(self, spread: Array, shape: tuple[int, ...]) -> Floats:
+    def unit(self, spread: Array, shape: tuple[int, ...]) -> Floats:
         """One step of each channel, float32, of a shape that rows broadcast with."""
         lengths = [1] * len(shape)
         lengths[_axis(shape)] = shape[_axis(shape)]

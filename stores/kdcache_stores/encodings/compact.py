@@ -21,12 +21,12 @@ from kdcache_stores.errors import CorruptStore, DataError, UsageError
 
 MOST_COMPONENTS = 1024
 """Components kept at most, whatever the number of classes."""
-_FINE = 2
+FINE = 2
 """Steps of the base in one step of a residual: the base is shared by all views, so its rounding is
 an error of all of them, and its bits are paid once."""
 _ROUND = 0.4
 """A residual is rounded away from zero beyond a fraction of 0.6: zeros are cheap (a dead zone)."""
-_GAP = 2.0**-15
+GAP = 2.0**-15
 """By how much, in row standard deviations, a restored argmax leads."""
 _BITS = 16
 """Of a row's std and mean: finer than rows of float16 keep them, thousands of times finer than a
@@ -141,7 +141,7 @@ class Compact:
 
         def reached(step: float) -> float:
             base = np.rint(first[some] / step)
-            decoded = (base + _FINE * _residual(last[some] / step, base)) * step @ vectors
+            decoded = (base + FINE * _residual(last[some] / step, base)) * step @ vectors
             return float(kl(views[-1][some] / _TAU, standardize(decoded) / _TAU).mean())
 
         low, high = max(_STEPS[0], math.sqrt(classes) / _MOST), _STEPS[1]
@@ -164,7 +164,7 @@ class Compact:
 
     def figures(self, shared: Mapping[str, Array]) -> dict[str, float]:
         """`components` kept, of how many `directions`, and the `step` in row standard deviations."""
-        vectors = _vectors(shared["basis"])
+        vectors = used_vectors(shared["basis"])
         step = float(np.linalg.norm(vectors[0])) if len(vectors) else 0.0
         return {"components": len(vectors), "directions": len(shared["basis"]), "step": step}
 
@@ -188,7 +188,7 @@ class Compact:
         components = _project(standard, shared["basis"])
         codes = np.zeros(shared["base"].shape, np.int16)
         used = components.shape[1]
-        codes[:, :used] = _whole(_residual(components, _signed(shared["base"][:, :used])))
+        codes[:, :used] = _whole(_residual(components, signed(shared["base"][:, :used])))
         top = self.arrays(rows.shape[1:])[3].dtype
         encoded: dict[str, Array] = {
             "values": _zigzag(codes),
@@ -201,7 +201,7 @@ class Compact:
         numbers, live = np.arange(len(rows)), rows.argmax(axis=1)
         lead = decoded[numbers, live]
         decoded[numbers, live] = -np.inf
-        wrong = (lead - decoded.max(axis=1) < std * _GAP / 2) & (rows.shape[1] > 1) & (std > 0)
+        wrong = (lead - decoded.max(axis=1) < std * GAP / 2) & (rows.shape[1] > 1) & (std > 0)
         encoded["top"][wrong] = (live + 1)[wrong]
         return encoded
 
@@ -210,16 +210,16 @@ class Compact:
 
         Raises `CorruptStore` for what no writer writes.
         """
-        basis, std = _vectors(arrays["basis"]), arrays["std"]
+        basis, std = used_vectors(arrays["basis"]), arrays["std"]
         if std.min(initial=0) < 0:
             raise CorruptStore(f"compact: a standard deviation of {std.min():g}")
         used = len(basis)
         base, values = arrays["base"][:, :used], arrays["values"][:, :used]
         if (code := max(int(base.max(initial=0)), int(values.max(initial=0)))) > 2 * _MOST:
             raise CorruptStore(f"compact: a code of {code}, beyond {2 * _MOST}, or never written")
-        codes = _signed(values)
-        codes *= _FINE
-        codes += _signed(base)
+        codes = signed(values)
+        codes *= FINE
+        codes += signed(base)
         np.matmul(codes.astype(np.float32), basis, out=out)
         norm = np.sqrt(np.einsum("ij,ij->i", out, out) / np.float32(out.shape[1]))
         with np.errstate(
@@ -235,7 +235,7 @@ class Compact:
         out[rows, true] = -np.inf
         other = out[rows].argmax(axis=1)
         largest = out[rows, other]
-        half = std[rows] * np.float32(_GAP / 2)
+        half = std[rows] * np.float32(GAP / 2)
         out[rows, true] = np.maximum(own, largest) + half
         out[rows, other] = np.minimum(own, largest) - half
 
@@ -298,7 +298,7 @@ def _components(classes: int) -> int:
     return max(1, min(classes - 1, MOST_COMPONENTS))
 
 
-def _vectors(basis: Array) -> Floats:
+def used_vectors(basis: Array) -> Floats:
     """The vectors (C, K) of a basis that are not zero."""
     length = np.sqrt(np.einsum("ij,ij->i", basis, basis, dtype=np.float64))
     least, most = _STEPS
@@ -313,16 +313,16 @@ def _vectors(basis: Array) -> Floats:
 
 def _project(standard: Floats, basis: Array) -> Floats:
     """Components of Z-scored rows (n, K) in steps; (n, C) for the C vectors that are not zero."""
-    vectors = _vectors(basis).astype(np.float64)
+    vectors = used_vectors(basis).astype(np.float64)
     steps = (vectors / (vectors**2).sum(axis=1, keepdims=True)).astype(np.float32)
     result: Floats = standard @ steps.T
     return result
 
 
 def _residual(components: Reals, base: Array) -> Reals:
-    """Steps of `_FINE` from the base, rounded with a dead zone."""
+    """Steps of `FINE` from the base, rounded with a dead zone."""
     off = components - base
-    off /= _FINE
+    off /= FINE
     off += np.copysign(off.dtype.type(_ROUND), off)
     result: Reals = np.trunc(off, out=off)
     return result
@@ -341,7 +341,7 @@ def _zigzag(codes: NDArray[np.int16]) -> NDArray[np.uint16]:
     return result
 
 
-def _signed(codes: NDArray[np.uint16]) -> NDArray[np.int16]:
+def signed(codes: NDArray[np.uint16]) -> NDArray[np.int16]:
     """The inverse of `_zigzag`."""
     result: NDArray[np.int16] = ((codes >> 1) ^ (0 - (codes & 1)).astype(np.uint16)).view(np.int16)
     return result

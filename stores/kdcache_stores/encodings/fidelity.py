@@ -70,6 +70,20 @@ def relative_error(live: Floats, decoded: Floats) -> float:
     return _six_digits(np.divide(error, size, out=np.zeros_like(size), where=size > 0).mean())
 
 
+def head_kl(live: Floats, decoded: Floats, weight: Floats, bias: Floats) -> float:
+    """Mean KL at temperature 1, nats, of the logits that a linear layer makes of rows, to six digits.
+
+    Args:
+        live, decoded: (n, D), or maps (n, D, ...) of which the layer sees the mean.
+        weight, bias: (K, D) and (K,).
+    """
+    logits = []
+    for rows in (live, decoded):
+        vectors = rows.reshape(*rows.shape[:2], -1).astype(np.float64).mean(axis=2)
+        logits.append(vectors @ weight.T.astype(np.float64) + bias)
+    return _six_digits(kl(*logits).mean())
+
+
 def decode_some(
     encoding: Encoding,
     rows: Floats,
@@ -147,8 +161,8 @@ def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def combine_errors(parts: list[tuple[int, float]]) -> float | None:
-    """`relative_error` of several shards, each with its number of rows, as one."""
-    measured = [(min(rows, ROWS), error) for rows, error in parts]
+def combine_means(parts: list[tuple[int, float]]) -> float | None:
+    """`relative_error` or `head_kl` of several shards, each with its number of rows, as one."""
+    measured = [(min(rows, ROWS), value) for rows, value in parts]
     rows = sum(count for count, _ in measured)
-    return _six_digits(sum(count * error for count, error in measured) / rows) if rows else None
+    return _six_digits(sum(count * value for count, value in measured) / rows) if rows else None

@@ -134,28 +134,43 @@ def _parts(count: int, classes: int) -> Iterator[slice]:
 
 def _fill(values: Array, ids: Array, mean: Array, std: Array, out: Floats) -> None:
     """Fill dense rows (n, C) from entries (n, K + 1) and statistics (n,)."""
-    classes, kept = out.shape[1], values.shape[1]
-    ids = ids.astype(np.int64)
-    ordered = np.sort(ids, axis=1)
+    ordered = np.sort(ids.astype(np.int64), axis=1)
     if (ordered[:, 1:] == ordered[:, :-1]).any():
         raise CorruptStore("topk: a class is named twice in one row")
+    if out.shape[1] > values.shape[1]:
+        upper, lower, where = tail(values, ids, mean, std, out.shape[1])
+        out[...] = upper[:, None]
+        np.put_along_axis(out, where[:, None], lower[:, None], axis=1)
+    np.put_along_axis(out, ids.astype(np.int64), values.astype(np.float32), axis=1)
+
+
+def tail(
+    values: Array, ids: Array, mean: Array, std: Array, classes: int
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """What the classes without an entry are given; there is at least one.
+
+    Args:
+        values, ids: of the entries, (n, K + 1).
+        mean, std: of the rows, (n,).
+        classes: C, more than K + 1.
+
+    Returns the upper and the lower value, float32 (n,), and the class of the lower one, int64 (n,).
+    """
+    count = classes - values.shape[1]
     centre = mean.astype(np.float64)[:, None]
     entries = values.astype(np.float64) - centre
-    if (tail := classes - kept) > 0:
-        mean = -entries.sum(axis=1) / tail
-        square = classes * std.astype(np.float64) ** 2 - (entries**2).sum(axis=1)
-        spread = np.sqrt(np.maximum(square / tail - mean**2, 0)) if tail > 1 else 0 * mean
-        out[...] = (centre[:, 0] + mean + spread / math.sqrt(max(tail - 1, 1)))[:, None]
-        lower = centre[:, 0] + mean - spread * math.sqrt(tail - 1)
-        np.put_along_axis(
-            out, _lower_class(ordered, tail), lower.astype(np.float32)[:, None], axis=1
-        )
-    np.put_along_axis(out, ids, values.astype(np.float32), axis=1)
+    mean = -entries.sum(axis=1) / count
+    square = classes * std.astype(np.float64) ** 2 - (entries**2).sum(axis=1)
+    spread = np.sqrt(np.maximum(square / count - mean**2, 0)) if count > 1 else 0 * mean
+    upper = centre[:, 0] + mean + spread / math.sqrt(max(count - 1, 1))
+    lower = centre[:, 0] + mean - spread * math.sqrt(count - 1)
+    where = _lower_class(np.sort(ids.astype(np.int64), axis=1), count)[:, 0]
+    return upper.astype(np.float32), lower.astype(np.float32), where
 
 
-def _lower_class(ids: NDArray[np.int64], tail: int) -> NDArray[np.int64]:
-    """Class (n, 1) that is number (sum of ids) mod `tail` of those not in the ascending ids (n, k)."""
-    result: NDArray[np.int64] = ids.sum(axis=1, keepdims=True) % tail
+def _lower_class(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Class (n, 1) that is number (sum of ids) mod `count` of those not in the ascending ids (n, k)."""
+    result: NDArray[np.int64] = ids.sum(axis=1, keepdims=True) % count
     for column in ids.T:
         result[:, 0] += column <= result[:, 0]  # each kept class at or below moves it up by one
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,13 +10,19 @@ from numpy.typing import ArrayLike
 
 from kdcache_stores.encodings.protocol import ArraySpec, Floats
 from kdcache_stores.errors import CorruptStore, DataError, MismatchError, UsageError
-from kdcache_stores.format.header import HEAD, group
+from kdcache_stores.format.header import HEAD, Field, group
 from kdcache_stores.format.layout import SHARED_BYTES, ArrayLayout
 from kdcache_stores.format.shards import ShardReader, encode_shard
 from kdcache_stores.objects.files import LocalFiles
 
 Head = tuple[Floats, Floats]
 """Weight (K, D) and bias (K,), float32."""
+
+
+def sees(head: Head, field: Field) -> bool:
+    """Whether a head makes logits of a field: `pooled`, or the last map, whole or averaged (`last_4`)."""
+    named = field.name == "pooled" or re.fullmatch(r"last(_\d+)?", field.name)
+    return bool(named) and field.shape[0] == head[0].shape[1]
 
 
 def head_layouts(shape: tuple[int, int]) -> tuple[ArrayLayout, ArrayLayout]:

@@ -36,6 +36,9 @@ FIDELITY = (
 )
 """Fidelity of an encoding on live rows: KL(live || decoded), nats; see `fidelity.measure`."""
 
+NEWER_MEASURES = ("error", "head_kl")
+"""Columns of format 1.1, which are there only where they hold a value."""
+
 _PART = b"kdcache.part"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -56,6 +59,7 @@ class Entry:
         fidelity: rows measured and the values named in `FIDELITY`, on the same array.
         error: mean relative squared error, on the first array of another field that is not kept as
             floats.
+        head_kl: beside it, mean KL of the logits that the store's head makes of the field, if it does.
     """
 
     key: str
@@ -70,13 +74,15 @@ class Entry:
     correct: int | None = None
     fidelity: dict[str, float] | None = None
     error: float | None = None
+    head_kl: float | None = None
 
     def to_dict(self) -> dict[str, Json]:
-        """All of it, plain JSON; `error` where there is one, as format 1.0 has none."""
-        value = dict(vars(self))
-        if self.error is None:
-            del value["error"]
-        return value
+        """All of it, plain JSON; `error` and `head_kl` where there are any, as format 1.0 has none."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if value is not None or name not in NEWER_MEASURES
+        }
 
     @property
     def shard(self) -> Shard:
@@ -122,7 +128,7 @@ def read_seal(data: bytes, where: str) -> str:
     return value
 
 
-def _schema(errors: bool = False) -> Any:
+def _schema(newer: Iterable[str] = ()) -> Any:
     import pyarrow as pa
 
     return pa.schema(
@@ -141,7 +147,7 @@ def _schema(errors: bool = False) -> Any:
                 "fidelity",
                 pa.struct([("rows", pa.float64()), *((name, pa.float64()) for name in FIDELITY)]),
             ),
-            *([("error", pa.float64())] if errors else []),
+            *((name, pa.float64()) for name in newer),
         ]
     )
 
@@ -155,7 +161,7 @@ def write_manifest(entries: Iterable[Entry], part: Part | None = None) -> bytes:
         row = entry.to_dict()
         row["bytes"] = row.pop("size")
         rows.append(row)
-    schema = _schema(errors=any("error" in row for row in rows))
+    schema = _schema(name for name in NEWER_MEASURES if any(name in row for row in rows))
     if part is not None:
         schema = schema.with_metadata({_PART: canonical_json(vars(part))})
     return write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -167,7 +173,7 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
     columns = {"key": "string", "bytes": "int64", "sha256": "string", "kind": "string"}
     columns |= dict.fromkeys(names, "int64?")
     columns["fidelity"] = str(_schema().field("fidelity").type) + "?"
-    columns["error"] = "double??"
+    columns |= dict.fromkeys(NEWER_MEASURES, "double??")
     table = read_table(data, columns, 10**8, where)
     entries: dict[str, Entry] = {}
     for row in table.to_pylist():
@@ -193,7 +199,8 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
 
 def _plausible(entry: Entry) -> bool:
     """Whether the measures of a shard can be true."""
-    if entry.error is not None and not 0 <= entry.error < math.inf:
+    newer = [value for value in (entry.error, entry.head_kl) if value is not None]
+    if not all(0 <= value < math.inf for value in newer):
         return False
     rows = (entry.stop or 0) - (entry.start or 0)
     if (measured := entry.fidelity) is not None and not (

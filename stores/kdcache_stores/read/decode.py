@@ -1,10 +1,11 @@
-"""From the bytes of a shard to float32 rows, checksums and conversion on all cores at once."""
+"""From the bytes of a shard to rows, checksums and conversion on all cores at once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,15 +76,30 @@ class Wanted:
         return self._sorted[low:high] - start, self._order[low:high]
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where the rows that are read go.
+
+    Args:
+        shape: of a row.
+        decoded: float32 (rows, *shape), or None where they are decoded only to be checked.
+        encoded: (rows, *spec.shape) for each array whose rows are wanted as they are stored.
+    """
+
+    shape: tuple[int, ...]
+    decoded: Floats | None
+    encoded: Mapping[str, Array]
+
+
 def read_shards(
     source: SealedObjects,
     shards: Iterable[Shard],
     layouts: list[ArrayLayout],
     encoding: Encoding,
     wanted: Wanted,
-    out: Floats,
+    out: Destination,
 ) -> None:
-    """Decode the wanted rows of these shards of one field into `out`.
+    """Read the wanted rows of these shards of one field into `out`.
 
     Raises `CorruptStore` if a shard is not what the manifest or its checksums say, or holds values
     that were never written.
@@ -103,7 +119,7 @@ def _read_shard(
     layouts: list[ArrayLayout],
     encoding: Encoding,
     wanted: Wanted,
-    out: Floats,
+    out: Destination,
     pool: ThreadPoolExecutor,
 ) -> None:
     checks: list[Future[None]] = []
@@ -181,22 +197,27 @@ def _decode_block(
     encoding: Encoding,
     rows: range,
     wanted: Wanted,
-    out: Floats,
+    out: Destination,
     shard_start: int,
 ) -> None:
     part = wanted.within(shard_start + rows.start, shard_start + rows.stop)
     assert part is not None
     which, places = part
     arrays = _arrays(readers, rows, which)
-    in_place = isinstance(places, slice)
-    target = out[places] if in_place else np.empty((len(places), *out.shape[1:]), np.float32)
+    if out.decoded is not None and isinstance(places, slice):
+        target = out.decoded[places]
+    else:
+        count = places.stop - places.start if isinstance(places, slice) else len(places)
+        target = np.empty((count, *out.shape), np.float32)
     encoding.decode(arrays, target)
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(target.sum())  # far cheaper than asking each value
     if suspicious and not np.isfinite(target).all():
         raise _not_finite(readers, rows, shard_start)
-    if not in_place:
-        out[places] = target
+    if out.decoded is not None and not isinstance(places, slice):
+        out.decoded[places] = target
+    for name, kept in out.encoded.items():
+        kept[places] = arrays[name]
 
 
 def _arrays(readers: dict[str, ShardReader], rows: range, which: Any) -> dict[str, Array]:

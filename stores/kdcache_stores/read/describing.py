@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from kdcache_stores.encodings.fidelity import combine, combine_errors
+from kdcache_stores.encodings.fidelity import combine, combine_means
 from kdcache_stores.encodings.protocol import FittedEncoding
 from kdcache_stores.format.canonical_json import Json
 from kdcache_stores.format.header import Field
-from kdcache_stores.format.manifest import Entry
-from kdcache_stores.format.shards import ShardReader
+from kdcache_stores.format.manifest import NEWER_MEASURES, Entry
 from kdcache_stores.read.reader import Store
 
 
@@ -22,7 +21,8 @@ def describe(store: Store) -> dict[str, Json]:
 
     Of each field: `shape`, `encoding`, `nbytes`, `bytes_per_row`, bytes of its `arrays`, `fitted` (what
     its encoding was fitted to, in figures), and for the logits `labelled`, `top1` and `fidelity` (nats),
-    for other fields that are not kept as floats `error` (mean relative squared error); None otherwise.
+    for other fields that are not kept as floats `error` (mean relative squared error) and `head_kl` (mean
+    KL of the logits that the head makes of them, if it does); None otherwise.
     """
     stored = [e for e in store.source.entries.values() if e.kind in ("shard", "once")]
     return {
@@ -51,7 +51,7 @@ def _describe_field(store: Store, field: Field, entries: list[Entry]) -> dict[st
     nbytes = sum(entry.size for entry in entries)
     measured = entries if field.is_logits else []
     labelled = sum(entry.labelled or 0 for entry in measured)
-    errors = [] if field.is_logits else [e for e in entries if e.error is not None]
+    others = [] if field.is_logits else entries
     return {
         **field.to_dict(),
         "nbytes": nbytes,
@@ -64,7 +64,12 @@ def _describe_field(store: Store, field: Field, entries: list[Entry]) -> dict[st
         "labelled": labelled if field.is_logits else None,
         "top1": sum(e.correct or 0 for e in measured) / labelled if labelled else None,
         "fidelity": combine([e.fidelity for e in measured if e.fidelity]) or None,
-        "error": combine_errors([(e.shard.rows, e.error or 0.0) for e in errors]),
+        **{
+            name: combine_means(
+                [(e.shard.rows, value) for e in others if (value := getattr(e, name)) is not None]
+            )
+            for name in NEWER_MEASURES
+        },
     }
 
 
@@ -72,10 +77,4 @@ def _fitted(store: Store, field: Field) -> dict[str, Json] | None:
     """What the encoding of a field was fitted to, in figures, if it is one that is."""
     if not isinstance(field.encoding, FittedEncoding):
         return None
-    shared = {}
-    for layout in store.layouts[field.name]:
-        if layout.spec.per == "store":
-            key = layout.key(0, 0)
-            reader = ShardReader(layout, store.source.get(key), f"{store.where}/{key}")
-            shared[layout.spec.name] = reader.single()
-    return {**field.encoding.figures(shared)}
+    return {**field.encoding.figures(store.shared_arrays(field.name))}

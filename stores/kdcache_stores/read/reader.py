@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encodings.protocol import Floats
+from kdcache_stores.encodings.protocol import NOTHING, Array, Floats
 from kdcache_stores.errors import MismatchError, UnknownName, UsageError
 from kdcache_stores.format.canonical_json import Json
 from kdcache_stores.format.head import Head, read_head
@@ -20,8 +20,9 @@ from kdcache_stores.format.layout import ArrayLayout, shards_of
 from kdcache_stores.format.manifest import SAMPLES, Part, content_digest, view_digest
 from kdcache_stores.format.records import read_probes
 from kdcache_stores.format.sample_table import read_samples
+from kdcache_stores.format.shards import ShardReader
 from kdcache_stores.objects.files import Objects
-from kdcache_stores.read.decode import Selection, Wanted, read_shards
+from kdcache_stores.read.decode import Destination, Selection, Wanted, read_shards
 from kdcache_stores.read.prefetch import prefetched
 from kdcache_stores.read.sealed_objects import SealedObjects
 from kdcache_stores.types import LOGITS, Plan, Probe, Shard, StoredTeacher
@@ -231,15 +232,7 @@ class Store:
         Returns float32 (rows, *shape). Raises `CorruptStore` if the bytes are not those that were
         written (`out` is then undefined), `UsageError` for a view or row that there is not.
         """
-        if field not in self.header.fields:
-            raise UnknownName("field", field, self.header.fields)
-        if view not in self.view_range:
-            raise UsageError(
-                f"{self.where} has views {self.first_view} to {self.view_range.stop - 1}, "
-                f"asked for {view}"
-            )
-        item = self.header.fields[field]
-        wanted = Wanted(rows, len(self), self.where)
+        item, wanted = self._wanted(view, rows, field)
         shape = (wanted.count, *item.shape)
         if out is None:
             try:
@@ -250,9 +243,63 @@ class Store:
             raise UsageError(
                 f"out must be contiguous float32 {shape}, found {out.dtype} {out.shape}"
             )
-        layouts = self._layouts[field]
-        read_shards(self.source, self.shards(view), layouts, item.encoding, wanted, out)
+        self._read(view, item, wanted, Destination(item.shape, out, NOTHING))
         return out
+
+    def read_encoded(
+        self, view: int, rows: Selection = None, field: str = LOGITS
+    ) -> dict[str, Array]:
+        """Rows of one view as they are stored, for who keeps them so and decodes them later.
+
+        They are checked as in `read`, by decoding them too.
+
+        Args:
+            view: one of `view_range`.
+            rows: a slice, integers (negative ones count from the end), or None for all.
+            field: name of the field.
+
+        Returns, per array of the field's encoding that has rows, (rows, *spec.shape) of the dtype of
+        its spec; those per store are `shared_arrays`. Raises what `read` raises.
+        """
+        item, wanted = self._wanted(view, rows, field)
+        encoded = {
+            spec.name: np.empty((wanted.count, *spec.shape), spec.dtype)
+            for spec in item.encoding.arrays(item.shape)
+            if spec.per != "store"
+        }
+        self._read(view, item, wanted, Destination(item.shape, None, encoded))
+        return encoded
+
+    def shared_arrays(self, field: str = LOGITS) -> dict[str, Array]:
+        """The arrays that all rows of a field share, by name; none for most encodings.
+
+        Raises `UnknownName`, `CorruptStore`.
+        """
+        arrays = {}
+        for layout in self.layouts[self._field(field).name]:
+            if layout.spec.per == "store":
+                key = layout.key(0, 0)
+                reader = ShardReader(layout, self.source.get(key), f"{self.where}/{key}")
+                arrays[layout.spec.name] = reader.single()
+        return arrays
+
+    def _field(self, name: str) -> Field:
+        if name not in self.header.fields:
+            raise UnknownName("field", name, self.header.fields)
+        return self.header.fields[name]
+
+    def _wanted(self, view: int, rows: Selection, field: str) -> tuple[Field, Wanted]:
+        item = self._field(field)
+        if view not in self.view_range:
+            raise UsageError(
+                f"{self.where} has views {self.first_view} to {self.view_range.stop - 1}, "
+                f"asked for {view}"
+            )
+        return item, Wanted(rows, len(self), self.where)
+
+    def _read(self, view: int, item: Field, wanted: Wanted, out: Destination) -> None:
+        layouts = self._layouts[item.name]
+        read_shards(self.source, self.shards(view), layouts, item.encoding, wanted, out)
 
     def views(
         self, order: Iterable[int], prefetch: int = 1, field: str = LOGITS

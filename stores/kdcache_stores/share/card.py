@@ -138,11 +138,16 @@ def _fidelity(info: dict[str, Any]) -> str:
     logits = info["fields"].get(LOGITS)
     parts = [_of_logits(logits["fidelity"])] if logits and logits["fidelity"] else []
     parts += [
-        f"`{name}`: mean relative squared error {item['error']:.3g}."
+        f"`{name}`: mean relative squared error {item['error']:.3g}{_through_head(item)}."
         for name, item in info["fields"].items()
         if item["error"] is not None
     ]
     return "\n\n".join(parts) or "Not measured when it was dumped."
+
+
+def _through_head(item: dict[str, Any]) -> str:
+    value = item["head_kl"]
+    return "" if value is None else f", KL {value:.3g} nats of the logits that the head makes of it"
 
 
 def _of_logits(measured: dict[str, float]) -> str:

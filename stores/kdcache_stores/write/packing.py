@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache_stores.encodings.fidelity import decode_some, measure, relative_error, require_faithful
+from kdcache_stores.encodings.fidelity import (
+    decode_some,
+    head_kl,
+    measure,
+    relative_error,
+    require_faithful,
+)
 from kdcache_stores.encodings.protocol import Array, FittedEncoding, Floats
 from kdcache_stores.errors import DataError
+from kdcache_stores.format.head import Head, sees
 from kdcache_stores.format.header import Field, Header
 from kdcache_stores.format.layout import ArrayLayout
 from kdcache_stores.format.manifest import Entry, sha256
@@ -38,6 +45,7 @@ def pack(
     labels: NDArray[np.int64],
     known: Shared,
     minor: int,
+    head: Head | None = None,
     faithful: bool = False,
 ) -> Packed:
     """Encode one shard of one field.
@@ -50,13 +58,14 @@ def pack(
         labels: int64 (shard.rows,).
         known: what rows share and is there already.
         minor: version of the store's format.
+        head: that of the store, if it has one.
         faithful: refuse an encoding that loses the differences between logits, see `require_faithful`.
     """
     encoded = _encode(field, rows, labels, shard, known.arrays)
     specs = field.encoding.arrays(field.shape)
     kept = {spec.name for spec in specs if spec.per != "row"}
     shared = {name: a for name, a in (known.arrays | encoded).items() if name in kept}
-    measures = _measure(field, rows, labels, shared, minor)
+    measures = _measure(field, rows, labels, shared, minor, head)
     if faithful and field.is_logits:
         with _located(field, shard):
             require_faithful(field.encoding, rows, labels, shared)
@@ -106,6 +115,7 @@ def _measure(
     labels: NDArray[np.int64],
     shared: Mapping[str, Array],
     minor: int,
+    head: Head | None,
 ) -> dict[str, Any]:
     """What the manifest says of the first array of a field: see `Entry`."""
     if field.is_logits:
@@ -116,7 +126,9 @@ def _measure(
             "fidelity": measure(*decode_some(field.encoding, rows, labels, shared)),
         }
     if field.has_error and minor >= 1:
-        return {"error": relative_error(*decode_some(field.encoding, rows, labels, shared))}
+        pair = decode_some(field.encoding, rows, labels, shared)
+        measured = {"error": relative_error(*pair)}
+        return measured | ({"head_kl": head_kl(*pair, *head)} if head and sees(head, field) else {})
     return {}
 
 

@@ -96,6 +96,7 @@ class StoreWriter:
                 publish_head(files, checked)
         else:
             self._complete_seal(self._work.base)
+        self._head = checked
         self._faithful = False  # whether the encodings were seen to keep the logits
 
     def _complete_seal(self, base: Store) -> None:
@@ -203,7 +204,15 @@ class StoreWriter:
         for name, field in self.header.fields.items():
             known = self._load_shared(field, shard)
             packed = pack(
-                field, self._of(field), shard, rows[name], labels, known, minor, not self._faithful
+                field,
+                self._of(field),
+                shard,
+                rows[name],
+                labels,
+                known,
+                minor,
+                self._head,
+                faithful=not self._faithful,
             )
             objects |= packed.objects
             entries += packed.entries

@@ -120,8 +120,9 @@ def test_baselines_are_read_and_found(trained: Trained, tmp_path: Path) -> None:
 
 
 def test_a_fit_is_read_from_the_records() -> None:
-    records = [{"train_kd": 10.0 - i, "test_top1": i / 10} for i in range(10)]
+    records = [{"epoch": i + 1, "train_kd": 10.0 - i, "test_top1": i / 10} for i in range(10)]
     assert Fit.of(records) == Fit(tuple(range(10, 0, -1)), 0.9)
     assert Fit.of(records[:1]) == Fit((10.0,), 0.0)
+    assert Fit.of(records[1::2]) == Fit((9.0, 9.0, 7.0, 7.0, 5.0, 5.0, 3.0, 3.0, 1.0, 1.0), 0.9)
     assert Fit.of([{"train_ce": 1.0, "test_top1": 0.5}]) is None
     assert Fit.of([]) is None

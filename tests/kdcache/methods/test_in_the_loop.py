@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcache import Training, train
+from kdcache import Training, load_dataset, load_teacher, train
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.features.fitnet import Regressor, fitnet
 from kdcache.methods.features.ofd import OFD, margins, ofd
@@ -22,6 +24,7 @@ from kdcache.methods.nets import Nets
 from kdcache.methods.objective import Objective
 from kdcache.methods.step import Step
 from kdcache.training.optim import Optimization
+from kdcache.training.preparation import train_together
 from kdcache_stores.errors import DataError, UsageError
 from tests.conftest import Trained
 
@@ -159,6 +162,17 @@ def test_reviewkd_is_its_formula() -> None:
     assert torch.autograd.gradcheck(lambda *m: reviewkd(m, aims), small)
 
 
+def test_the_student_before_its_relu() -> None:
+    own = {"logits": (4,), "stage_1_pre": (2, 8, 8), "stage_2_pre": (600, 4, 4), "pooled": (600,)}
+    its = {"stage_1_pre": (5, 8, 8), "stage_2_pre": (7, 4, 4), "pooled": (9,)}
+    config = ObjectiveConfig(method="reviewkd", options={"relu": "before", "middle": 256})
+    assert config.student_fields == ("stages:pre", "pooled")
+    assert ReviewKD.reads(config.resolved(), own, its) == tuple(its)
+    loss = Objective(config, Nets(own, its)).loss
+    assert isinstance(loss, ReviewKD)
+    assert [fusion.narrow[0].out_channels for fusion in loss.fusions] == [256] * 3  # type: ignore[union-attr, index]
+
+
 def test_a_fusion_is_the_published_one() -> None:
     torch.manual_seed(0)
     fusion = Fusion(3, 4, 5, fuse=True).eval().double()
@@ -198,12 +212,15 @@ def test_reviewkd_goes_from_the_deepest_level_up_with_a_warm_up() -> None:
 
 
 # -- in the loop -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("method", ["fitnet", "ofd", "reviewkd"])
+@pytest.mark.parametrize(("method", "options"), [
+    ("fitnet", {}), ("ofd", {}), ("ofd", {"statistics": "batch"}), ("reviewkd", {}),
+    ("reviewkd", {"relu": "before", "middle": 8}),
+])  # fmt: skip
 def test_a_teacher_in_the_loop_whose_store_proves_it(
-    trained: Trained, tmp_path: Path, method: str
+    trained: Trained, tmp_path: Path, method: str, options: dict[str, Any]
 ) -> None:
     training = Training(
-        dataset="digits", model="resnet8", objective=ObjectiveConfig(method=method),
+        dataset="digits", model="resnet8", objective=ObjectiveConfig(method=method, options=options),
         stores=(str(trained.store),), online=(str(trained.teacher),), train_samples=100,
         optimization=Optimization(epochs=2, batch_size=50, lr=0.01),
     )  # fmt: skip
@@ -214,6 +231,37 @@ def test_a_teacher_in_the_loop_whose_store_proves_it(
     summary = run.summary()
     assert summary is not None
     assert summary["teacher_forwards"] == 200
+
+
+def test_the_statistics_of_a_batch_leave_no_trace(trained: Trained) -> None:
+    """As published: the teacher's batch norms as in training mode; what it was trained to stays."""
+    running = load_teacher(
+        str(trained.teacher), classes=10, channels=1, size=8, fields=("logits", "stage_1_pre")
+    )
+    batch = replace(running, by_batch=True)
+    images = torch.as_tensor(load_dataset("digits", "test").images[:16])
+    before = copy.deepcopy(running.module.state_dict())
+    own, by_batch = running(images), batch(images)
+    training = copy.deepcopy(running.module).train()
+    torch.testing.assert_close(by_batch["logits"], training(running.preprocessing(images)))
+    assert (own["stage_1_pre"] - by_batch["stage_1_pre"]).abs().max() > 0.01
+    assert not any(module.training for module in running.module.modules())
+    for name, values in running.module.state_dict().items():
+        assert torch.equal(values, before[name])
+    assert torch.equal(running(images)["logits"], own["logits"])
+    assert batch.to_store().digest == running.to_store().digest
+
+
+def test_students_side_by_side_have_one_kind_of_teacher(trained: Trained, tmp_path: Path) -> None:
+    base = Training(dataset="digits", model="resnet8", online=(str(trained.teacher),), data_seed=0)
+    how = [
+        replace(base, objective=ObjectiveConfig(method="ofd", options={"statistics": kind}))
+        for kind in ("running", "batch")
+    ]
+    with pytest.raises(
+        UsageError, match="batch norm of the teacher by each batch is False in training 1"
+    ):
+        train_together(how, [tmp_path / "a", tmp_path / "b"])
 
 
 def test_without_the_teacher_the_weight_of_what_is_missing_is_named(

@@ -234,7 +234,8 @@ def test_colours_of_images_of_any_size_are_within_one_level(
     assert difference.abs().max() <= 1
 
 
-@given(st.sampled_from(["bilinear", "bicubic"]), st.integers(1, 40), st.integers(0, 2**32))
+# Torch itself fails for some crops resized to a single pixel.
+@given(st.sampled_from(["bilinear", "bicubic"]), st.integers(2, 40), st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
 def test_crops_resized_at_once_are_within_one_level(mode: str, size: int, seed: int) -> None:
     """What a GPU computes for images in memory, against torchvision's 8-bit resize of each."""

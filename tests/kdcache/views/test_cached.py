@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from torch import nn
 
 from kdcache.augment.specs import make_augmentation
@@ -154,13 +155,13 @@ def test_the_next_view_is_read_while_one_is_used(
     digits: Dataset, stores: dict[bool, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [Event() for _ in range(VIEWS[False])]
-    read = Store.read
+    read = Store.read_encoded
 
     def noted(self: Store, view: int, *args: object, **options: object) -> object:
         asked[view].set()
         return read(self, view, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Store, "read", noted)
+    monkeypatch.setattr(Store, "read_encoded", noted)
     with CachedViews(digits, [stores[False]], 4) as views:
         for epoch in range(4):
             batches = views.epoch(epoch)
@@ -196,8 +197,8 @@ def test_pieces_hold_each_row_once_and_cut_no_shard(
         assert (max(held) - min(held) + 1) * shard_rows <= max(most, shard_rows)
 
 
-@pytest.mark.parametrize("encoding", ["float16", "compact", "quantized"])
-def test_views_decoded_in_pieces_are_those_read_at_once(
+@pytest.mark.parametrize("encoding", ["float32", "float16", "topk:3", "compact", "quantized"])
+def test_views_packed_in_pieces_are_those_read_at_once(
     digits: Dataset,
     teacher: Teacher,
     tmp_path: Path,
@@ -209,10 +210,12 @@ def test_views_decoded_in_pieces_are_those_read_at_once(
     monkeypatch.setattr(window, "DECODED_BYTES", 7 * 10 * 4)
     rows = np.random.default_rng(0).permutation(20)[:15]
     with open_store(tmp_path / "s") as store, CachedViews(digits, [store], 4, rows=rows) as views:
-        whole = store.read(1, rows)  # compact's last bit depends on which rows are read together
+        whole = store.read(1, rows)
+        # compact's last bit depends on which rows are decoded together
+        slack = 1e-5 * whole.std(1).min() if encoding == "compact" else 0
         for batch in views.epoch(1):
             place = [rows.tolist().index(row) for row in batch.rows]
-            assert np.array_equal(batch.teachers[0]["logits"].numpy(), whole[place])
+            assert_allclose(batch.teachers[0]["logits"], whole[place], rtol=0, atol=slack)
 
 
 MIXES = ["mixup:alpha=0.4", "pad-crop-flip+cutmix"]

@@ -26,6 +26,7 @@ from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset, without_bad_images
 from kdcache.data.loading import load_dataset
 from kdcache.views.batches import make_batches
+from kdcache.views.cached import CachedViews
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError, MismatchError, UsageError
@@ -76,11 +77,19 @@ def test_several_views_are_decoded_once(folder: Path, monkeypatch: pytest.Monkey
     decoded = []
     decode = plan.dataset.decode
     monkeypatch.setattr(plan.dataset, "decode", lambda row: decoded.append(row) or decode(row))
-    several = digests(plan, make_batches(np.arange(6), 4, 8, views_per_decode=4))
-    assert decoded == list(range(6))
+    with CachedViews(plan.dataset, [], 8, plan=plan, views_per_decode=4) as views:
+        several, shown = {}, []
+        for batch in views.epoch(1):
+            shown.append(batch.rows.tolist())
+            for row, view, image in zip(batch.rows, batch.views, batch.images, strict=True):
+                digest = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+                several[plan.samples.keys[row], int(view)] = digest
+    assert [len(set(rows)) for rows in shown] == [2] * 6
+    assert sorted(decoded) == list(range(12))
+    decoded.clear()
     single = {}
     for view in range(4, 8):
-        single |= digests(plan, make_batches(np.arange(6), view, 8))
+        single |= digests(plan, make_batches(np.arange(12), view, 8))
     assert several == single
 
 

@@ -90,12 +90,14 @@ def test_batches_carry_what_they_say(digits: Dataset) -> None:
     assert batch.mix is None
 
 
-def test_views_per_decode() -> None:
-    batches = make_batches(np.array([5, 2, 9]), 8, batch_size=4, views_per_decode=2)
-    assert [b[0].tolist() for b in batches] == [[5, 5, 2, 2], [9, 9]]
-    assert [b[1].tolist() for b in batches] == [[8, 9, 8, 9], [8, 9]]
-    with pytest.raises(UsageError, match="multiple of views_per_decode"):
-        make_batches(np.arange(3), 0, batch_size=3, views_per_decode=2)
+def test_batches_need_a_size() -> None:
+    batches = make_batches(np.array([5, 2, 9]), 8, batch_size=2)
+    assert [(rows.tolist(), views.tolist()) for rows, views in batches] == [
+        ([5, 2], [8, 8]),
+        ([9], [8]),
+    ]
+    with pytest.raises(UsageError, match="at least 1, found 0"):
+        make_batches(np.arange(3), 0, batch_size=0)
 
 
 @pytest.mark.parametrize(

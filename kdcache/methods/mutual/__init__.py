@@ -1,0 +1,1 @@
+"""Methods without a teacher: students that teach each other, a network that teaches itself."""

@@ -144,7 +144,8 @@ def _at(value: Any, parts: list[str]) -> list[Any]:
     first, *rest = parts
     if first == "*":
         return (
-            [found for item in value for found in _at(item, rest)]
+        items = value if isinstance(value, list) else []
+        return [each for item in items for each in _at(item, rest)]
             if isinstance(value, list)
             else []
         )

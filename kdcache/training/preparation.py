@@ -174,7 +174,8 @@ def prepared_together(
                 for out, watch in zip(folders, watched, strict=True)
             ]
         note = watched[0].note
-        trainset, testset = shared.source.load("train"), shared.source.load("test")
+        source = replace(shared.source, note=note)
+        trainset, testset = source.load("train"), source.load("test")
         require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             note(remark)

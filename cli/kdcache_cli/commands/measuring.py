@@ -22,6 +22,11 @@ from kdcache_cli.output import console, emit, percent, say, size, table
     help="Sections: epochs, graph, students, dump, photos, reading, views, encodings, memory [default: "
     "all, but graph on a GPU alone].",
 )
+@click.option(
+    "--photos",
+    type=options.LOCAL_PATH,
+    help="Folder of photographs by class, in train/ and val/, for the section photos [default: generated].",
+)
 @click.option("--out", type=options.LOCAL_PATH, help="Write the results there, as JSON.")
 @options.threads
 @common
@@ -30,6 +35,7 @@ def bench(
     gpu: bool,
     store: str | None,
     only: tuple[str, ...],
+    photos: Path | None,
     out: Path | None,
     threads: int | None,
     as_json: bool,
@@ -43,7 +49,7 @@ def bench(
     device = options.resolve_device("cuda" if gpu else "cpu", threads)
     scale = QUICK if quick else GPU if gpu else CPU
     results = measure(
-        scale, device, store, only, lambda section: say(f"measuring {section} ...", quiet)
+        scale, device, store, only, lambda section: say(f"measuring {section} ...", quiet), photos
     )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -193,14 +193,15 @@ def student(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     with class_map.open("w", newline="") as stream:
         csv.writer(stream).writerows([(IMAGENET[name], name) for name in names])
     teacher = TeacherRequest(
-        store, "photographs:efficientnet_lite0", preprocessing=OWN, class_map=class_map
-    )
+        store, "photographs:efficientnet_lite0", preprocessing=OWN, size=args.teacher_size,
+        class_map=class_map,
+    )  # fmt: skip
     request = DumpRequest(
         DatasetSource(name), [teacher], views=args.student_views, batch_size=64,
         augment=f"resized-crop-flip:size={args.size}", views_per_decode=args.student_views,
         device=args.device, workers=args.workers,
     )  # fmt: skip
-    with prepare_dump(request, print) as prepared:
+    with prepare_dump(request, lambda text: print(text, flush=True)) as prepared:
         top1 = prepared.targets[0].clean_top1 or {}
         prepared.run()
     result: dict[str, dict[str, float]] = {
@@ -239,10 +240,13 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="keeps logits, store and runs")
     parser.add_argument("--views", type=int, default=8, help="for the encodings")
-    parser.add_argument("--size", type=int, default=96, help="side of the student's views")
+    parser.add_argument("--size", type=int, default=64, help="side of the student's views")
+    parser.add_argument(
+        "--teacher-size", type=int, default=128, help="side that they are resized to"
+    )
     parser.add_argument("--student", default="resnet8")
     parser.add_argument("--student-views", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0)

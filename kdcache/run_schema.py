@@ -143,9 +143,6 @@ def _at(value: Any, parts: list[str]) -> list[Any]:
         return [value]
     first, *rest = parts
     if first == "*":
-        return (
-            [found for item in value for found in _at(item, rest)]
-            if isinstance(value, list)
-            else []
-        )
+        items = value if isinstance(value, list) else []
+        return [each for item in items for each in _at(item, rest)]
     return _at(value[first], rest) if isinstance(value, dict) and first in value else []

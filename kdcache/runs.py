@@ -339,7 +339,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise DataError(f"{where} is not valid JSON: {error}") from error
-        records.append(run_schema.require_shape(record, run_schema.RECORD, (), where))
+        records.append(run_schema.require_shape(record, run_schema.RECORD, ("epoch",), where))
     return records
 
 

@@ -83,10 +83,10 @@ class Course:
                 "finished: delete both to train them anew, or give another --out."
             )
         self.records = [record for record in self.run.metrics() if record["epoch"] <= self.done]
-        if (last := _last_epoch(self.run)) < self.done:
+        if (last := _last(self.records)) != self.done:
             raise DataError(
-                f"{self.run.path / METRICS} has {last} of the {self.done} epochs that {CHECKPOINT} has done: "
-                "delete both to start this run again."
+                f"{self.run.path / METRICS} ends with epoch {last}, and {CHECKPOINT} is of epoch "
+                f"{self.done}: delete both to start this run again."
             )
         if self.ranks.is_first:
             self.run.keep_metrics(self.done)
@@ -97,32 +97,26 @@ class Course:
 
     def _newest(self) -> dict[str, Any] | None:
         """The state to go on from: of its group's checkpoints, the one of the latest epoch."""
-        saved = [course.run.load_checkpoint(self.learner.device) for course in self.group]
+        saved = [course._saved() for course in self.group]
         if len(self.group) == 1:
             return saved[0]
         # Each logs an epoch before any of them keeps it: what one has no record of is none of its own.
-        logged = min(_last_epoch(course.run) for course in self.group)
-        states = [state for state in saved if state and state.get("epochs_done", 0) <= logged]
+        logged = min(_last(course.run.metrics()) for course in self.group)
+        states = [state for state in saved if state and state["epochs_done"] <= logged]
         if not states:
             return None
         newest: dict[str, Any] = max(states, key=lambda state: state["epochs_done"])
-        try:
-            mine: dict[str, Any] = newest["group"][self.training.named]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.run.path / CHECKPOINT} has no state of {self.training.named}; delete the checkpoints "
-                "of all students that teach each other to start them again."
-            ) from error
-        return mine
+        own = newest["group"].get(self.training.named)
+        return require_shape(own, _STATE, _STATE, self.run.path / CHECKPOINT)
 
-    def _state(self) -> dict[str, Any]:
-        counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
-        return self.learner.state() | counts | {"stores": self.stores}
+    def _saved(self) -> dict[str, Any] | None:
+        state = self.run.load_checkpoint(self.learner.device)
+        if state is None:
+            return None
+        needed = ("epochs_done", "group") if len(self.group) > 1 else _STATE
+        return require_shape(state, _STATE | {"group": dict}, needed, self.run.path / CHECKPOINT)
 
     def _load(self, state: dict[str, Any]) -> None:
-        file = self.run.path / CHECKPOINT
-        types = {"stores": list, "stores.*": str, "epochs_done": int, "teacher_forwards": int}
-        require_shape(state, types, ("stores", "epochs_done", "teacher_forwards"), file)
         if state["stores"] != self.stores:
             raise MismatchError(
                 f"the checkpoint in {self.run.path} was trained from stores "
@@ -133,10 +127,14 @@ class Course:
             self.learner.load_state(state)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(
-                f"{file} is of no training like this ({type(error).__name__}: {error}); delete it to "
-                "start this run again."
+                f"{self.run.path / CHECKPOINT} is of no training like this ({type(error).__name__}: "
+                f"{error}); delete it to start this run again."
             ) from error
         self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
+
+    def _state(self) -> dict[str, Any]:
+        counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
+        return self.learner.state() | counts | {"stores": self.stores}
 
     def is_sound(self, epoch: int) -> bool:
         """Whether the losses of the epoch, counted from 0, are those of a training that can go on."""
@@ -183,8 +181,11 @@ class Course:
         return [finding.to_dict() for finding in (*self.preflight.findings, *late)]
 
 
-def _last_epoch(run: Run) -> int:
-    """The last epoch that a run has a record of; 0 without any."""
-    records = run.metrics()
+#: What a checkpoint says beside the states of a learner's parts.
+_STATE: dict[str, Any] = {"stores": list, "epochs_done": int, "teacher_forwards": int}
+
+
+def _last(records: Sequence[Mapping[str, Any]]) -> int:
+    """The last epoch that there is a record of; 0 without any."""
     last: int = records[-1]["epoch"] if records else 0
     return last

@@ -32,7 +32,7 @@ FEW = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 MANY = settings(
-    max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -65,7 +65,18 @@ class Place:
                 "again": [*self.training, "--out", forged],
                 "resume": [*self.training, "--out", forged],
                 "baseline": [*self.training, "--out", out / "run", "--baseline", forged],
-                "dump": ["dump-teacher", "--teacher", forged, "--out", out, "--dry-run", *HERE],
+                "dump": [
+                    "dump-teacher",
+                    "--teacher",
+                    forged,
+                    "--views",
+                    "1",
+                    "--allow-untrained",
+                    "--out",
+                    out,
+                    "--dry-run",
+                    *HERE,
+                ],
             }
         train = [forged if word == str(self.trained.store) else word for word in self.training]
         return {

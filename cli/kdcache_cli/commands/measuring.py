@@ -30,6 +30,11 @@ from kdcache_cli.output import emit, percent, say, show_line, show_table, size
     help="Sections: epochs, graph, students, dump, photos, reading, views, encodings, memory [default: "
     "all, but graph on a GPU alone].",
 )
+@groups.DATA.option(
+    "--photos",
+    type=options.LOCAL_PATH,
+    help="Folder of photographs by class, in train/ and val/, for the section photos [default: generated].",
+)
 @groups.OUTPUT.option("--out", type=options.LOCAL_PATH, help="Write the results there, as JSON.")
 @options.threads
 @common
@@ -38,6 +43,7 @@ def bench(
     gpu: bool,
     store: str | None,
     only: tuple[str, ...],
+    photos: Path | None,
     out: Path | None,
     threads: int | None,
     as_json: bool,
@@ -51,7 +57,7 @@ def bench(
     device = options.resolve_device("cuda" if gpu else "cpu", threads)
     scale = QUICK if quick else GPU if gpu else CPU
     results = measure(
-        scale, device, store, only, lambda section: say(f"measuring {section} ...", quiet)
+        scale, device, store, only, lambda section: say(f"measuring {section} ...", quiet), photos
     )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

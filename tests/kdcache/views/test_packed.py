@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from kdcache.views.packed import Packing
+from kdcache.views.packed import PACKED, Packing
 from kdcache.views.packed_codes import Columns, PackedCodes
 from kdcache.views.window import ResidentFields, packed_bytes
-from kdcache_stores import DataError, Plan, Samples, write_arrays
+from kdcache_stores import ENCODINGS, DataError, Plan, Samples, write_arrays
 from kdcache_stores.encodings.encoding_names import make_encoding
 from kdcache_stores.encodings.protocol import FittedEncoding
 from kdcache_stores.format.header import Field
@@ -92,7 +92,13 @@ def taken(
             )
     slots, positions = picks[:, 0] % len(views), picks[:, 1] % len(order)
     rows = memory.take(torch.from_numpy(slots * len(order) + positions))
+    assert rows.is_contiguous()
     return rows, slots, order[positions]
+
+
+def test_every_encoding_is_packed() -> None:
+    assert PACKED.keys() == ENCODINGS.keys()
+    assert {text.partition(":")[0] for text in [*EXACT, "compact"]} == ENCODINGS.keys()
 
 
 PICKS = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12)

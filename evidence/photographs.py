@@ -11,7 +11,7 @@ interrupted study goes on where it stopped.
 "bytes" are those of a row on the disk, all shared arrays included, of which the basis, 4 MB a store, is
 much among 9,600 rows and nothing among millions; "kl z" the mean KL of Z-scores at
 tau = 2, "kl z unfitted" that over rows which no encoding was fitted to. Other layouts of `compact` are
-judged by the ideal entropy of their codes at the same step, component by component: an encoding of
+measured by the ideal entropy of their codes at the same step, component by component: an encoding of
 another name would have to save 15% of a row.
 """
 
@@ -254,14 +254,14 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    live, found = live_logits(args), dict[str, Any]()
+    live, rows = live_logits(args), dict[str, Any]()
     for encoding in ENCODINGS:
         name = f"{encoding}, {args.views} views, {live.shape[1]:,} photographs"
-        found[name] = encoding_row(live, encoding, args.views)
-        print(name, json.dumps(found[name]), flush=True)
-    found["top-1 of the teacher over 1,000 classes"] = preprocessing_found(args)
-    found |= student(args)
-    args.out.write_text(json.dumps(about() | {"found": found}, indent=1) + "\n")
+        rows[name] = encoding_row(live, encoding, args.views)
+        print(name, json.dumps(rows[name]), flush=True)
+    rows["top-1 of the teacher over 1,000 classes"] = preprocessing_found(args)
+    rows |= student(args)
+    args.out.write_text(json.dumps(about() | {"found": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

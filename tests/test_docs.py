@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import runpy
 import shlex
@@ -28,6 +29,12 @@ RECORDS, OUTSIDE, EXECUTED = (
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 OWN_FILE = re.compile(r"# (\w+\.py)\n")
+
+
+@functools.cache
+def made_of_records() -> dict[str, str]:
+    pages: dict[str, str] = RECORDS["pages"]()
+    return pages
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -149,7 +156,7 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_links_lead_somewhere_in_the_site() -> None:
     places = {str(file.relative_to(DOCS)) for file in DOCS.rglob("*") if file.is_file()}
     made = OUTSIDE["pages"]()
-    places |= {*made, *RECORDS["pages"]()}
+    places |= {*made, *made_of_records()}
     places |= {f"source/{file.relative_to(ROOT)}" for file in ROOT.glob("evidence/*.json")}
     written = {str(file.relative_to(DOCS)): file.read_text() for file in DOCS.rglob("*.md")}
     written |= {place: made[place] for place in OUTSIDE["PAGES"].values()}
@@ -162,14 +169,14 @@ def test_links_lead_somewhere_in_the_site() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     config = (ROOT / "mkdocs.yml").read_text()
     listed = re.findall(r"[-:] (\S+\.md)$", config.partition("\nnav:\n")[2], flags=re.M)
-    made = {*RECORDS["pages"](), *OUTSIDE["PAGES"].values()}
+    made = {*made_of_records(), *OUTSIDE["PAGES"].values()}
     assert sorted(listed) == sorted(
         {str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md")} | made
     )
 
 
 def test_the_reference_is_made_of_the_records() -> None:
-    pages = RECORDS["pages"]()
+    pages = made_of_records()
     commands = pages["reference/commands.md"]
     context = app.make_context("kdcache", ["-h"], resilient_parsing=True)
     for name in COMMANDS:

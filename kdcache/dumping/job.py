@@ -30,6 +30,7 @@ from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import AGAIN, CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.teachers.load import require_known
 from kdcache.teachers.posterior import posterior_samples
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
@@ -138,6 +139,8 @@ def prepare_dump(
             for text in texts if ranks.is_first else ():
                 note(text)
 
+        for asked in request.teachers:
+            require_known(asked.spec)
         plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
                                   request.views, request.plan_from)  # fmt: skip
         if request.plan_from is not None:

@@ -118,6 +118,14 @@ def test_every_option_stands_in_its_group(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_of_the_command_s_own_options(name: str) -> None:
+    pages = {other: command(other) for other in COMMANDS}  # several of them share a module
+    shown = [option for group in pages[name].option_groups for option in group.options]
+    own = [param for param in pages[name].params if isinstance(param, click.Option)]
+    assert {id(option) for option in shown} == {id(option) for option in own}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_can_be_typed(name: str) -> None:
     page = command(name)
     _, _, text = (page.epilog or "").partition("Examples:\n")

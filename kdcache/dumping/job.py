@@ -28,6 +28,7 @@ from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.models.vocabulary import require_ids
 from kdcache.teachers.posterior import posterior_samples
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
@@ -154,6 +155,7 @@ def prepare_dump(
             if teacher.weights_entry is not None:
                 tell([f"{teacher.architecture}: weights of the entry {teacher.weights_entry}"])
             tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
+            require_ids(teacher.module, f"teacher {teacher.architecture}", plan.dataset)
             tell(heavy_fields(teacher))
             count = request.mc_dropout
             teachers += (

@@ -15,6 +15,7 @@ from kdcache.distributed import Ranks
 from kdcache.methods.step import Step
 from kdcache.models.network import batch_statistics
 from kdcache.models.taps import as_fields, tapped
+from kdcache.models.vocabulary import require_ids
 from kdcache.models.weights import load_weights
 from kdcache.philox import derive_seed
 from kdcache.precision import autocast
@@ -73,6 +74,7 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.model = build_network(training.model, views.dataset.classes, image)
+            require_ids(self.model, training.model, views.dataset)
             if training.init_weights:
                 load_weights(training.init_weights).apply(self.model)
             student = student_shapes(self.model, training.objective, image)

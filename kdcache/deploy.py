@@ -7,6 +7,7 @@ run on random images, or items, before it counts as done.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -118,7 +119,9 @@ Runner = Callable[[Tensor], Tensor]
 def _torch_export(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
     batch = torch.export.Dim("N", min=1)
     program = torch.export.export(packaged, (example,), dynamic_shapes=({0: batch},))
-    write_atomically(out, lambda stream: torch.export.save(program, stream))
+    buffer = io.BytesIO()  # its writer goes back in the file, and dies of an error under it
+    torch.export.save(program, buffer)
+    write_atomically(out, lambda stream: stream.write(buffer.getbuffer()))
     loaded: Runner = torch.export.load(out).module()
     return loaded
 

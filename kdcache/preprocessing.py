@@ -6,6 +6,7 @@ part of the teacher's digest, since other pixels give other logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from kdcache.data.dataset import Dataset
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+LARGEST_SIZE = 2**13
+"""Side in pixels that views are resized to, at most."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,16 @@ class Preprocessing:
     antialias: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
-        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        for name in ("mean", "std"):
+            try:
+                values = tuple(float(value) for value in getattr(self, name))
+            except (TypeError, ValueError, OverflowError):
+                values = (math.nan,)
+            if not all(map(math.isfinite, values)):
+                raise UsageError(
+                    f"preprocessing: expected a {name} of finite numbers, found {getattr(self, name)!r:.80}"
+                )
+            object.__setattr__(self, name, values)
         if not self.mean or len(self.mean) != len(self.std):
             raise UsageError(
                 "preprocessing: expected one mean and one std per channel, "
@@ -51,8 +62,16 @@ class Preprocessing:
             )
         if not all(s > 0 for s in self.std):
             raise UsageError(f"preprocessing: expected stds above 0, found {self.std}")
-        if self.size is not None and self.size < 1:
-            raise UsageError(f"preprocessing: expected a size above 0, found {self.size}")
+        if self.size is not None and not (
+            type(self.size) is int and 1 <= self.size <= LARGEST_SIZE
+        ):
+            raise UsageError(
+                f"preprocessing: expected a size of 1 to {LARGEST_SIZE}, found {self.size!r:.80}"
+            )
+        if type(self.antialias) is not bool:
+            raise UsageError(
+                f"preprocessing: antialias is true or false, not {self.antialias!r:.80}"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
 
@@ -118,7 +137,7 @@ class Preprocessing:
         try:
             return cls(**fields)
         except TypeError as error:
-            raise UsageError(f"preprocessing: {error}; found {dict(fields)}") from None
+            raise UsageError(f"preprocessing: {error}; found {dict(fields)!r:.200}") from None
 
     @classmethod
     def measured(cls, images: Tensor) -> Preprocessing:

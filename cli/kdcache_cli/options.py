@@ -305,10 +305,17 @@ run_out = click.option(
 def source(given: dict[str, Any]) -> Any:
     """The `DatasetSource` that a command's options describe, which are taken out of ``given``."""
     from kdcache.data.loading import DatasetSource
+    from kdcache_cli.output import say
 
     names = {"data_root": "root", "download": "download", "skip_bad": "skip_bad"}
     how = {name: given.pop(option) for option, name in names.items() if option in given}
-    return DatasetSource(given.pop("dataset"), workers=given.get("workers", 0), **how)
+    quiet = any(click.get_current_context().params.get(name) for name in ("quiet", "as_json"))
+    return DatasetSource(
+        given.pop("dataset"),
+        workers=given.get("workers", 0),
+        note=lambda text: say(text, quiet),
+        **how,
+    )
 
 
 def resolve_device(name: str, threads: int | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,9 +26,17 @@ console = Console(stderr=True, highlight=False)
 
 
 def emit(document: Any, as_json: bool) -> None:
-    """Print the document on stdout if programs asked for it."""
+    """Print the document on stdout if programs asked for it; null is what JSON has no number for."""
     if as_json:
-        click.echo(json.dumps(document, indent=2, allow_nan=False))
+        click.echo(json.dumps(_of_json(document), indent=2, allow_nan=False))
+
+
+def _of_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _of_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_of_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say(text: str, quiet: bool = False) -> None:

@@ -241,4 +241,8 @@ def from_description(description: dict[str, Any]) -> Augmentation:
     for key in ("weak", "strong", "base"):
         if key in options:
             options[key] = from_description(options[key])
-    return _call(name, {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    try:
+        return _call(name, options)
+    except UsageError as error:
+        raise FormatError(f"{error}: the store is damaged, forged, or of a newer kdcache") from None

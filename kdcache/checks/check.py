@@ -26,6 +26,7 @@ from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
 from kdcache.views.sizes import view_shape
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores.errors import about
 from kdcache_stores.read.join import expected
 
 
@@ -85,9 +86,11 @@ class CheckRequest:
         paths = tuple(stores) or tuple(config.get("store_paths", ()))
         if not paths or "stores" not in config:
             raise UsageError(f"{run} was trained without a store: there is nothing to check it by")
+        with about(str(run)):
+            objective = ObjectiveConfig.from_dict(config["objective"])
         check = cls(
             stores=paths,
-            objective=ObjectiveConfig.from_dict(config["objective"]),
+            objective=objective,
             epochs=training["epochs"],
             views=data.get("views"),
             dataset=data["name"],
@@ -160,7 +163,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
 
 
 def _require_stores_of(run: str, stores: Sequence[Store]) -> None:
-    then = [store["plan"] for store in read_config(run)["stores"]]
+    then = [store.get("plan", "") for store in read_config(run)["stores"]]
     now = [store.plan.digest for store in stores]
     if then != now:
         raise MismatchError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -114,14 +114,19 @@ class Dataset(ABC):
         height, width = self.decode(row).shape[1:]
         return height, width
 
-    def common_shape(self) -> tuple[int, int, int] | None:
+    def common_shape(
+        self, watched: Callable[[range], Iterable[int]] = iter
+    ) -> tuple[int, int, int] | None:
         """The shape (C, H, W) that all images have, or None; stops at the first other size.
 
         None too where an image cannot be read: that is an error when its turn comes.
+
+        Args:
+            watched: gives the rows as they are, and may tell how far it has come.
         """
         try:
             size = self.size(0)
-            if any(self.size(row) != size for row in range(1, len(self))):
+            if any(self.size(row) != size for row in watched(range(1, len(self)))):
                 return None
             return (len(self.decode(0)), *size)
         except DataError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ def load_dataset(
     download: bool = False,
     skip_bad: bool = False,
     workers: int = 0,
+    note: Callable[[str], object] | None = None,
 ) -> Dataset:
     """Load one split of a dataset.
 
@@ -76,6 +77,7 @@ def load_dataset(
         skip_bad: decode all images first and leave out those that cannot be, see
             `without_bad_images`; else such an image is an error when its turn comes.
         workers: processes that decode for `skip_bad`.
+        note: told how far it has come where headers take long to read.
 
     Raises:
         UnknownName: no such dataset.
@@ -88,7 +90,7 @@ def load_dataset(
     if skip_bad:
         dataset = without_bad_images(dataset, workers)
     if dataset.image_shape is None and dataset.item is None:
-        dataset.image_shape = kept_shape(dataset, folder / "shapes")
+        dataset.image_shape = kept_shape(dataset, folder / "shapes", note=note)
     return dataset
 
 
@@ -149,10 +151,13 @@ class DatasetSource:
     download: bool = False
     skip_bad: bool = False
     workers: int = 0
+    note: Callable[[str], object] | None = field(default=None, compare=False)
 
     def load(self, split: str) -> Dataset:
         """One split; see `load_dataset`."""
-        return load_dataset(self.name, split, self.root, self.download, self.skip_bad, self.workers)
+        return load_dataset(
+            self.name, split, self.root, self.download, self.skip_bad, self.workers, self.note
+        )
 
 
 def _load(name: str, split: str, root: Path, download: bool) -> Dataset:

@@ -52,6 +52,7 @@ from kdcache_stores import (
     join_fields,
     open_store,
 )
+from kdcache_stores.errors import about
 from kdcache_stores.read.join import expected
 
 
@@ -174,7 +175,8 @@ def prepared_together(
                 for out, watch in zip(folders, watched, strict=True)
             ]
         note = watched[0].note
-        trainset, testset = shared.source.load("train"), shared.source.load("test")
+        source = replace(shared.source, note=note)
+        trainset, testset = source.load("train"), source.load("test")
         require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             note(remark)
@@ -295,7 +297,10 @@ def _fields_read(
     if plan is None:
         augmentation = make_augmentation(training.augment, trainset) if training.augment else None
         samples = Samples(stores[0].keys, stores[0].labels, stores[0].keys_hashed)
-        plan = ViewPlan.from_store(stores[0].plan, trainset, samples, augmentation, partial=True)
+        with about(stores[0].where):
+            plan = ViewPlan.from_store(
+                stores[0].plan, trainset, samples, augmentation, partial=True
+            )
     image = view_shape(plan)
     student = shapes_of_model(training.model, trainset.classes, image, objective)
     stored = fields_of_training(objective, student, stores, image, bool(training.online))

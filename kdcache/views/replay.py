@@ -32,8 +32,9 @@ from kdcache.data.item import Item
 from kdcache.philox import derive_seed
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Probe, Store
-from kdcache_stores.errors import MismatchError, StoreError
+from kdcache_stores.errors import MismatchError, StoreError, about
 from kdcache_stores.format.probing import make_probe
+from kdcache_stores.read.verifying import require_probes
 
 PROBES_PER_VIEW = 8
 PROBES_CHECKED = 32
@@ -128,6 +129,12 @@ def check(plan: ViewPlan, store: Store, device: str | torch.device = "cpu") -> R
         StoreError: the store holds no probes.
         MismatchError: the pixels here are not those of the dump.
     """
+    with about(store.where):
+        return _check(plan, store, device)
+
+
+def _check(plan: ViewPlan, store: Store, device: str | torch.device) -> Replayed:
+    require_probes(store)
     probes = [p for p in store.probes if plan.has(p.row)]
     if not probes:
         raise StoreError(

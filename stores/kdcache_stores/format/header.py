@@ -220,8 +220,11 @@ def read_header(document: dict[str, Json], where: str) -> Header:
 def _check_provenance(value: dict[str, Json], where: str) -> None:
     """Those of its members that are shown or compared are text; raises `FormatError`."""
     versions = value.get("versions", {})
-    named = {name: value.get(name, "") for name in ("time", "command")}
-    named |= versions if isinstance(versions, dict) else {"versions": versions}
+    if not isinstance(versions, dict):
+        raise FormatError(
+            f"{where}: provenance: versions must be a JSON object, found {versions!r:.80}"
+        )
+    named = {name: value.get(name, "") for name in ("time", "command")} | versions
     for name, item in named.items():
         if not isinstance(item, str):
             raise FormatError(f"{where}: provenance: {name} must be text, found {item!r:.80}")

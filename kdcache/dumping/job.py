@@ -28,8 +28,8 @@ from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
-from kdcache.models.vocabulary import require_ids
 from kdcache.teachers.posterior import posterior_samples
+from kdcache.teachers.vocabulary import require_ids
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache.views.sizes import view_shape

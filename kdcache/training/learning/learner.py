@@ -15,12 +15,12 @@ from kdcache.distributed import Ranks
 from kdcache.methods.step import Step
 from kdcache.models.network import batch_statistics
 from kdcache.models.taps import as_fields, tapped
-from kdcache.models.vocabulary import require_ids
 from kdcache.models.weights import load_weights
 from kdcache.philox import derive_seed
 from kdcache.precision import autocast
 from kdcache.preprocessing import Inputs, channels_last
 from kdcache.teachers.teacher import Teacher
+from kdcache.teachers.vocabulary import require_ids
 from kdcache.training.assembly import (
     assembled,
     blank_inputs,

@@ -33,6 +33,7 @@ from kdcache.dumping.requests import TeacherRequest, prepare_teacher
 from kdcache.teachers.load import require_known
 from kdcache.teachers.posterior import posterior_samples
 from kdcache.teachers.teacher import Teacher
+from kdcache.teachers.vocabulary import require_ids
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache.views.sizes import view_shape
@@ -160,6 +161,7 @@ def prepare_dump(
             if teacher.weights_entry is not None:
                 tell([f"{teacher.architecture}: weights of the entry {teacher.weights_entry}"])
             tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
+            require_ids(teacher.module, f"teacher {teacher.architecture}", plan.dataset)
             tell(heavy_fields(teacher))
             count = request.mc_dropout
             teachers += (

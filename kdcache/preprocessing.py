@@ -1,4 +1,4 @@
-"""What stands between a view and a model: channels, size and normalisation.
+"""What stands between a view and a model: channels, size, normalisation, and the precision it computes in.
 
 Views are uint8 images that every model of a plan shares; normalisation belongs to the model. It is
 part of the teacher's digest, since other pixels give other logits.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcache.data.item import Item
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 LARGEST_SIZE = 2**13
+
+#: What networks compute in: float32, or below it by autocast, which keeps sums and norms in float32.
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Side in pixels that views are resized to, at most."""
 
 
@@ -156,6 +161,25 @@ class Preprocessing:
         return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds))
 
 
+#: What makes the input of a network of what a dataset holds: of images, or of items that are none.
+Inputs = Preprocessing | Item
+
+
+def inputs_from_dict(fields: Mapping[str, Any]) -> Inputs:
+    """The inverse of both `to_dict`; raises `UsageError` for what is neither."""
+    return Item.from_dict(fields) if "dtype" in fields else Preprocessing.from_dict(fields)
+
+
+def channels_last(inputs: Tensor) -> Tensor:
+    """Images (B, C, H, W) in that memory format; raises `UsageError` for items without channels."""
+    if inputs.ndim != 4:
+        raise UsageError(
+            f"--channels-last is a memory format of images (B, C, H, W), found items of shape "
+            f"{tuple(inputs.shape[1:])}: leave it out"
+        )
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
 #: A dict, and not `functools.lru_cache`, which torch.compile does not look into.
 _CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
@@ -178,8 +202,13 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
 }
 
 
-def normalisation(dataset: Dataset) -> Preprocessing:
-    """Mean and std for a network trained on the dataset: the published ones, else as measured."""
+def normalisation(dataset: Dataset) -> Inputs:
+    """Mean and std for a network trained on the dataset: the published ones, else as measured.
+
+    Items that are no images stay as they are.
+    """
+    if dataset.item is not None:
+        return dataset.item
     if dataset.name in PREPROCESSINGS:
         return PREPROCESSINGS[dataset.name]
     if dataset.images is None:
@@ -189,9 +218,23 @@ def normalisation(dataset: Dataset) -> Preprocessing:
 
 def origin(dataset: Dataset) -> str:
     """Where `normalisation` has it from, in words that follow "preprocessing"; and what gives another."""
+    if dataset.item is not None:
+        return f"none for {dataset.name}"
     instead = "if the network was trained with another: --normalize NAME, or --mean and --std"
     if dataset.name in PREPROCESSINGS:
         return f"published for {dataset.name} ({instead})"
     if dataset.images is None:
         return f"ImageNet's, as the images differ in size ({instead})"
     return f"measured on {dataset.name} ({instead})"
+
+
+def require_precision(name: str) -> None:
+    """Raise `UnknownName` unless it is a name of `PRECISIONS`."""
+    if name not in PRECISIONS:
+        raise UnknownName("precision", name, PRECISIONS)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a network of that precision runs on a device."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -32,10 +32,11 @@ import torch
 from torch import nn
 
 from kdcache import run_schema
+from kdcache.data.item import Item
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.models.projected import from_spec
 from kdcache.models.zoo import build_model
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs, inputs_from_dict
 from kdcache_stores.errors import (
     DataError,
     MismatchError,
@@ -367,7 +368,7 @@ class RunModel(NamedTuple):
     """A trained model: module (eval mode, CPU), preprocessing, the run's config, file of weights."""
 
     module: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Inputs
     config: dict[str, Any]
     file: Path
 
@@ -384,10 +385,18 @@ def build(spec: Mapping[str, Any], allow_code: bool) -> nn.Module:
             f"the network is made by {name}, code that is not kdcache's. If you trust it, give "
             "--allow-code (allow_code=True) to import and run it."
         )
-    network = build_model(name, spec["classes"], spec["channels"], spec["size"])
+    if "item" in spec:
+        network = build_model(name, spec["classes"], item=Item.from_dict(spec["item"]))
+    else:
+        network = build_model(name, spec["classes"], spec["channels"], spec["size"])
     return (
         from_spec(network, spec["classes"], spec["projector"]) if "projector" in spec else network
     )
+
+
+def trained_size(spec: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the images that a run's ``[model]`` was trained at; None for other items."""
+    return None if "item" in spec else (spec.get("height", spec["size"]), spec["size"])
 
 
 def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> RunModel:
@@ -409,11 +418,12 @@ def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> Ru
             f"{path} has no {WEIGHTS}: the run did not finish. Run its command again to go on."
         )
     where = Path(path) / CONFIG
-    needed = ("model.classes", "model.channels", "model.size", "preprocessing")
+    inputs = ("model.item",) if "item" in config["model"] else ("model.channels", "model.size")
+    needed = ("model.classes", *inputs, "preprocessing")
     run_schema.require_shape(config, {}, needed, where)
     with about(str(where)):
         module = build(config["model"], allow_code)
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
+        preprocessing = inputs_from_dict(config["preprocessing"])
     try:
         module.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, RuntimeError) as error:

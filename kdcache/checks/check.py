@@ -24,7 +24,7 @@ from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
-from kdcache.views.sizes import view_shape, view_size
+from kdcache.views.sizes import view_shape
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
 from kdcache_stores.errors import about
 from kdcache_stores.read.join import expected
@@ -144,7 +144,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
                 subset=request.subset,
             )
             assert views.views is not None
-            image = (view_shape(views.plan)[0], *view_size(views.plan))
+            image = view_shape(views.plan)
             case = replace(
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
@@ -183,7 +183,7 @@ def _trials(request: CheckRequest, store: Store, data: Dataset) -> Trials | None
             f"{store.where} are of {store.teacher.weights_sha256[:12]}: give the store's own teacher."
         )
     images, labels = clean_images(data)
-    if not len(labels):
+    if not len(labels) or data.item is not None:  # nothing to try in place of no preprocessing
         return None
     measured = None if data.images is None else Preprocessing.measured(data.images)
     return try_out(teacher, images, labels, measured)

@@ -14,8 +14,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.plans import stored_plan
 from kdcache.fields.spelling import needs_head
-from kdcache.precision import require_precision
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs, inputs_from_dict, require_precision
 from kdcache.runs import is_run
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.posterior import mc_dropout
@@ -66,7 +65,7 @@ class Recheck:
         return asdict(self) | {"ok": self.ok}
 
 
-def _settings(store: Store) -> tuple[Preprocessing, list[int] | None, int | None]:
+def _settings(store: Store) -> tuple[Inputs, list[int] | None, int | None]:
     """The preprocessing, class map and dropout seed that a store names.
 
     Raises:
@@ -87,7 +86,7 @@ def _settings(store: Store) -> tuple[Preprocessing, list[int] | None, int | None
         raise FormatError(f"{where}: dropout_seed must be a number from 0, found {seed!r:.80}")
     try:
         require_precision(store.teacher.precision)
-        return Preprocessing.from_dict(settings), class_map, seed
+        return inputs_from_dict(settings), class_map, seed
     except UsageError as error:
         raise FormatError(f"{where}: {error}") from None
 
@@ -104,7 +103,7 @@ def load_stored_teacher(
 
     Args:
         spec: as `load_teacher` takes it.
-        shape: (C, H, W) of the views.
+        shape: (C, H, W) of the views, where they are images of one size.
         allow_code: see `load_teacher`.
         fields: what it shall give; None: the fields of the store.
     """

@@ -28,7 +28,7 @@ from kdcache.models.library import (
     torchvision_class_names,
 )
 from kdcache.models.taps import as_fields, expanded, head_of, read_outputs, tapped
-from kdcache.models.weights import load_weights, names_file, tensor_digest
+from kdcache.models.weights import load_weights, names_file, weights_digest
 from kdcache.models.zoo import MODELS, build_model, unknown_model
 from kdcache.preprocessing import PREPROCESSINGS, Inputs, Preprocessing, require_precision
 from kdcache.runs import WEIGHTS, load_run_model
@@ -125,8 +125,7 @@ def load_teacher(
             f"--std, or --normalize with one of {', '.join(PREPROCESSINGS)}; or the --store that it filled, "
             "which says them"
         )
-    state = loaded.module.state_dict()
-    digest = tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
+    digest = weights_digest(loaded.module.state_dict())
     module = loaded.module.eval().requires_grad_(False).to(device)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)

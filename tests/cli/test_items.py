@@ -138,7 +138,7 @@ def test_from_the_file_to_a_student(kind: str, store: str, kdcache: Run, tmp_pat
         ("evaluate", "cached", "--dataset", "arrays:data.npz", "--teacher", "teacher"),
         ("export", "cached"),
         ("check", store, "--dataset", "arrays:data.npz", "--teacher", teacher, "--method", "kd"),
-        ("report", "cached", "held", "--store", store, "--out", "page"),
+        ("report", "teacher", "cached", "held", "--store", store, "--out", "page"),
         ("push", store, "hub.zarr"),
         ("pull", "hub.zarr", "again.zarr"),
         ("diff", store, "again.zarr"),

@@ -56,10 +56,15 @@ def run(markdown: str, place: str, names: dict[str, Any] | None = None) -> str:
 
 
 def equation(tex: str) -> str:
-    """One line of TeX, as far as Matplotlib knows it, as a figure."""
+    """TeX, as far as Matplotlib knows it, as a figure; each of its lines is one of the figure's.
+
+    Raises:
+        ValueError: what Matplotlib does not know.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.1, 0.1))
-        figure.text(0, 0, f"${tex}$", fontsize=14)
+        lines = "\n".join(f"${line}$" for line in tex.splitlines())
+        figure.text(0, 0, lines, fontsize=14, linespacing=1.8)
         drawn = svg(figure)
     return f'<figure role="img" aria-label="{html.escape(tex)}">{drawn}</figure>'
 

@@ -27,6 +27,9 @@ TITLES = {
     "words": "The words of kdcache.",
 }
 
+LISTED = ("methods", "recipes")
+"""Kinds of whose pages each line is a thing of its own; those of others are texts."""
+
 
 def pages() -> dict[str, str]:
     """Every page, Markdown by its place in the site."""
@@ -65,11 +68,26 @@ def _names(kind: str) -> str:
         parts.append(_plain(SPELLING[kind]))
     for name, line in KINDS[kind]().items():
         page = page_of(kind, name)
-        if "\n" in page:
+        if kind in LISTED:
+            parts += [f"## `{name}`", *_listed(page)]
+        elif "\n" in page:
             parts += [f"## `{name}`", f"```text\n{page}\n```"]
         else:
             parts.append(f"- `{name}`{': ' + _plain(line) if line else ''}")
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(page: str) -> list[str]:
+    """A page's first line, and a list of the others: what precedes a colon in code, if it is an option."""
+    first, *others = page.splitlines()
+    options = (line.partition(": ") for line in others)
+    lines = [
+        f"- `{flag}`{colon}{_plain(what)}"
+        if flag.startswith("--")
+        else f"- {_plain(flag + colon + what)}"
+        for flag, colon, what in options
+    ]
+    return [_plain(first), "\n".join(lines)]
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -95,7 +95,12 @@ def bench_photos(
         plain = ViewPlan(dataset, make_augmentation(spec, dataset), seed=0)
         dump(plain, [Target(frozen, store)], views_per_decode, batch_size=BATCH, device=where,
              workers=many, views_per_decode=views_per_decode)  # fmt: skip
-        base = {"dataset": f"folder:{photos}", "model": student, "device": device, "workers": many}
+        base: dict[str, Any] = {
+            "dataset": f"folder:{photos}",
+            "model": student,
+            "device": device,
+            "workers": many,
+        }
         ways = {
             "ce": Training(**base, augment=spec, train_samples=files if folder else None,
                            optimization=_epochs(rounds + 1)),

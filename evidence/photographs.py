@@ -11,7 +11,7 @@ interrupted study goes on where it stopped.
 "bytes" are those of a row on the disk, all shared arrays included, of which the basis, 4 MB a store, is
 much among 9,600 rows and nothing among millions; "kl z" the mean KL of Z-scores at
 tau = 2, "kl z unfitted" that over rows which no encoding was fitted to. Other layouts of `compact` are
-weighed by the ideal entropy of their codes at the same step, component by component: an encoding of
+measured by the ideal entropy of their codes at the same step, component by component: an encoding of
 another name would have to save 15% of a row.
 """
 
@@ -168,7 +168,7 @@ def entropy(codes: NDArray[Any]) -> float:
     return bits / 8
 
 
-def top1_by_preprocessing(args: argparse.Namespace) -> dict[str, float]:
+def preprocessing_found(args: argparse.Namespace) -> dict[str, float]:
     """Top-1 over all 1,000 classes on the clean validation photographs, by two normalisations."""
     dataset = load_dataset(f"folder:{args.photographs}", "test")
     rows = np.linspace(0, len(dataset) - 1, min(200, len(dataset))).round().astype(np.int64)
@@ -254,14 +254,14 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    live, figures = live_logits(args), dict[str, Any]()
+    live, rows = live_logits(args), dict[str, Any]()
     for encoding in ENCODINGS:
         name = f"{encoding}, {args.views} views, {live.shape[1]:,} photographs"
-        figures[name] = encoding_row(live, encoding, args.views)
-        print(name, json.dumps(figures[name]), flush=True)
-    figures["top-1 of the teacher over 1,000 classes"] = top1_by_preprocessing(args)
-    figures |= student(args)
-    args.out.write_text(json.dumps(about() | {"found": figures}, indent=1) + "\n")
+        rows[name] = encoding_row(live, encoding, args.views)
+        print(name, json.dumps(rows[name]), flush=True)
+    rows["top-1 of the teacher over 1,000 classes"] = preprocessing_found(args)
+    rows |= student(args)
+    args.out.write_text(json.dumps(about() | {"found": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from kdcache._version import __version__
+from kdcache_cli.groups import OUTPUT
 from kdcache_cli.needs import require_needs
 
 # Command -> (module:function that is it, its line of help). Modules are imported when their command runs,
-# so that `kdcache -h`, `inspect` and `verify` answer without importing torch.
+# so that `kdcache -h`, `inspect` and `verify` show_line without importing torch.
 COMMANDS = {
     "demo": (
         "demonstrating:demo",
@@ -102,9 +103,11 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
     An option that would do nothing beside the others is refused (`kdcache_cli.needs`).
     """
 
-    @click.option("--json", "as_json", is_flag=True, help="Results as one JSON document on stdout.")
-    @click.option("-q", "--quiet", is_flag=True, help="No progress and no page for people.")
-    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @OUTPUT.option(
+        "--json", "as_json", is_flag=True, help="Results as one JSON document on stdout."
+    )
+    @OUTPUT.option("-q", "--quiet", is_flag=True, help="No progress and no page for people.")
+    @OUTPUT.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)
     def command(*args: Any, debug: bool, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
         require_needs(click.get_current_context())

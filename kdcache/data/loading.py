@@ -41,7 +41,8 @@ PREFIXES = {
     "tar:PATTERN": "Images in tar archives, not unpacked: WebDataset shards, or folders of classes.",
     "parquet:PATTERN": "Images in the rows of Parquet files, such as Hugging Face's; paths or URLs.",
     "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`); hf:NAME:CONFIG:LABEL:IMAGE.",
-    "pkg.module:factory": "A dataset of your own, made by a function of the split.",
+    "pkg.module:factory": "A dataset of your own, made by a function of the split; arrays and it may hold "
+    "no images but features or token ids.",
 }
 
 _FILES = {"tar": tar_images, "parquet": parquet_images}
@@ -91,7 +92,7 @@ def load_dataset(
     dataset.remarks = dataset.remarks + _empty_classes(dataset)
     if skip_bad:
         dataset = without_bad_images(dataset, workers)
-    if dataset.image_shape is None:
+    if dataset.image_shape is None and dataset.item is None:
         dataset.image_shape = kept_shape(dataset, folder / "shapes")
     return dataset
 

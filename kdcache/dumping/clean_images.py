@@ -92,7 +92,7 @@ def _advice(
     labels: np.ndarray,
     forwards: float,
 ) -> str | None:
-    if forwards < TRIED * LOWEST:
+    if dataset.item is not None or forwards < TRIED * LOWEST:
         return None
     try:
         measured = None if dataset.images is None else Preprocessing.measured(dataset.images)
@@ -113,7 +113,7 @@ def _advice(
 def clean_images(
     dataset: Dataset, size: int = 224, most: float = math.inf
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """A sample of the labelled images as they are: uint8 (N, C, H, W), and labels int64 (N,).
+    """A sample of the labelled images, or other items, as they are, and their labels int64 (N,).
 
     Args:
         size: side of the central crop of images that differ in size.
@@ -121,11 +121,11 @@ def clean_images(
     """
     labelled = np.flatnonzero(dataset.labels >= 0)
     count = int(min(sample_size(dataset.classes), len(labelled), most))
-    if not count:
+    if not count:  # of no shape that matters
         return torch.zeros(0, 3, size, size, dtype=torch.uint8), np.zeros(0, np.int64)
     rows = labelled[np.arange(count) * len(labelled) // count]
     view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
-    view = "none" if dataset.image_shape is not None else view
+    view = "none" if dataset.image_shape or dataset.item else view
     plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
     with stage(f"decoding clean {dataset.split} images", "images", count) as advance:
         images = plan.images(rows, np.zeros(count, np.int64))

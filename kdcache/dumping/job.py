@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from kdcache.data.dataset import Rows
+from kdcache.data.item import Item
 from kdcache.data.loading import DatasetSource
 from kdcache.distributed import PATIENCE, Ranks, join
 from kdcache.dumping.clean_images import clean_top1, labelled_splits
@@ -174,7 +175,8 @@ def prepare_dump(
                              students=request.students, look=looked, **shared)
         )  # fmt: skip
         tell(ranks.on_first(lambda: looked.remarks))
-        labelled, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
+        labelled, shape = list(splits.values()) if cost.rows else [], view_shape(plan)
+        side = 0 if isinstance(shape, Item) else shape[-1]
         left = allowed(cost.rows) - looked.forwards
         clean = ranks.on_first(
             lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, left)

@@ -102,6 +102,9 @@ def try_out(
         result: Right = logits.argmax(1).numpy() == labels[: len(some)]
         return result
 
+    assert isinstance(
+        teacher.preprocessing, Preprocessing
+    )  # of images: of nothing else there are any
     now = teacher.preprocessing.size or images.shape[-1]
     others = {}
     for name, remedy, preprocessing in _preprocessings(teacher.preprocessing, measured, now):

@@ -35,7 +35,8 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     Item ``i`` in epoch ``e`` is view ``e mod V`` of sample ``rows[i]``, as a dict:
 
-    - "image": uint8 (C, H, W), or what ``transform`` makes of it;
+    - "image": uint8 (C, H, W), or what ``transform`` makes of it; where a dataset has no images, its
+      "item" takes that place;
     - "label": int, -1 where unlabelled; "row": int, of the dataset; "view": int;
     - every field by its name, float32 (*shape); of several teachers "0.logits", "1.logits", ...;
     - of a store that mixes images "partner_label": int and "lambda": float, the own label's share.
@@ -75,6 +76,7 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             subset=subset,
         )  # fmt: skip
         self.plan, self.transform = cached.plan, transform
+        self._input = "image" if dataset.item is None else "item"
         self.views, self._first = cached.views, cached.first
         self._rows = torch.from_numpy(cached.rows)
         teachers = join_fields(cached.stores, fields) if fields and cached.stores else []
@@ -141,7 +143,7 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         for item, row, view in facts:
             item["row"], item["view"] = row, view
             if self.transform is not None:
-                item["image"] = self.transform(item["image"])
+                item[self._input] = self.transform(item[self._input])
         for name, stored in self._fields.items():
             for view in set(views.tolist()):
                 here = np.flatnonzero(views == view)
@@ -160,7 +162,7 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             labels = batch.labels.tolist()
             mixes = zip(*(part.tolist() for part in batch.mix), strict=True) if batch.mix else None
             for image, label in zip(batch.images, labels, strict=True):
-                item = {"image": image, "label": label}
+                item = {self._input: image, "label": label}
                 if mixes is not None:
                     item["partner_label"], item["lambda"] = next(mixes)
                 items.append(item)

@@ -54,7 +54,7 @@ def test_a_folder_and_a_dump_say_what_they_do(tmp_path: Path, trained: Trained) 
 
 def test_a_log_has_a_line_for_what_took_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
-    monkeypatch.setattr(output, "console", Console(file=text, width=200))
+    monkeypatch.setattr(output, "stderr", Console(file=text, width=200))
     show = output.StageBars(output.progress(False, ""), quiet=False)
     for seconds in (0.5, 36.0):
         show(UnderWay("scanning", "images", seconds=0.0))

@@ -352,7 +352,10 @@ class LocalFiles:
             missing.append(folder)
             folder = os.path.dirname(folder)
         for path in reversed(missing):
-            self._disk.mkdir(path)
+            try:
+                self._disk.mkdir(path)
+            except FileExistsError as error:  # a file, or a link that leads nowhere
+                raise StoreError(f"cannot make {explain(error, path)}") from error
             self._disk.fsync(os.path.dirname(path))
 
 

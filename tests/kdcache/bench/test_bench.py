@@ -32,7 +32,7 @@ def test_everything_is_measured_and_printed(
     assert [claim["rounds"] for claim in document["claims"]] == [1] * 14
     for claim in document["claims"]:
         assert 0 < claim["p25"] <= claim["median"] <= claim["p75"]
-        assert claim["what"] in done.err
+        assert claim["what"] in done.out
     training = document["claims"][0]["details"]
     assert len(training["cached"]["seconds"]) == 1
     assert training["images_per_epoch"] == 64

@@ -83,6 +83,8 @@ def load_dataset(
         DataError: it is not there, or is not what it must be.
     """
     folder = Path(root) if root is not None else default_root()
+    if "\0" in f"{name}{folder}":
+        raise UsageError(f"the dataset {name!r} in {str(folder)!r}: no path holds a null character")
     dataset = _load(name, split, folder, download)
     with stage(
         f"hashing the keys of {dataset.name} ({dataset.split})", "keys", len(dataset)

@@ -346,6 +346,11 @@ def _few(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """`tensor_digest` of a network's state, but for the counters of its batch norms."""
+    return tensor_digest({n: state[n] for n in state if not n.endswith("num_batches_tracked")})
+
+
 def tensor_digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and values, hexadecimal.
 

@@ -70,10 +70,7 @@ class Columns:
         )
 
     def spans(self) -> Iterator[tuple[int, Rows, slice]]:
-        """Per width that takes bytes: its bits, its columns, and where its bytes lie in a row.
-
-        Those of 16 bits come first, so that they are aligned.
-        """
+        """Per width that takes bytes: its bits, its columns, and where its bytes lie in a row."""
         start = 0
         for bits in (16, 8, 4, 2, 1):
             if len(columns := self.groups[bits]):

@@ -36,6 +36,11 @@ class Tokens(nn.Module):
 def tokens(classes):
     return Tokens(classes)
 
+def few(classes):
+    network = Tokens(classes)
+    network.embedding = nn.EmbeddingBag(20, 8)
+    return network
+
 def pictures(classes, channels, size):
     return nn.Linear(channels * size, classes)
 
@@ -133,7 +138,7 @@ def test_from_the_file_to_a_student(kind: str, store: str, kdcache: Run, tmp_pat
         ("evaluate", "cached", "--dataset", "arrays:data.npz", "--teacher", "teacher"),
         ("export", "cached"),
         ("check", store, "--dataset", "arrays:data.npz", "--teacher", teacher, "--method", "kd"),
-        ("report", "cached", "held", "--store", store, "--out", "page"),
+        ("report", "teacher", "cached", "held", "--store", store, "--out", "page"),
         ("push", store, "hub.zarr"),
         ("pull", "hub.zarr", "again.zarr"),
         ("diff", store, "again.zarr"),
@@ -223,3 +228,16 @@ def test_a_dataset_of_ones_own_and_logits_from_elsewhere(kind: str, kdcache: Run
     done = kdcache(*student[:-1], "other")
     assert done.code == 1, done.err
     assert "8 of 8 probed views are not those that the teacher saw" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("kind", ["ids"], indirect=True)
+@pytest.mark.parametrize(
+    "command", ["train-teacher --model", "dump-teacher --allow-untrained --teacher"]
+)
+def test_ids_beyond_an_embedding_are_refused(kind: str, kdcache: Run, command: str) -> None:
+    done = kdcache(*command.split(), "networks:few", "--dataset", "arrays:data.npz", "--device", "cpu",
+                   "--out", "t")  # fmt: skip
+    assert done.code == 1, done.err
+    assert "whose ids are 0 to 47" in done.err
+    assert "An embedding needs 48 rows at least" in done.err
+    assert not Path("t").exists()

@@ -195,6 +195,23 @@ def test_a_run_and_a_store_are_told_apart(trained: Trained, kdcache: Run, tmp_pa
         assert f"kdcache inspect {trained.store}" in done.err
 
 
+def test_a_misspelt_teacher_is_told_before_views_are_asked_for(
+    kdcache: Run, tmp_path: Path
+) -> None:
+    dump = ("dump-teacher", "--dataset", "digits", "--out", tmp_path / "t.zarr", "--teacher")
+    assert "unknown model 'resnet9'; did you mean 'resnet8'" in kdcache(*dump, "resnet9@w.pth").err
+    assert "there is no such directory" in kdcache(*dump, "runs/teacher").err
+    assert "torchvision:resnet18" in kdcache(*dump, "resnet18").err
+
+
+def test_a_store_says_its_dataset(trained: Trained, kdcache: Run, tmp_path: Path) -> None:
+    words = ("export-views", "--out", tmp_path / "views.parquet")
+    done = kdcache(*words, "--store", trained.store)
+    assert done.code == 0, done.err
+    assert "rows" in done.out
+    assert "Missing option '--dataset'." in kdcache(*words, "--views", 1).err
+
+
 def test_a_misspelt_name_is_refused_before_anything_is_loaded(kdcache: Run, tmp_path: Path) -> None:
     words = ("train-student", "--dataset", "nowhere", "--student", "x", "--out", tmp_path / "run")
     assert "unknown method 'kdd'; did you mean 'kd'" in kdcache(*words, "--method", "kdd").err

@@ -15,7 +15,7 @@ import pytest
 
 from kdcache_stores import FormatError, KDCacheError, StoreNotFound, describe, open_store, verify
 from kdcache_stores.encodings.encoding_names import make_encoding
-from kdcache_stores.format.canonical_json import parse_json, pretty_json
+from kdcache_stores.format.canonical_json import digest, parse_json, pretty_json
 from kdcache_stores.format.header import read_header
 from kdcache_stores.format.layout import SHARD_BYTES, ArrayLayout, choose_shard_rows, read_layout
 from kdcache_stores.format.manifest import Entry, read_manifest
@@ -333,3 +333,44 @@ def test_measures_that_cannot_be_true(store_path: Path, changes: dict[str, Any])
     reseal(store_path, change)
     with pytest.raises(FormatError, match="is repeated or wrong"):
         open_store(store_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("entries.0.key", 0),
+        ("entries.0.key", "../x"),
+        ("entries.0.size", None),
+        ("entries.0.kind", []),
+        ("entries.0.sha256", "x"),
+        ("entries.0.view", True),
+        ("entries.0.stop", "NaN"),
+        ("entries.0.stop", 3),
+        ("entries.0.labelled", 1e308),
+        ("entries.0.fidelity", "x"),
+        ("entries.0.fidelity.kl_t1_mean", []),
+        ("entries.0.error", "x"),
+        ("entries.0.added", 1),
+        ("entries.0", None),
+        ("entries", 5),
+        ("probes.0.row", "x"),
+        ("probes.0.view", 2**63),
+        ("probes.0.sha256", 0),
+        ("probes.0.coarse", "xyz"),
+    ],
+)
+def test_a_forged_record_counts_as_none(tmp_path: Path, place: str, value: Any) -> None:
+    """Its shard is written again, and the store ends as it would have."""
+    whole = tree(dump(tmp_path / "whole"))
+    with open_writer(tmp_path / "store") as writer:
+        write_pending(writer, 2)
+    record = tmp_path / "store/records/0-0.json"
+    document = json.loads(record.read_bytes())
+    del document["digest"]
+    document = json.loads(put(document, place, value))
+    record.write_bytes(pretty_json({**document, "digest": digest("record", document)}))
+    with open_writer(tmp_path / "store") as writer:
+        assert writer.done == 1
+        write_pending(writer)
+        writer.seal()
+    assert tree(tmp_path / "store") == whole

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kdcache_stores import UsageError, open_store
 from kdcache_stores.errors import StoreError, explain, naming
 from kdcache_stores.objects.files import LocalFiles
 
@@ -76,3 +77,8 @@ def test_an_error_gets_the_name_of_the_file() -> None:
     assert explain(refused.value).startswith("results.json: the disk is full")
     assert explain(OSError(errno.ENOSPC, "x")).startswith("the disk is full")
     assert explain(OSError(errno.ENOENT, "x")).startswith("the current folder")
+
+
+def test_no_path_holds_a_null_character() -> None:
+    with pytest.raises(UsageError, match=r"'a\\x00b': no path holds a null"):
+        open_store("a\0b")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from mmap import mmap
+from types import NoneType
 from typing import Any
 
 from kdcache_stores.errors import CorruptStore, FormatError
@@ -41,6 +42,7 @@ NEWER_MEASURES = ("error", "head_kl")
 
 _PART = b"kdcache.part"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NUMBERS = ("view", "index", "start", "stop", "labelled", "correct")
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,8 @@ def write_manifest(entries: Iterable[Entry], part: Part | None = None) -> bytes:
 
 def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
     """Entries by key; raises `FormatError` where the manifest breaks the format."""
-    names = ("view", "index", "start", "stop", "labelled", "correct")
     columns = {"key": "string", "bytes": "int64", "sha256": "string", "kind": "string"}
-    columns |= dict.fromkeys(names, "int64?")
+    columns |= dict.fromkeys(_NUMBERS, "int64?")
     columns["fidelity"] = str(_schema().field("fidelity").type) + "?"
     columns |= dict.fromkeys(NEWER_MEASURES, "double??")
     table = read_table(data, columns, 10**8, where)
@@ -179,22 +180,52 @@ def read_manifest(data: bytes, where: str) -> dict[str, Entry]:
     for row in table.to_pylist():
         row["size"] = row.pop("bytes")
         entry = Entry(**row)
-        check_key(entry.key)
-        numbers = [getattr(entry, name) for name in ("size", *names)]
-        if (
-            entry.key in entries
-            or not 0 < len(entry.kind) <= 64
-            or not _SHA256.fullmatch(entry.sha256)
-            or any(number is not None and not 0 <= number < 2**62 for number in numbers)
-            or not _plausible(entry)
-            or (entry.kind == "shard")
-            == (None in (entry.view, entry.index, entry.start, entry.stop))
-        ):
+        if entry.key in entries or not _is_sound(entry):
             raise FormatError(
                 f"{where}: the entry of {entry.key!r} is repeated or wrong: {row!r:.300}"
             )
         entries[entry.key] = entry
     return entries
+
+
+def read_entry(value: Json, where: str) -> Entry:
+    """The inverse of `Entry.to_dict`; raises `FormatError`."""
+    numbers, measured = (*_NUMBERS, "size"), ("rows", *FIDELITY)
+    if (
+        not isinstance(value, dict)
+        or not value.keys() <= Entry.__dataclass_fields__.keys()
+        or not all(isinstance(value.get(name), str) for name in ("key", "sha256", "kind"))
+        or not all(type(value.get(name)) in (int, NoneType) for name in numbers)
+        or value.get("size") is None
+        or type(value.get("error")) not in (int, float, NoneType)
+        or not _are_numbers(value.get("fidelity"), measured)
+        or not _is_sound(entry := Entry(**value))
+    ):
+        raise FormatError(f"{where}: an entry is wrong: {value!r:.300}")
+    return entry
+
+
+def _are_numbers(value: Json, names: Sequence[str]) -> bool:
+    """Whether it is None, or an object of numbers of these names."""
+    return value is None or (
+        isinstance(value, dict)
+        and value.keys() == {*names}
+        and all(type(number) in (int, float) for number in value.values())
+    )
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Whether values of the right types can be those of an object; raises `FormatError` for its key."""
+    check_key(entry.key)
+    numbers = [getattr(entry, name) for name in ("size", *_NUMBERS)]
+    return (
+        0 < len(entry.kind) <= 64
+        and _SHA256.fullmatch(entry.sha256) is not None
+        and all(number is None or 0 <= number < 2**62 for number in numbers)
+        and _plausible(entry)
+        and (entry.kind == "shard")
+        == (None not in (entry.view, entry.index, entry.start, entry.stop))
+    )
 
 
 def _plausible(entry: Entry) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kdcache_stores.errors import CorruptStore, FormatError, MismatchError
 from kdcache_stores.format.canonical_json import Json, digest, parse_json, pretty_json
-from kdcache_stores.format.manifest import ANNOUNCEMENT, RECORDS, Entry, sha256
+from kdcache_stores.format.manifest import ANNOUNCEMENT, RECORDS, Entry, read_entry, sha256
 from kdcache_stores.format.tables import read_table, write_table
 from kdcache_stores.objects.files import LocalFiles
 from kdcache_stores.types import Probe, Shard
@@ -51,16 +51,24 @@ def read_record(data: bytes, shard: Shard, where: str) -> Record:
         stored: Json = value.pop("digest")
         if stored != digest("record", value) or value["shard"] != vars(shard):
             raise FormatError(f"{where}: its digest or its shard does not agree with its content")
+        entries = tuple(read_entry(entry, where) for entry in value["entries"])
+        if any(entry.kind == "shard" and entry.shard != shard for entry in entries):
+            raise FormatError(f"{where}: it names objects of another shard")
         return Record(
             shard,
-            tuple(Entry(**entry) for entry in value["entries"]),
-            tuple(
-                Probe(**{**probe, "coarse": bytes.fromhex(probe["coarse"])})
-                for probe in value["probes"]
-            ),
+            entries,
+            tuple(_read_probe(probe, where) for probe in value["probes"]),
         )
     except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptStore(f"{where} is damaged: {error}") from None
+
+
+def _read_probe(value: Json, where: str) -> Probe:
+    row, view, sha256 = value["row"], value["view"], value["sha256"]
+    whole = type(row) is type(view) is int and 0 <= row < 2**62 and 0 <= view < 2**62
+    if not (whole and isinstance(sha256, str)):
+        raise FormatError(f"{where}: a probe is wrong: {value!r:.200}")
+    return Probe(row, view, sha256, bytes.fromhex(value["coarse"]))
 
 
 def probes_key(first_view: int) -> str:

@@ -23,8 +23,11 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 def require_local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The path, where it is one of this machine.
 
-    Raises `UsageError` for a URL, also one that a `Path` made of it, such as `s3:/bucket/store`.
+    Raises `UsageError` for a URL, also one that a `Path` made of it, such as `s3:/bucket/store`, and for
+    what no path can be.
     """
+    if "\0" in os.fspath(path):
+        raise UsageError(f"{os.fspath(path)!r:.200}: no path holds a null character")
     if _URL.match(os.fspath(path)):
         raise UsageError(
             f"expected a path on this machine, found {redact(os.fspath(path))}: write there first, then "

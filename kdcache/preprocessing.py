@@ -1,4 +1,4 @@
-"""What stands between a view and a model: channels, size and normalisation.
+"""What stands between a view and a model: channels, size, normalisation, and the precision it computes in.
 
 Views are uint8 images that every model of a plan shares; normalisation belongs to the model. It is
 part of the teacher's digest, since other pixels give other logits.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 LARGEST_SIZE = 2**13
+
+#: What networks compute in: float32, or below it by autocast, which keeps sums and norms in float32.
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Side in pixels that views are resized to, at most."""
 
 
@@ -222,3 +226,15 @@ def origin(dataset: Dataset) -> str:
     if dataset.images is None:
         return f"ImageNet's, as the images differ in size ({instead})"
     return f"measured on {dataset.name} ({instead})"
+
+
+def require_precision(name: str) -> None:
+    """Raise `UnknownName` unless it is a name of `PRECISIONS`."""
+    if name not in PRECISIONS:
+        raise UnknownName("precision", name, PRECISIONS)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a network of that precision runs on a device."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -132,6 +132,8 @@ def _is(item: Any, kind: Any) -> bool:
     if isinstance(kind, range):
         return type(item) is int and item in kind
     kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(item, int) and not -(2**63) <= item < 2**64:
+        return False
     return isinstance(item, kinds) and (bool in kinds or not isinstance(item, bool))
 
 

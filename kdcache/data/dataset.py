@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.data.item import Item, item_tensor
+from kdcache.stages import counted
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError
 
@@ -114,19 +115,16 @@ class Dataset(ABC):
         height, width = self.decode(row).shape[1:]
         return height, width
 
-    def common_shape(
-        self, watched: Callable[[range], Iterable[int]] = iter
-    ) -> tuple[int, int, int] | None:
+    def common_shape(self) -> tuple[int, int, int] | None:
         """The shape (C, H, W) that all images have, or None; stops at the first other size.
 
         None too where an image cannot be read: that is an error when its turn comes.
-
-        Args:
-            watched: gives the rows as they are, and may tell how far it has come.
         """
         try:
             size = self.size(0)
-            if any(self.size(row) != size for row in watched(range(1, len(self)))):
+            rows = range(1, len(self))
+            what = f"reading image headers of {self.name} ({self.split})"
+            if any(self.size(row) != size for row in counted(rows, what, "images", len(rows))):
                 return None
             return (len(self.decode(0)), *size)
         except DataError:
@@ -255,7 +253,9 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
         num_workers=workers,
         multiprocessing_context=start_method(dataset) if workers else None,
     )
-    bad = {row: reason for row, reason in enumerate(loader) if reason is not None}
+    what = f"decoding every image of {dataset.name} ({dataset.split})"
+    tried = counted(loader, what, "images", len(dataset))
+    bad = {row: reason for row, reason in enumerate(tried) if reason is not None}
     if not bad:
         return dataset
     if len(bad) == len(dataset):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,7 @@ class MapDataset(Dataset):
             f"numbers, found {kind} {tuple(getattr(image, 'shape', ()))}"
         )
 
-    def common_shape(
-        self, watched: Callable[[range], Iterable[int]] = iter
-    ) -> tuple[int, int, int] | None:
+    def common_shape(self) -> tuple[int, int, int] | None:
         """As of `Dataset`, for images of at most 96 pixels.
 
         There are no headers to read, so all are decoded: of larger ones, which would take long, the
@@ -111,7 +109,7 @@ class MapDataset(Dataset):
         try:
             shape = self.decode(0).shape
             same = max(shape) <= SMALL and all(
-                self.decode(row).shape == shape for row in watched(range(1, len(self)))
+                self.decode(row).shape == shape for row in range(1, len(self))
             )
         except DataError:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from kdcache.data.folder import own_folder
 from kdcache.data.foreign import hugging_face, user_dataset
 from kdcache.data.imagenet import imagenet, tiny_imagenet
 from kdcache.data.kept_shapes import kept_shape
+from kdcache.stages import stage
 from kdcache_stores.errors import UnknownName, UsageError
 
 #: name -> loader(split, root, download)
@@ -63,7 +64,6 @@ def load_dataset(
     download: bool = False,
     skip_bad: bool = False,
     workers: int = 0,
-    note: Callable[[str], object] | None = None,
 ) -> Dataset:
     """Load one split of a dataset.
 
@@ -77,7 +77,6 @@ def load_dataset(
         skip_bad: decode all images first and leave out those that cannot be, see
             `without_bad_images`; else such an image is an error when its turn comes.
         workers: processes that decode for `skip_bad`.
-        note: told how far it has come where headers take long to read.
 
     Raises:
         UnknownName: no such dataset.
@@ -85,12 +84,16 @@ def load_dataset(
     """
     folder = Path(root) if root is not None else default_root()
     dataset = _load(name, split, folder, download)
-    dataset.samples  # noqa: B018 (raises for keys that are not unique)
+    with stage(
+        f"hashing the keys of {dataset.name} ({dataset.split})", "keys", len(dataset)
+    ) as done:
+        dataset.samples.fingerprint  # noqa: B018 (raises for keys that are not unique)
+        done(len(dataset))
     dataset.remarks = dataset.remarks + _empty_classes(dataset)
     if skip_bad:
         dataset = without_bad_images(dataset, workers)
     if dataset.image_shape is None and dataset.item is None:
-        dataset.image_shape = kept_shape(dataset, folder / "shapes", note=note)
+        dataset.image_shape = kept_shape(dataset, folder / "shapes")
     return dataset
 
 
@@ -151,13 +154,10 @@ class DatasetSource:
     download: bool = False
     skip_bad: bool = False
     workers: int = 0
-    note: Callable[[str], object] | None = field(default=None, compare=False)
 
     def load(self, split: str) -> Dataset:
         """One split; see `load_dataset`."""
-        return load_dataset(
-            self.name, split, self.root, self.download, self.skip_bad, self.workers, self.note
-        )
+        return load_dataset(self.name, split, self.root, self.download, self.skip_bad, self.workers)
 
 
 def _load(name: str, split: str, root: Path, download: bool) -> Dataset:

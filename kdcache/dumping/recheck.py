@@ -14,8 +14,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.plans import stored_plan
 from kdcache.fields.spelling import needs_head
-from kdcache.precision import require_precision
-from kdcache.preprocessing import Inputs, inputs_from_dict
+from kdcache.preprocessing import Inputs, inputs_from_dict, require_precision
 from kdcache.runs import is_run
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.posterior import mc_dropout

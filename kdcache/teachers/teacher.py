@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from kdcache.fields.spelling import needs_head
 from kdcache.models.network import batch_statistics
 from kdcache.models.taps import head_of, read_outputs, tapped
-from kdcache.precision import autocast, require_precision
-from kdcache.preprocessing import Inputs, channels_last
+from kdcache.preprocessing import Inputs, autocast, channels_last, require_precision
 from kdcache_stores import StoredTeacher
 from kdcache_stores.errors import MismatchError
 

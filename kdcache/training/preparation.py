@@ -21,6 +21,7 @@ from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.nets import Shapes
 from kdcache.preprocessing import normalisation, origin
 from kdcache.runs import Run, is_run, read_config, writing
+from kdcache.stages import stage
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
 from kdcache.training.assembly import (
@@ -175,8 +176,7 @@ def prepared_together(
                 for out, watch in zip(folders, watched, strict=True)
             ]
         note = watched[0].note
-        source = replace(shared.source, note=note)
-        trainset, testset = source.load("train"), source.load("test")
+        trainset, testset = shared.source.load("train"), shared.source.load("test")
         require_alike(trainset, testset)
         for remark in dict.fromkeys(trainset.remarks + testset.remarks):
             note(remark)
@@ -353,7 +353,8 @@ def _checked(
     """The checks before the first step, whose findings are told, each once, or refused."""
     reads = "logits" in training.objective.teacher_fields
     stores = views.holding("logits") if reads else []
-    preflight = Preflight(training, views, stores, out, options.get("baseline"))
+    with stage("checking the stored logits"):
+        preflight = Preflight(training, views, stores, out, options.get("baseline"))
     if options.get("strict"):
         preflight.require_no_findings()
     for text in (*preflight.notes, *(f"warning: {finding}" for finding in preflight.findings)):

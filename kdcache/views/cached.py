@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from kdcache.data.dataset import Dataset, Rows
 from kdcache.philox import key_words
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache.views.window import ResidentFields, views_that_fit
+from kdcache.views.window import ResidentFields, Targets, batches_at_once, views_that_fit
 from kdcache_stores import (
     MismatchError,
     Samples,
@@ -187,8 +188,10 @@ class CachedViews:
                 "the samples shows none of them twice. Dump more --views, or decode for fewer."
             )
         self.window = self._window(resident_views)
+        self._at_once = 1
         if self.teachers:
             assert self.views is not None
+            self._at_once = batches_at_once(self.teachers, batch_size * self.group)
             self.resident = ResidentFields(
                 self.teachers,
                 self.rows,
@@ -390,28 +393,25 @@ class CachedViews:
         views_of = self._views_of(epoch, rng)
         # A sample with each of its views, side by side.
         shown = np.stack([np.repeat(order, self.views_per_decode), views_of[order].ravel()])
-        begin = start * self.batch_size
-        cuts = [
-            shown[:, i : i + self.batch_size] for i in range(begin, shown.shape[1], self.batch_size)
-        ]
+        first = start - start % self._at_once  # the batch that decoding begins with
+        size, (index, parts) = self.batch_size, self.part
+        cuts = [shown[:, i : i + size] for i in range(first * size, shown.shape[1], size)]
         totals = [cut.shape[1] for cut in cuts]
-        index, parts = self.part
         cuts = [
             cut[:, index * total // parts : (index + 1) * total // parts]
             for cut, total in zip(cuts, totals, strict=True)
         ]
+        teachers = islice(self._targets(epoch, cuts), start - first, None)
+        cuts, totals = cuts[start - first :], totals[start - first :]
         # What the steps look up goes to the device once, not once per step.
         mine, views = np.concatenate(cuts, axis=1)
         on_device = torch.from_numpy(mine).to(self.device)
         keys, view_of = self._keys[on_device], torch.from_numpy(views).to(self.device)
-        window = None if self.resident is None else self.resident.window(epoch)
-        if window is not None:
-            places = window.places(*self._grouped(views, mine))
         stream = self.plan.stream(
             [self._request(*cut) for cut in cuts], device=self.device, workers=self.workers
         )
         position = 0
-        for cut, total, batch in zip(cuts, totals, stream, strict=True):
+        for cut, total, batch, fields in zip(cuts, totals, stream, teachers, strict=True):
             here = slice(position, position := position + cut.shape[1])
             images, labels = batch.images, batch.labels
             if self.group == 2:
@@ -419,13 +419,25 @@ class CachedViews:
             yield Batch(
                 images=images,
                 labels=labels,
-                teachers=() if window is None else window.take(places[here]),
+                teachers=fields,
                 rows=self.plan.dataset_rows[self.rows[cut[0]]],
                 keys=keys[here],
                 views=view_of[here],
                 mix=batch.mix,
                 total=total,
             )
+
+    def _targets(self, epoch: int, cuts: Sequence[Rows]) -> Iterator[Targets]:
+        """The teachers' fields of each batch, from views that stay in memory as long as this lives.
+
+        Args:
+            cuts: per batch, int64 (2, B): which of the samples, and their views.
+        """
+        if self.resident is None:
+            return repeat((), len(cuts))
+        window, (positions, views) = self.resident.window(epoch), np.concatenate(cuts, axis=1)
+        places = window.places(*self._grouped(views, positions))
+        return window.batches(places, [cut.shape[1] for cut in cuts], self._at_once)
 
     def _grouped(self, views: Rows, positions: Rows) -> tuple[Rows, Rows]:
         """Views and positions of single views (B,), or of both views of pairs (B, 2)."""

@@ -1,7 +1,7 @@
 """Rows of a field as they lie in memory, packed, and how a batch of them is decoded on the device.
 
-One class per kind of encoding, and `packed` to choose among them. The arrays come from
-`Store.read_encoded`, which has checked them.
+One class per kind of encoding, in the table `PACKED`. The arrays come from `Store.read_encoded`, which has
+checked them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 from kdcache.views.packed_codes import Codes, PackedCodes, Positions
 from kdcache_stores import Store
 from kdcache_stores.encodings.channels import Channels
-from kdcache_stores.encodings.compact import FINE, GAP, Compact, signed, used_vectors
+from kdcache_stores.encodings.compact import FINE, GAP, signed, used_vectors
 from kdcache_stores.encodings.protocol import Array
 from kdcache_stores.encodings.quantized import Quantized
-from kdcache_stores.encodings.topk import TopK, tail
+from kdcache_stores.encodings.topk import tail
 from kdcache_stores.format.header import Field
 
 #: The arrays of some rows, by name.
@@ -52,16 +52,50 @@ class Memory:
         """Room for a tensor of this shape per row: (slots, N, *shape)."""
         return torch.empty((self.slots, self.rows, *shape), dtype=dtype, device=self.device)
 
+    def codes(self, sample: Codes) -> PackedCodes:
+        """Room for codes such as those of a sample."""
+        return PackedCodes(sample, self.slots, self.rows, self.device)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of a field are packed: by its encoding, for codes such as those of a sample of rows.
+
+    Args:
+        field: name, shape and encoding.
+        shared: its arrays per store.
+        sample: the others, of at least one row.
+    """
+
+    field: Field
+    shared: Arrays
+    sample: Arrays
+
+    @classmethod
+    def of(cls, store: Store, name: str) -> Packing:
+        """That of a field of a store; of one that is stored as floats no row is read.
+
+        Raises `CorruptStore`.
+        """
+        field = store.fields[name]
+        sample = {} if field.encoding.plain else _sample(store, field)
+        return cls(field, store.shared_arrays(name), sample)
+
+    def memory(self, slots: int, rows: int, device: torch.device) -> PackedField:
+        """Memory for some views of so many rows of the field."""
+        return PACKED[self.field.encoding.name](self, Memory(slots, rows, device))
+
 
 class PackedField(ABC):
     """The rows of one field in several views.
 
     Args:
+        packing: of the field.
         memory: how much there is.
     """
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
+    def __init__(self, packing: Packing, memory: Memory) -> None:
+        self.shape, self.memory = packing.field.shape, memory
 
     @abstractmethod
     def load(self, slot: int, pieces: Iterable[tuple[Positions, Arrays]]) -> None:
@@ -92,9 +126,10 @@ class PackedField(ABC):
 class PackedFloats(PackedField):
     """Rows of float32 or float16, as they are stored."""
 
-    def __init__(self, memory: Memory, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__(memory)
-        self._values = memory.empty(*shape, dtype=dtype)
+    def __init__(self, packing: Packing, memory: Memory) -> None:
+        super().__init__(packing, memory)
+        dtype = getattr(torch, packing.field.encoding.name)
+        self._values = memory.empty(*self.shape, dtype=dtype)
 
     def load(self, slot: int, pieces: Iterable[tuple[Positions, Arrays]]) -> None:
         """Copy."""
@@ -114,12 +149,11 @@ class PackedFloats(PackedField):
 class PackedQuantized(PackedField):
     """Codes with the size of their steps and the mean of each row."""
 
-    def __init__(
-        self, memory: Memory, shape: tuple[int, ...], encoding: Quantized, sample: Arrays
-    ) -> None:
-        super().__init__(memory)
-        self._shape, self._encoding = shape, encoding
-        self._codes = PackedCodes(_flat(sample["values"]), memory.slots, memory.rows, memory.device)
+    def __init__(self, packing: Packing, memory: Memory) -> None:
+        super().__init__(packing, memory)
+        assert isinstance(packing.field.encoding, Quantized)
+        self._encoding = packing.field.encoding
+        self._codes = memory.codes(_flat(packing.sample["values"]))
         self._scale, self._mean = memory.empty(1), memory.empty(1)
 
     def load(self, slot: int, pieces: Iterable[tuple[Positions, Arrays]]) -> None:
@@ -133,10 +167,10 @@ class PackedQuantized(PackedField):
 
     def take(self, places: Tensor) -> Tensor:
         """Scale and shift."""
-        rows = self._codes.take(places).sub_(self._encoding.offset)
+        rows = self._codes.take(places).sub(self._encoding.offset)
         rows.mul_(self._scale.flatten(0, 1).index_select(0, places))
         rows.add_(self._mean.flatten(0, 1).index_select(0, places))
-        return rows.reshape(len(places), *self._shape)
+        return rows.reshape(len(places), *self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -147,12 +181,12 @@ class PackedQuantized(PackedField):
 class PackedChannels(PackedField):
     """Codes, each in units of its channel."""
 
-    def __init__(
-        self, memory: Memory, shape: tuple[int, ...], unit: Tensor, sample: Arrays
-    ) -> None:
-        super().__init__(memory)
-        self._shape, self._unit = shape, unit.to(memory.device)
-        self._codes = PackedCodes(_flat(sample["values"]), memory.slots, memory.rows, memory.device)
+    def __init__(self, packing: Packing, memory: Memory) -> None:
+        super().__init__(packing, memory)
+        assert isinstance(packing.field.encoding, Channels)
+        unit = packing.field.encoding.unit(packing.shared["spread"], self.shape)
+        self._unit = torch.from_numpy(unit).to(memory.device)
+        self._codes = memory.codes(_flat(packing.sample["values"]))
 
     def load(self, slot: int, pieces: Iterable[tuple[Positions, Arrays]]) -> None:
         """Pack the codes."""
@@ -162,7 +196,7 @@ class PackedChannels(PackedField):
 
     def take(self, places: Tensor) -> Tensor:
         """Scale."""
-        return self._codes.take(places).reshape(len(places), *self._shape) * self._unit
+        return self._codes.take(places).reshape(len(places), *self.shape) * self._unit
 
     @property
     def nbytes(self) -> int:
@@ -173,10 +207,12 @@ class PackedChannels(PackedField):
 class PackedTopK(PackedField):
     """Entries with their classes, and what the tail is given, which the reader works out in float64."""
 
-    def __init__(self, memory: Memory, classes: int, sample: Arrays) -> None:
-        super().__init__(memory)
-        entries, size = sample["ids"].shape[1], sample["ids"].dtype.itemsize
-        self._classes, self._has_tail = classes, classes > entries
+    def __init__(self, packing: Packing, memory: Memory) -> None:
+        super().__init__(packing, memory)
+        ids = packing.sample["ids"]
+        entries, size = ids.shape[1], ids.dtype.itemsize
+        (self._classes,) = self.shape
+        self._has_tail = self._classes > entries
         # Not every device can index unsigned integers: their bits lie in signed ones.
         self._kind, self._mask = np.dtype(f"i{size}"), 2 ** (8 * size) - 1
         kind = torch.from_numpy(np.empty(0, self._kind)).dtype
@@ -221,13 +257,13 @@ class PackedCompact(PackedField):
     The class that a row's argmax was changed to is one code more, which is zero of most rows.
     """
 
-    def __init__(self, memory: Memory, basis: Array, sample: Arrays) -> None:
-        super().__init__(memory)
-        vectors = used_vectors(basis)
+    def __init__(self, packing: Packing, memory: Memory) -> None:
+        super().__init__(packing, memory)
+        vectors, sample = used_vectors(packing.shared["basis"]), packing.sample
         self._used = len(vectors)
         self._basis = torch.from_numpy(vectors).to(memory.device)
-        self._values = PackedCodes(self._codes(sample), memory.slots, memory.rows, memory.device)
-        self._base = PackedCodes(self._base_codes(sample), 1, memory.rows, memory.device)
+        self._values = memory.codes(self._codes(sample))
+        self._base = replace(memory, slots=1).codes(self._base_codes(sample))
         self._has_base = False
         self._moments = memory.empty(2)
 
@@ -287,44 +323,15 @@ class PackedCompact(PackedField):
         return self._base.nbytes + self._basis.nbytes
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How the rows of a field are packed: by its encoding, for codes such as those of a sample of rows.
-
-    Args:
-        field: name, shape and encoding.
-        shared: its arrays per store.
-        sample: the others, of at least one row.
-    """
-
-    field: Field
-    shared: Arrays
-    sample: Arrays
-
-    @classmethod
-    def of(cls, store: Store, name: str) -> Packing:
-        """That of a field of a store; of one that is stored as floats no row is read.
-
-        Raises `CorruptStore`.
-        """
-        field = store.fields[name]
-        sample = {} if field.encoding.plain else _sample(store, field)
-        return cls(field, store.shared_arrays(name), sample)
-
-    def memory(self, slots: int, rows: int, device: torch.device) -> PackedField:
-        """Memory for some views of so many rows of the field."""
-        memory, encoding, shape = Memory(slots, rows, device), self.field.encoding, self.field.shape
-        if encoding.plain:
-            return PackedFloats(memory, shape, getattr(torch, encoding.name))
-        if isinstance(encoding, Quantized):
-            return PackedQuantized(memory, shape, encoding, self.sample)
-        if isinstance(encoding, Channels):
-            unit = torch.from_numpy(encoding.unit(self.shared["spread"], shape))
-            return PackedChannels(memory, shape, unit, self.sample)
-        if isinstance(encoding, TopK):
-            return PackedTopK(memory, shape[0], self.sample)
-        assert isinstance(encoding, Compact)
-        return PackedCompact(memory, self.shared["basis"], self.sample)
+#: How the rows of each encoding lie in memory.
+PACKED: dict[str, type[PackedField]] = {
+    "float32": PackedFloats,
+    "float16": PackedFloats,
+    "quantized": PackedQuantized,
+    "topk": PackedTopK,
+    "compact": PackedCompact,
+    "channels": PackedChannels,
+}
 
 
 def _sample(store: Store, field: Field) -> Arrays:

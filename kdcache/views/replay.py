@@ -30,6 +30,7 @@ from kdcache.data.dataset import Rows
 from kdcache.data.encoded.decoding import decoder
 from kdcache.data.item import Item
 from kdcache.philox import derive_seed
+from kdcache.stages import counted
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Probe, Store
 from kdcache_stores.errors import MismatchError, StoreError, about
@@ -149,7 +150,9 @@ def _check(plan: ViewPlan, store: Store, device: str | torch.device) -> Replayed
         batches = [(rows[i : i + 1], views[i : i + 1]) for i in range(count)]
     now = [
         probe
-        for batch in plan.stream(batches, device)
+        for batch in counted(
+            plan.stream(batches, device), "replaying views", "batches", len(batches)
+        )
         for row, view, image in zip(batch.rows, batch.views, batch.images, strict=True)
         for probe in measure([row], int(view), image[None])
     ]

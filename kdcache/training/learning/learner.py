@@ -17,8 +17,7 @@ from kdcache.models.network import batch_statistics
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
 from kdcache.philox import derive_seed
-from kdcache.precision import autocast
-from kdcache.preprocessing import Inputs, channels_last
+from kdcache.preprocessing import Inputs, autocast, channels_last
 from kdcache.teachers.teacher import Teacher
 from kdcache.teachers.vocabulary import require_ids
 from kdcache.training.assembly import (

@@ -263,7 +263,9 @@ class Store:
         """
         item, wanted = self._wanted(view, rows, field)
         encoded = {
-            spec.name: np.empty((wanted.count, *spec.shape), spec.dtype)
+            spec.name: np.empty(
+                (wanted.count, *spec.shape), spec.dtype, order="F" if spec.columns else "C"
+            )
             for spec in item.encoding.arrays(item.shape)
             if spec.per != "store"
         }

@@ -20,7 +20,6 @@ import torchvision
 from PIL import Image
 
 from kdcache.augment.specs import make_augmentation
-from kdcache.data import kept_shapes
 from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, in_memory
 from kdcache.data.folder import decode_file, image_folder
@@ -921,16 +920,3 @@ def test_real_fashion_mnist(real_data: Path) -> None:
         dataset = load_dataset("fashion-mnist", split, root=real_data)
         check(dataset)
         assert (len(dataset), dataset.image_shape) == (count, (1, 28, 28))
-
-
-def test_headers_that_take_long_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder_of(tmp_path / "mine", {"train/ant": ["1.png", "2.png"], "train/bee": ["1.png"],
-                                  "test/ant": ["1.png"]})  # fmt: skip
-    told: list[str] = []
-    data = image_folder(tmp_path / "mine", "train")
-    assert kept_shape(data, tmp_path, note=told.append) == (3, 12, 12)
-    assert told == []
-    monkeypatch.setattr(kept_shapes, "PATIENCE", 0.0)
-    monkeypatch.setattr(kept_shapes, "COUNTED", 2)
-    assert kept_shape(data, tmp_path, note=told.append) == (3, 12, 12)
-    assert told == [f"{data.name}: read the headers of 2 of 3 images"]

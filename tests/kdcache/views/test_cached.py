@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
-from torch import nn
+from torch import Tensor, nn
 
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
@@ -216,6 +216,31 @@ def test_views_packed_in_pieces_are_those_read_at_once(
         for batch in views.epoch(1):
             place = [rows.tolist().index(row) for row in batch.rows]
             assert_allclose(batch.teachers[0]["logits"], whole[place], rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_what_is_decoded_together_does_not_depend_on_the_start(
+    digits: Dataset, stores: dict[bool, Store], pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product of matrices may round a row by its company: a resume decodes the same batches at once."""
+    taken: list[list[int]] = []
+    take = window.Window.take
+
+    def noted(self: window.Window, places: Tensor) -> window.Targets:
+        taken.append(places.flatten().tolist())
+        return take(self, places)
+
+    monkeypatch.setattr(window.Window, "take", noted)
+    monkeypatch.setattr(window, "TAKEN_BYTES", 4 * 10 * 3 * (2 if pairs else 1) * 3)
+    with CachedViews(digits, [stores[pairs]], 3, pairs=pairs) as views:
+        whole = [batch.teachers[0]["logits"] for batch in views.epoch(5)]
+        together = [*taken]
+        assert [len(places) for places in together] == ([18, 18, 4] if pairs else [9, 9, 2])
+        for start in range(7):
+            taken.clear()
+            rest = [batch.teachers[0]["logits"] for batch in views.epoch(5, start)]
+            assert taken == together[start // 3 :]
+            assert all(a.equal(b) for a, b in zip(rest, whole[start:], strict=True))
 
 
 MIXES = ["mixup:alpha=0.4", "pad-crop-flip+cutmix"]

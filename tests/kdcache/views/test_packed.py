@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from kdcache.views.packed import Packing
+from kdcache.views.packed import PACKED, Packing
 from kdcache.views.packed_codes import Columns, PackedCodes
-from kdcache_stores import DataError
+from kdcache.views.window import ResidentFields, packed_bytes
+from kdcache_stores import ENCODINGS, DataError, Plan, Samples, write_arrays
 from kdcache_stores.encodings.encoding_names import make_encoding
 from kdcache_stores.encodings.protocol import FittedEncoding
 from kdcache_stores.format.header import Field
@@ -90,7 +92,13 @@ def taken(
             )
     slots, positions = picks[:, 0] % len(views), picks[:, 1] % len(order)
     rows = memory.take(torch.from_numpy(slots * len(order) + positions))
+    assert rows.is_contiguous()
     return rows, slots, order[positions]
+
+
+def test_every_encoding_is_packed() -> None:
+    assert PACKED.keys() == ENCODINGS.keys()
+    assert {text.partition(":")[0] for text in [*EXACT, "compact"]} == ENCODINGS.keys()
 
 
 PICKS = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12)
@@ -198,3 +206,20 @@ def test_features_of_any_shape(shape: tuple[int, ...]) -> None:
         order, picks = np.arange(9)[::-1], np.random.default_rng(2).integers(0, 99, (20, 2))
         rows, slots, positions = taken(Packing(field, shared, views[1]), views, order, 4, picks)
         assert np.array_equal(rows.numpy(), decoded[slots, positions])
+
+
+@pytest.mark.parametrize("encoding", ["float16", "quantized", "topk:3", "compact"])
+def test_what_fits_is_told_by_the_bytes_that_it_takes(tmp_path: Path, encoding: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (1, 600, 20)) + rng.normal(0, 0.1, (5, 600, 20))
+    samples = Samples([f"{i:03d}" for i in range(600)], np.arange(600) % 20)
+    plan = Plan("toy", "train", 20, samples.fingerprint, {"name": "none"}, 0)
+    with write_arrays(
+        tmp_path / "s", logits, samples=samples, plan=plan, encoding=encoding
+    ) as store:
+        view, shared = packed_bytes([{"logits": store}], 600)
+        resident = ResidentFields([{"logits": store}], np.arange(600), 5, 5, CPU)
+        resident.window(0)
+        resident.close()
+    assert resident.nbytes == pytest.approx(5 * view + shared, rel=0.03)
+    assert view / 600 < {"float16": 41, "quantized": 40, "topk:3": 22, "compact": 32}[encoding]

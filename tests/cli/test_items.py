@@ -109,7 +109,7 @@ def test_from_the_file_to_a_student(kind: str, store: str, kdcache: Run, tmp_pat
         held = opened.plan.item
         dtype = "int64" if kind == "ids" else "float32"
         assert held == {"dtype": dtype, "shape": list(items(kind, "train").shape[1:])}
-    assert f"{dtype} " in kdcache("inspect", store).err
+    assert f"{dtype} " in kdcache("inspect", store).out
     student = ("train-student", "--dataset", "arrays:data.npz", "--student", network(kind), "--method",
                "kd", *options(kind))  # fmt: skip
     for name, more in {

@@ -115,7 +115,9 @@ def try_command(place: Place, kdcache: Run, kind: str, name: str) -> Result:
     result = kdcache(*place.commands(kind)[name])
     assert result.code in (0, 1, 2)
     # A run may name a store or a data set that there is not: that is what its error names.
-    other = kind == "run" and re.search(r"cannot read|null|kdcache store|dataset", result.err)
+    other = kind == "run" and re.search(
+        r"cannot read|null|kdcache store|dataset|name is longer", result.err
+    )
     if "rror: " in result.err and not other:
         assert place.forged.name in result.err, result.err
     return result

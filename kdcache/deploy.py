@@ -1,11 +1,13 @@
 """A trained network as a file for others to run: from uint8 images to logits, without kdcache.
 
 What is exported takes images as they are stored (uint8, (N, C, H, W), any N) and normalises them itself,
-so nobody has to know mean and std. Each export is run on random images before it counts as done.
+so nobody has to know mean and std; or items that are no images, as their dataset holds them. Each export is
+run on random images, or items, before it counts as done.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -18,8 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kdcache.preprocessing import Preprocessing
-from kdcache.runs import RunModel, build, write_atomically
+from kdcache.data.item import Item
+from kdcache.models.taps import as_fields
+from kdcache.preprocessing import Inputs, inputs_from_dict
+from kdcache.runs import RunModel, build, trained_size, write_atomically
 from kdcache_stores import DataError, UnknownName, UsageError
 from kdcache_stores.objects.urls import require_local
 
@@ -28,21 +32,29 @@ TOLERANCE = 1e-4
 
 
 class Packaged(nn.Module):
-    """A network with its preprocessing: uint8 (N, C, H, W) -> float32 logits (N, K)."""
+    """A network with its preprocessing: uint8 (N, C, H, W), or items, -> float32 logits (N, K)."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: nn.Module, preprocessing: Inputs) -> None:
         super().__init__()
         self.network, self.preprocessing = network, preprocessing
+        if isinstance(preprocessing, Item):
+            return
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images as they are stored."""
-        logits: Tensor = self.network((images.float() / 255 - self.mean) / self.std)
-        return logits
+        if not isinstance(self.preprocessing, Item):
+            images = (images.float() / 255 - self.mean) / self.std
+        return as_fields(self.network(images))["logits"]
+
+    @property
+    def input_name(self) -> str:
+        """What an exported program calls its input."""
+        return "items" if isinstance(self.preprocessing, Item) else "images"
 
 
 def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -54,8 +66,8 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
         out: the file.
 
     Returns:
-        file, format, bytes, input (shape with "N"), and max_difference, the largest difference of a
-        logit between the file and the network on eight random images.
+        file, format, bytes, dtype and input (shape with "N"), and max_difference, the largest difference
+        of a logit between the file and the network on eight random inputs.
 
     Raises:
         UnknownName: no such format.
@@ -66,11 +78,8 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
         raise UnknownName("format", form, FORMATS)
     out = Path(require_local(out))
     out.parent.mkdir(parents=True, exist_ok=True)
-    spec = model.config["model"]
-    shape = (spec["channels"], spec.get("height", spec["size"]), spec["size"])
     packaged = Packaged(model.module, model.preprocessing).eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (8, *shape), dtype=torch.uint8, generator=generator)
+    images = _random_inputs(model)
     with torch.no_grad():
         expected = packaged(images)
     run = FORMATS[form](packaged, images[:2], model, out)
@@ -87,9 +96,21 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
         "file": str(out),
         "format": form,
         "bytes": out.stat().st_size,
-        "input": ["N", *shape],
+        "dtype": str(images.dtype).removeprefix("torch."),
+        "input": ["N", *images.shape[1:]],
         "max_difference": difference,
     }
+
+
+def _random_inputs(model: RunModel) -> Tensor:
+    """Eight images as they are stored, or other items."""
+    if isinstance(model.preprocessing, Item):
+        return model.preprocessing.examples(8, model.module)
+    spec, size = model.config["model"], trained_size(model.config["model"])
+    assert size is not None
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, spec["channels"], *size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 Runner = Callable[[Tensor], Tensor]
@@ -98,7 +119,9 @@ Runner = Callable[[Tensor], Tensor]
 def _torch_export(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
     batch = torch.export.Dim("N", min=1)
     program = torch.export.export(packaged, (example,), dynamic_shapes=({0: batch},))
-    write_atomically(out, lambda stream: torch.export.save(program, stream))
+    buffer = io.BytesIO()  # its writer goes back in the file, and dies of an error under it
+    torch.export.save(program, buffer)
+    write_atomically(out, lambda stream: stream.write(buffer.getbuffer()))
     loaded: Runner = torch.export.load(out).module()
     return loaded
 
@@ -118,7 +141,7 @@ def _onnx(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Ru
             (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
-            input_names=["images"],
+            input_names=[packaged.input_name],
             output_names=["logits"],
             verbose=False,
         )
@@ -127,7 +150,7 @@ def _onnx(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Ru
     write_atomically(out, lambda stream: stream.write(content))
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(
-        np.asarray(session.run(None, {"images": images.numpy()})[0])
+        np.asarray(session.run(None, {packaged.input_name: images.numpy()})[0])
     )
 
 
@@ -143,7 +166,7 @@ def _safetensors(packaged: Packaged, example: Tensor, model: RunModel, out: Path
     network = build(model.config["model"], allow_code=True)  # its code ran when it was loaded
     network.load_state_dict(safetensors.torch.load_file(out))
     with safetensors.safe_open(out, "pt") as file:
-        preprocessing = Preprocessing.from_dict(json.loads(file.metadata()["preprocessing"]))
+        preprocessing = inputs_from_dict(json.loads(file.metadata()["preprocessing"]))
     again = Packaged(network.eval(), preprocessing)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What stands between a view and a model: channels, size and normalisation.
+"""What stands between a view and a model: channels, size, normalisation, and the precision it computes in.
 
 Views are uint8 images that every model of a plan shares; normalisation belongs to the model. It is
 part of the teacher's digest, since other pixels give other logits.
@@ -6,7 +6,9 @@ part of the teacher's digest, since other pixels give other logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcache.data.item import Item
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from kdcache.data.dataset import Dataset
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+LARGEST_SIZE = 2**13
+
+#: What networks compute in: float32, or below it by autocast, which keeps sums and norms in float32.
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Side in pixels that views are resized to, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,16 @@ class Preprocessing:
     antialias: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
-        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        for name in ("mean", "std"):
+            try:
+                values = tuple(float(value) for value in getattr(self, name))
+            except (TypeError, ValueError, OverflowError):
+                values = (math.nan,)
+            if not all(map(math.isfinite, values)):
+                raise UsageError(
+                    f"preprocessing: expected a {name} of finite numbers, found {getattr(self, name)!r:.80}"
+                )
+            object.__setattr__(self, name, values)
         if not self.mean or len(self.mean) != len(self.std):
             raise UsageError(
                 "preprocessing: expected one mean and one std per channel, "
@@ -50,8 +66,16 @@ class Preprocessing:
             )
         if not all(s > 0 for s in self.std):
             raise UsageError(f"preprocessing: expected stds above 0, found {self.std}")
-        if self.size is not None and self.size < 1:
-            raise UsageError(f"preprocessing: expected a size above 0, found {self.size}")
+        if self.size is not None and not (
+            type(self.size) is int and 1 <= self.size <= LARGEST_SIZE
+        ):
+            raise UsageError(
+                f"preprocessing: expected a size of 1 to {LARGEST_SIZE}, found {self.size!r:.80}"
+            )
+        if type(self.antialias) is not bool:
+            raise UsageError(
+                f"preprocessing: antialias is true or false, not {self.antialias!r:.80}"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
 
@@ -117,7 +141,7 @@ class Preprocessing:
         try:
             return cls(**fields)
         except TypeError as error:
-            raise UsageError(f"preprocessing: {error}; found {dict(fields)}") from None
+            raise UsageError(f"preprocessing: {error}; found {dict(fields)!r:.200}") from None
 
     @classmethod
     def measured(cls, images: Tensor) -> Preprocessing:
@@ -135,6 +159,25 @@ class Preprocessing:
         if min(stds) < 1e-4:
             raise DataError(f"preprocessing: a channel of the images is constant, stds {stds}")
         return cls(tuple(round(m, 4) for m in means), tuple(round(s, 4) for s in stds))
+
+
+#: What makes the input of a network of what a dataset holds: of images, or of items that are none.
+Inputs = Preprocessing | Item
+
+
+def inputs_from_dict(fields: Mapping[str, Any]) -> Inputs:
+    """The inverse of both `to_dict`; raises `UsageError` for what is neither."""
+    return Item.from_dict(fields) if "dtype" in fields else Preprocessing.from_dict(fields)
+
+
+def channels_last(inputs: Tensor) -> Tensor:
+    """Images (B, C, H, W) in that memory format; raises `UsageError` for items without channels."""
+    if inputs.ndim != 4:
+        raise UsageError(
+            f"--channels-last is a memory format of images (B, C, H, W), found items of shape "
+            f"{tuple(inputs.shape[1:])}: leave it out"
+        )
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 #: A dict, and not `functools.lru_cache`, which torch.compile does not look into.
@@ -159,8 +202,13 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
 }
 
 
-def normalisation(dataset: Dataset) -> Preprocessing:
-    """Mean and std for a network trained on the dataset: the published ones, else as measured."""
+def normalisation(dataset: Dataset) -> Inputs:
+    """Mean and std for a network trained on the dataset: the published ones, else as measured.
+
+    Items that are no images stay as they are.
+    """
+    if dataset.item is not None:
+        return dataset.item
     if dataset.name in PREPROCESSINGS:
         return PREPROCESSINGS[dataset.name]
     if dataset.images is None:
@@ -170,9 +218,23 @@ def normalisation(dataset: Dataset) -> Preprocessing:
 
 def origin(dataset: Dataset) -> str:
     """Where `normalisation` has it from, in words that follow "preprocessing"; and what gives another."""
+    if dataset.item is not None:
+        return f"none for {dataset.name}"
     instead = "if the network was trained with another: --normalize NAME, or --mean and --std"
     if dataset.name in PREPROCESSINGS:
         return f"published for {dataset.name} ({instead})"
     if dataset.images is None:
         return f"ImageNet's, as the images differ in size ({instead})"
     return f"measured on {dataset.name} ({instead})"
+
+
+def require_precision(name: str) -> None:
+    """Raise `UnknownName` unless it is a name of `PRECISIONS`."""
+    if name not in PRECISIONS:
+        raise UnknownName("precision", name, PRECISIONS)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a network of that precision runs on a device."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -20,7 +20,7 @@ import io
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -31,16 +31,19 @@ import tomli_w
 import torch
 from torch import nn
 
+from kdcache import run_schema
+from kdcache.data.item import Item
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.models.projected import from_spec
 from kdcache.models.zoo import build_model
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs, inputs_from_dict
 from kdcache_stores.errors import (
     DataError,
     MismatchError,
     StoreInUse,
     TrainingError,
     UsageError,
+    about,
     naming,
 )
 from kdcache_stores.objects.files import LocalFiles
@@ -152,7 +155,8 @@ class Run:
         for left in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         if (self.path / CONFIG).exists():
-            self._require_same(read_config(self.path))
+            with about(str(self.path / CONFIG)):
+                self._require_same(read_config(self.path, ()))
         elif any(file.name not in (TENSORBOARD, LOCK) for file in self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty and holds no {CONFIG}, so it is no run; "
@@ -193,7 +197,7 @@ class Run:
         Returns:
             What to tell the user, or None where the version is the same.
         """
-        began = read_config(self.path)
+        began = read_config(self.path, ())
         resumed = began.get("resumed", [])
         was, now = (resumed[-1] if resumed else began).get("kdcache"), self.config.get("kdcache")
         if was == now:
@@ -255,7 +259,9 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
-        return read_summary(self.path) if (self.path / SUMMARY).exists() else None
+        if not (self.path / SUMMARY).exists():
+            return None
+        return read_summary(self.path, run_schema.OF_A_SUMMARY)
 
 
 # What to name first where a run's configuration differs.
@@ -292,58 +298,77 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(
+    path: str | os.PathLike[str], needed: Sequence[str] = run_schema.OF_A_RUN
+) -> dict[str, Any]:
     """The resolved configuration of a run.
 
+    Args:
+        needed: dotted names of what it must hold.
+
     Raises:
-        DataError: there is no run, or its config is not TOML.
+        DataError: there is no run, or its config is not TOML or not one that a training wrote.
     """
     file = Path(path) / CONFIG
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        config = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
             f"{path} is not a run: it holds no {CONFIG}. Give a directory made by "
             "`kdcache train-teacher` or `kdcache train-student`."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{file} is not valid TOML: {error}") from error
+    return run_schema.require_shape(config, run_schema.CONFIG, needed, file)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of ``metrics.jsonl``, oldest first; a torn last line is left out."""
+    """The records of ``metrics.jsonl``, oldest first; a torn last line is left out.
+
+    Raises:
+        DataError: another line is none that a training wrote.
+    """
     file = Path(path) / METRICS
+    lines = file.read_bytes().splitlines() if file.exists() else []
     records: list[dict[str, Any]] = []
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+    for number, line in enumerate(lines, 1):
+        where = f"{file}: line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
                 break
+            raise DataError(f"{where} is not valid JSON: {error}") from error
+        records.append(run_schema.require_shape(record, run_schema.RECORD, ("epoch",), where))
     return records
 
 
-def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_summary(
+    path: str | os.PathLike[str], needed: Sequence[str] = ("last_top1",)
+) -> dict[str, Any]:
     """The summary of a finished run.
 
+    Args:
+        needed: names of what it must hold.
+
     Raises:
-        DataError: not a finished run, or a summary that is not JSON.
+        DataError: not a finished run, or a summary that is not JSON or not one that a training wrote.
     """
     file = Path(path) / SUMMARY
     try:
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        summary = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} holds no {SUMMARY}: it is no finished run.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
-    return summary
+    return run_schema.require_shape(summary, run_schema.SUMMARY, needed, file)
 
 
 class RunModel(NamedTuple):
     """A trained model: module (eval mode, CPU), preprocessing, the run's config, file of weights."""
 
     module: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Inputs
     config: dict[str, Any]
     file: Path
 
@@ -360,10 +385,18 @@ def build(spec: Mapping[str, Any], allow_code: bool) -> nn.Module:
             f"the network is made by {name}, code that is not kdcache's. If you trust it, give "
             "--allow-code (allow_code=True) to import and run it."
         )
-    network = build_model(name, spec["classes"], spec["channels"], spec["size"])
+    if "item" in spec:
+        network = build_model(name, spec["classes"], item=Item.from_dict(spec["item"]))
+    else:
+        network = build_model(name, spec["classes"], spec["channels"], spec["size"])
     return (
         from_spec(network, spec["classes"], spec["projector"]) if "projector" in spec else network
     )
+
+
+def trained_size(spec: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the images that a run's ``[model]`` was trained at; None for other items."""
+    return None if "item" in spec else (spec.get("height", spec["size"]), spec["size"])
 
 
 def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> RunModel:
@@ -384,11 +417,13 @@ def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> Ru
         raise DataError(
             f"{path} has no {WEIGHTS}: the run did not finish. Run its command again to go on."
         )
-    try:
+    where = Path(path) / CONFIG
+    inputs = ("model.item",) if "item" in config["model"] else ("model.channels", "model.size")
+    needed = ("model.classes", *inputs, "preprocessing")
+    run_schema.require_shape(config, {}, needed, where)
+    with about(str(where)):
         module = build(config["model"], allow_code)
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{Path(path) / CONFIG} lacks the entry {error}.") from error
+        preprocessing = inputs_from_dict(config["preprocessing"])
     try:
         module.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, RuntimeError) as error:

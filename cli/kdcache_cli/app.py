@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from kdcache._version import __version__
+from kdcache_cli.groups import OUTPUT
 from kdcache_cli.needs import require_needs
 
 # Command -> (module:function that is it, its line of help). Modules are imported when their command runs,
-# so that `kdcache -h`, `inspect` and `verify` answer without importing torch.
+# so that `kdcache -h`, `inspect` and `verify` show_line without importing torch.
 COMMANDS = {
     "demo": (
         "demonstrating:demo",
@@ -51,7 +52,7 @@ COMMANDS = {
     "cache": ("sharing:cache", "Show or clear the local cache of remote stores."),
     "list": (
         "listing:list_names",
-        "Names of models, datasets, methods, augmentations, encodings, recipes.",
+        "Names of models, datasets, methods, augmentations, encodings, recipes; the words of kdcache.",
     ),
 }
 
@@ -93,7 +94,10 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, "-V", "--version", prog_name="kdcache")
 def app() -> None:
-    """Knowledge distillation from a cache: run the teacher once, train any student from its logits."""
+    """Knowledge distillation from a cache: run the teacher once, train any student from its logits.
+
+    What store, view, plan, seal and break-even mean: kdcache list words.
+    """
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,9 +106,11 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
     An option that would do nothing beside the others is refused (`kdcache_cli.needs`).
     """
 
-    @click.option("--json", "as_json", is_flag=True, help="Results as one JSON document on stdout.")
-    @click.option("-q", "--quiet", is_flag=True, help="No progress and no page for people.")
-    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @OUTPUT.option(
+        "--json", "as_json", is_flag=True, help="Results as one JSON document on stdout."
+    )
+    @OUTPUT.option("-q", "--quiet", is_flag=True, help="No progress and no page for people.")
+    @OUTPUT.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)
     def command(*args: Any, debug: bool, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
         require_needs(click.get_current_context())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache_cli.commands.inspecting import page
-from kdcache_cli.output import console, emit, percent, say, size, table
+from kdcache_cli.commands.inspecting import encoding_text, page
+from kdcache_cli.output import emit, percent, say, show_facts, show_line, size
+from kdcache_stores.types import LOGITS
 
 if TYPE_CHECKING:
     from kdcache.dumping.dump import Dumped
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from kdcache.dumping.opening import Target
 
 # Parameters that do not decide what a store holds: they are not recorded in it.
-UNRECORDED = {"part", "dry_run", "as_json", "quiet", "debug", "workers", "threads", "device",
+UNRECORDED = {"part", "dry_run", "as_json", "quiet", "debug", "verbose", "workers", "threads", "device",
               "repair", "allow_code", "download", "epochs", "students", "teachers", "weights"}  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def after(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """The final page: a table per store, and the student's command."""
+    """Four lines per store, or with --verbose its whole page, and the student's command."""
     from kdcache_stores import describe, open_store
 
     stores: list[dict[str, Any]] = []
@@ -87,15 +88,53 @@ def after(
     skipped = ("rows found finished", f"{done.skipped:,}")
     if not done.sealed:
         index, parts = given["part"]
-        say(f"part {index}/{parts} is done: {written[1]}, {skipped[1]} found finished")
+        show_line(f"part {index}/{parts} is done: {written[1]}, {skipped[1]} found finished")
         for target in prepared.targets:
-            say(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
+            show_line(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
         return
     for entry in stores:
-        rows = [written, skipped, *page(entry["info"])]
-        console.print(table(f"store {entry['store']}", ("", ""), rows))
+        if given["verbose"]:
+            rows = [written, skipped, *page(entry["info"])]
+            show_facts(f"store {entry['store']}", rows)
+        else:
+            for line in _summary(entry, speed, done.skipped):
+                show_line(line)
     if "logits" in given["fields"] and prepared.plan.dataset.split == "train":
-        say("next: " + student_command(given))
+        show_line("next: " + student_command(given))
+
+
+def _summary(entry: dict[str, Any], speed: str, skipped: int) -> list[str]:
+    """Rows, size, accuracy and fidelity of a store."""
+    info = entry["info"]
+    rows = info["views"] * info["samples"]
+    before = f", {skipped:,} rows found finished" if skipped else ""
+    kept = [
+        f"{name} as {encoding_text(item['encoding'])}, {item['bytes_per_row']:.1f} bytes a row"
+        for name, item in info["fields"].items()
+    ]
+    lines = [
+        f"{entry['store']}: {rows:,} rows, {info['views']} views of {info['samples']:,} samples; "
+        f"{speed}{before}",
+        f"size: {size(info['nbytes'])}; {'; '.join(kept)}",
+    ]
+    logits = info["fields"].get(LOGITS)
+    if logits is None:
+        return lines
+    of = [
+        f"{percent(v)} of a sample of clean {name} images"
+        for name, v in (entry["clean_top1"] or {}).items()
+    ]
+    if logits["top1"] is not None:
+        of.append(f"{percent(logits['top1'])} of the views")
+    lines.append(
+        f"teacher {info['teacher']['architecture']}, top-1: {', '.join(of) or 'no labels'}"
+    )
+    if measured := logits["fidelity"]:
+        lines.append(
+            f"stored logits against live ones: KL {measured['kl_t1_mean']:.1e} nats at T=1, the same top-1 in "
+            f"{percent(measured['top1_agreement'])} of the rows measured"
+        )
+    return lines
 
 
 def duration(seconds: float) -> str:

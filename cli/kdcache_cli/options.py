@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from kdcache.methods.table import METHODS
+from kdcache_cli.groups import (
+    DATA,
+    MACHINE,
+    OBJECTIVE,
+    OF_METHODS,
+    OPTIMIZATION,
+    OUTPUT,
+    TEACHER,
+    VIEWS,
+)
+from kdcache_cli.names import KINDS
 
 #: What torch and NumPy both take.
 SEED = click.IntRange(0, 2**63 - 1)
@@ -39,6 +51,74 @@ class LocalPath(click.Path):
 LOCAL_PATH = LocalPath()
 
 
+class Name(click.types.StringParamType):
+    """A name, which the shell completes.
+
+    Args:
+        kind: of `kdcache_cli.names.KINDS`.
+        all_known: whether there are no others, so that a misspelt one is refused at once.
+    """
+
+    name = "name"
+
+    def __init__(self, kind: str, all_known: bool = False) -> None:
+        self.kind, self.all_known = kind, all_known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name as it is."""
+        if self.all_known:
+            known = KINDS[self.kind]()
+            if value not in known:
+                from kdcache_stores.errors import UnknownName
+
+                raise UnknownName(self.kind.removesuffix("s"), value, known)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin so, each with its line."""
+        names = KINDS[self.kind]().items()
+        return [CompletionItem(n, help=line) for n, line in names if n.startswith(incomplete)]
+
+
+class Place(click.types.StringParamType):
+    """A store or a network by its place; what is plainly the other one is refused with what fits it.
+
+    Args:
+        store: whether a store is wanted.
+    """
+
+    def __init__(self, store: bool) -> None:
+        self.store, self.name = store, "store" if store else "network"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The place as it is."""
+        folder = Path(str(value).partition("@")[0])
+        if self.store and (folder / "config.toml").is_file():
+            self.fail(
+                f"{folder} is the run of a training, and a store of a teacher's outputs is wanted here. See "
+                f"it with: kdcache evaluate {folder} --dataset NAME; make a store of it with: kdcache "
+                f"dump-teacher --teacher {folder}",
+                param,
+                ctx,
+            )
+        if not self.store and (folder / "manifest.sha256").is_file():
+            self.fail(
+                f"{folder} is a store of a teacher's outputs, and a network is wanted here: a run, or a "
+                f"model's name. What there is to see of a store: kdcache inspect {folder}, kdcache verify "
+                f"{folder}",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+STORE, NETWORK = Place(store=True), Place(store=False)
+METHOD, RECIPE = Name("methods", all_known=True), Name("recipes", all_known=True)
+MODEL, DATASET, AUGMENTATION = Name("models"), Name("datasets"), Name("augmentations")
+
+
 def together(*options: Decorator) -> Decorator:
     """Several options as one decorator, in reading order."""
 
@@ -50,13 +130,13 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
-data_root = click.option(
+data_root = DATA.option(
     "--data-root",
     type=LOCAL_PATH,
     help="Folder of the datasets [default: `data` in the user's cache folder].",
 )
 
-download = click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
+download = DATA.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
 
 
 def _keep_column(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -76,15 +156,17 @@ def _with_columns(ctx: click.Context, param: click.Parameter, value: str | None)
 def dataset_name(help: str, required: bool = False) -> Decorator:
     """--dataset, and the columns that become a part of its name."""
     return together(
-        click.option("--dataset", required=required, callback=_with_columns, help=help),
-        click.option(
+        DATA.option(
+            "--dataset", type=DATASET, required=required, callback=_with_columns, help=help
+        ),
+        DATA.option(
             "--image-column",
             is_eager=True,
             expose_value=False,
             callback=_keep_column,
             help="Of the images, in tables; their extension, in archives (tar:, parquet:, hf:).",
         ),
-        click.option(
+        DATA.option(
             "--label-column",
             is_eager=True,
             expose_value=False,
@@ -100,26 +182,26 @@ dataset = together(
     download,
 )
 
-expect = click.option(
+expect = TEACHER.option(
     "--expect",
     multiple=True,
     metavar="DIGEST",
     help="Content digest that the store must have; for several stores give it for each, in their order.",
 )
 
-skip_bad = click.option(
+skip_bad = DATA.option(
     "--skip-bad",
     is_flag=True,
     help="Decode every image first and leave out those that cannot be, instead of failing.",
 )
 
-threads = click.option(
+threads = MACHINE.option(
     "--threads",
     type=click.IntRange(1),
     help="Compute threads on the CPU; 1 is fastest for tiny networks.",
 )
 
-device_alone = click.option(
+device_alone = MACHINE.option(
     "--device",
     default="auto",
     show_default=True,
@@ -128,7 +210,7 @@ device_alone = click.option(
 
 device = together(
     device_alone,
-    click.option(
+    MACHINE.option(
         "--workers",
         type=click.IntRange(0),
         default=0,
@@ -138,31 +220,35 @@ device = together(
     threads,
 )
 
-val_split = click.option(
+val_split = DATA.option(
     "--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch."
 )
 
 recipe = together(
-    click.option("--method", help="Name; see `kdcache list methods`. Or a --recipe."),
-    click.option(
-        "--recipe", help="Published settings, such as cifar100/kd-ls; flags override them."
+    OBJECTIVE.option(
+        "--method", type=METHOD, help="Name; see `kdcache list methods`. Or a --recipe."
+    ),
+    OBJECTIVE.option(
+        "--recipe",
+        type=RECIPE,
+        help="Published settings, such as cifar100/kd-ls; flags override them.",
     ),
 )
 
 samples = together(
-    click.option(
+    DATA.option(
         "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
     ),
     val_split,
-    click.option("--subset", is_flag=True, help="Leave out samples that the store does not have."),
-    click.option(
+    DATA.option("--subset", is_flag=True, help="Leave out samples that the store does not have."),
+    VIEWS.option(
         "--views", type=click.IntRange(1), help="Stored views to cycle through [default: all]."
     ),
 )
 
-epochs = click.option("--epochs", type=click.IntRange(1), default=240, show_default=True)
+epochs = OPTIMIZATION.option("--epochs", type=click.IntRange(1), default=240, show_default=True)
 
-seed = click.option(
+seed = OPTIMIZATION.option(
     "--seed",
     type=SEED,
     default=0,
@@ -172,49 +258,53 @@ seed = click.option(
 
 steps = together(
     epochs,
-    click.option(
+    OPTIMIZATION.option(
         "--batch-size",
         type=click.IntRange(1),
         default=64,
         show_default=True,
         help="Samples per step, over all ranks together.",
     ),
-    click.option("--lr", type=float, default=0.05, show_default=True),
-    click.option("--optimizer", default="sgd", show_default=True, help="sgd or adamw."),
-    click.option("--momentum", type=float, default=0.9, show_default=True),
-    click.option("--nesterov", is_flag=True, help="Nesterov's momentum."),
-    click.option("--weight-decay", type=float, default=5e-4, show_default=True),
-    click.option(
+    OPTIMIZATION.option("--lr", type=float, default=0.05, show_default=True),
+    OPTIMIZATION.option("--optimizer", default="sgd", show_default=True, help="sgd or adamw."),
+    OPTIMIZATION.option("--momentum", type=float, default=0.9, show_default=True),
+    OPTIMIZATION.option("--nesterov", is_flag=True, help="Nesterov's momentum."),
+    OPTIMIZATION.option("--weight-decay", type=float, default=5e-4, show_default=True),
+    OPTIMIZATION.option(
         "--lr-schedule",
         default="step",
         show_default=True,
         help="step (a tenth after each milestone), cosine, one-cycle or constant.",
     ),
-    click.option(
+    OPTIMIZATION.option(
         "--milestones",
         default="0.625,0.75,0.875",
         show_default=True,
         callback=lambda ctx, param, value: fractions(value),
         help="Fractions of the epochs for `step`.",
     ),
-    click.option("--warmup-epochs", type=float, default=0.0, help="Linear rise of the rate."),
-    click.option("--clip", type=float, help="Largest norm of the gradient."),
-    click.option("--ema", type=float, help="Decay of a moving average of the weights to evaluate."),
-    click.option(
+    OPTIMIZATION.option(
+        "--warmup-epochs", type=float, default=0.0, help="Linear rise of the rate."
+    ),
+    OPTIMIZATION.option("--clip", type=float, help="Largest norm of the gradient."),
+    OPTIMIZATION.option(
+        "--ema", type=float, help="Decay of a moving average of the weights to evaluate."
+    ),
+    MACHINE.option(
         "--precision",
         default="float32",
         show_default=True,
         help="float32, bf16 or fp16 (autocast).",
     ),
-    click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
-    click.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
-    click.option(
+    MACHINE.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer."),
+    MACHINE.option("--compile", is_flag=True, help="Compile the network with torch.compile."),
+    MACHINE.option(
         "--graph/--no-graph",
         default=False,
         show_default=True,
         help="Compile the whole step and, on a GPU, capture it; off until it has been measured there.",
     ),
-    click.option(
+    MACHINE.option(
         "--no-tf32",
         "tf32",
         is_flag=True,
@@ -222,20 +312,20 @@ steps = together(
         default=True,
         help="Float32 convolutions on a GPU in full float32, not in TF32.",
     ),
-    click.option(
+    OPTIMIZATION.option(
         "--eval-every",
         type=click.IntRange(1),
         default=1,
         show_default=True,
         help="Measure the test set after every so many epochs, and after the last.",
     ),
-    click.option(
+    OUTPUT.option(
         "--checkpoint-every",
         default="60s",
         show_default=True,
         help="Epochs such as 10, or a time such as 60s, 5m: each epoch, but at most once in that time.",
     ),
-    click.option(
+    MACHINE.option(
         "--trim-memory",
         "hold_memory",
         is_flag=True,
@@ -243,7 +333,7 @@ steps = together(
         default=True,
         help="Leave glibc's allocator as it is; slower steps of small networks on a CPU.",
     ),
-    click.option(
+    OUTPUT.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
     ),
 )
@@ -257,7 +347,7 @@ def _set_cache_size(ctx: click.Context, param: click.Parameter, value: str | Non
         os.environ["KDCACHE_CACHE_SIZE"] = value  # so that worker processes keep to it too
 
 
-cache_size = click.option(
+cache_size = MACHINE.option(
     "--cache-size",
     callback=_set_cache_size,
     expose_value=False,
@@ -280,21 +370,21 @@ def fractions(text: str) -> tuple[float, ...]:
     return values
 
 
-allow_code = click.option(
+allow_code = TEACHER.option(
     "--allow-code", is_flag=True, help="Import the user's own network that a run names."
 )
 
-baseline = click.option(
+baseline = OUTPUT.option(
     "--baseline",
     type=LOCAL_PATH,
     help="Finished run of the student by labels alone, which its teacher should surpass.",
 )
 
-strict = click.option(
+strict = OUTPUT.option(
     "--strict", is_flag=True, help="Exit 1 on any warning, before anything is trained or written."
 )
 
-run_out = click.option(
+run_out = OUTPUT.option(
     "--out",
     required=True,
     type=LOCAL_PATH,
@@ -360,7 +450,7 @@ def method_options() -> list[Decorator]:
             if option.standardized is not None:
                 default += f"; {_text(option.standardized)} with --standardize"
             flags.append(
-                click.option(
+                OF_METHODS.option(
                     f"--{method.flag(option).replace('_', '-')}",
                     type=type(option.default),
                     help=f"{method.name}: {option.help} [default: {default}].",
@@ -374,31 +464,41 @@ def _text(value: float | str) -> str:
 
 
 objective = together(
-    click.option(
+    OBJECTIVE.option(
         "--ce-weight", type=float, help="Weight of cross-entropy [default: the method's]."
     ),
-    click.option("--kd-weight", type=float, help="Weight of distillation [default: the method's]."),
-    click.option("--alpha", type=float, help="Short for --ce-weight A --kd-weight 1-A."),
-    click.option("--temperature", type=float, help="T, or tau with --standardize [default: 4; 2]."),
-    click.option("--teacher-temperature", type=float, help="Another T for the teacher."),
-    click.option("--student-temperature", type=float, help="Another T for the student."),
-    click.option("--standardize", is_flag=True, help="Z-score the logits of teacher and student."),
-    click.option("--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."),
-    click.option(
+    OBJECTIVE.option(
+        "--kd-weight", type=float, help="Weight of distillation [default: the method's]."
+    ),
+    OBJECTIVE.option("--alpha", type=float, help="Short for --ce-weight A --kd-weight 1-A."),
+    OBJECTIVE.option(
+        "--temperature", type=float, help="T, or tau with --standardize [default: 4; 2]."
+    ),
+    OBJECTIVE.option("--teacher-temperature", type=float, help="Another T for the teacher."),
+    OBJECTIVE.option("--student-temperature", type=float, help="Another T for the student."),
+    OBJECTIVE.option(
+        "--standardize", is_flag=True, help="Z-score the logits of teacher and student."
+    ),
+    OBJECTIVE.option(
+        "--biased-std", is_flag=True, help="Z-score by the biased std, as in the paper."
+    ),
+    OBJECTIVE.option(
         "--noise",
         help="On the teacher's logits: FAMILY:SCALE, then any of ,relative or ,multiplicative; ,linear or "
         ",cosine; ,copies=M. FAMILY gaussian, uniform or laplace; SCALE its standard deviation, in logits, or "
         "in units of the row's own with relative, or as a factor of each logit with multiplicative; "
         "falling to 0 over the epochs with linear or cosine; the loss is the mean of M draws.",
     ),
-    click.option(
+    OBJECTIVE.option(
         "--combine", default="mean-logits", help="How several teachers become one target."
     ),
-    click.option("--teacher-weights", help="Of the teachers: 2,1,1, or entropy, or confidence."),
-    click.option("--ablation", default="full", help="What of the teacher's targets is kept."),
-    click.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),
-    click.option("--label-smoothing", type=float, default=0.0, help="Of the cross-entropy."),
-    click.option(
+    OBJECTIVE.option(
+        "--teacher-weights", help="Of the teachers: 2,1,1, or entropy, or confidence."
+    ),
+    OBJECTIVE.option("--ablation", default="full", help="What of the teacher's targets is kept."),
+    OBJECTIVE.option("--reverse-kl", is_flag=True, help="KL from the student to the teacher."),
+    OBJECTIVE.option("--label-smoothing", type=float, default=0.0, help="Of the cross-entropy."),
+    OBJECTIVE.option(
         "--add",
         multiple=True,
         help="Another method whose term is added, NAME or NAME:WEIGHT, such as kd.",
@@ -433,16 +533,16 @@ def with_objective(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 foreign = together(
-    click.option(
+    TEACHER.option(
         "--normalize",
         "normalizations",
         multiple=True,
         help="What the network was trained with: cifar10, cifar100, imagenet, ... "
         "[default: its own, else its dataset's]",
     ),
-    click.option("--mean", "means", multiple=True, help="Instead: per channel, 0.5,0.5,0.5."),
-    click.option("--std", "stds", multiple=True, help="With --mean."),
-    click.option(
+    TEACHER.option("--mean", "means", multiple=True, help="Instead: per channel, 0.5,0.5,0.5."),
+    TEACHER.option("--std", "stds", multiple=True, help="With --mean."),
+    TEACHER.option(
         "--size",
         "sizes",
         multiple=True,

@@ -18,6 +18,7 @@ from kdcache.augment.custom import Custom, is_import_path
 from kdcache.augment.erase import Cutout, Erase
 from kdcache.augment.mix import Cutmix, Mix, Mixup
 from kdcache.augment.pairs import WeakStrong
+from kdcache.data.item import Item
 from kdcache_stores.errors import FormatError, UnknownName, UsageError
 
 __all__ = [
@@ -38,6 +39,7 @@ class Images(Protocol):
     """What an augmentation's defaults depend on."""
 
     image_shape: tuple[int, int, int] | None
+    item: Item | None
     flip: bool
 
 
@@ -62,7 +64,12 @@ MLKD_FILL = (125, 123, 114)
 
 
 def default_augmentation(dataset: Images) -> str:
-    """The usual one for a dataset: pad-crop-flip up to 96 pixels, else resized-crop-flip."""
+    """The usual one for a dataset: pad-crop-flip up to 96 pixels, else resized-crop-flip.
+
+    Of items that are no images: none.
+    """
+    if dataset.item is not None:
+        return Identity.name
     shape = dataset.image_shape
     return "pad-crop-flip" if shape is not None and max(shape) <= 96 else "resized-crop-flip"
 
@@ -79,8 +86,10 @@ def make_augmentation(spec: str, dataset: Images, **options: Any) -> Augmentatio
 
     Raises:
         UnknownName: no such augmentation.
-        UsageError: no such option, or a value that makes no sense.
+        UsageError: no such option, or a value that makes no sense; or items that are no images.
     """
+    if dataset.item is not None and spec != Identity.name:
+        raise UsageError(no_augmentation(spec, dataset.item))
     if is_import_path(spec) and spec.partition(":")[0] not in AUGMENTATIONS:
         if options:
             raise UsageError(f"{spec!r} takes no options, found {sorted(options)}")
@@ -107,6 +116,14 @@ def make_augmentation(spec: str, dataset: Images, **options: Any) -> Augmentatio
         return _call(mix[0], {**mix[1], "base": base})
     assert base is not None
     return base
+
+
+def no_augmentation(name: str, item: Item) -> str:
+    """Why items that are no images have no augmentation of this name."""
+    return (
+        f"{name} augments images, and the dataset holds {item}: their augmentation is none. Augment them "
+        "before they are made a dataset, or leave the option out"
+    )
 
 
 def _make(name: str, given: dict[str, Any], dataset: Images) -> Augmentation:
@@ -224,4 +241,8 @@ def from_description(description: dict[str, Any]) -> Augmentation:
     for key in ("weak", "strong", "base"):
         if key in options:
             options[key] = from_description(options[key])
-    return _call(name, {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    try:
+        return _call(name, options)
+    except UsageError as error:
+        raise FormatError(f"{error}: the store is damaged, forged, or of a newer kdcache") from None

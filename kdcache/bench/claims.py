@@ -21,8 +21,9 @@ import torch
 from kdcache._version import __version__
 from kdcache.augment.specs import make_augmentation
 from kdcache.bench.dump_bench import bench_dump, random_dumps
+from kdcache.bench.photo_bench import bench_photos
 from kdcache.bench.store_bench import bench_encodings, bench_memory, bench_reading
-from kdcache.bench.students_bench import bench_students, random_photos
+from kdcache.bench.students_bench import bench_students
 from kdcache.bench.training_bench import bench_graph, bench_train
 from kdcache.bench.view_bench import bench_resident
 from kdcache.data.loading import load_dataset
@@ -92,6 +93,7 @@ def bench(
     store: str | None = None,
     only: Sequence[str] = (),
     watch: Callable[[str], None] = lambda section: None,
+    photos: Path | None = None,
 ) -> dict[str, Any]:
     """Measure everything, or some of it.
 
@@ -103,6 +105,8 @@ def bench(
         only: names of `SECTIONS`, which alone are measured; none: all, but "graph" on a GPU alone,
             since compiling takes a CPU a minute.
         watch: called with the name of each section before it is measured.
+        photos: a folder of photographs by class, in train and val or test, for the section "photos";
+            None: generated ones.
 
     Returns:
         `machine`, `versions`, `scale`, `seconds` (of each section), `claims` (list of `Claim` as dicts),
@@ -127,6 +131,8 @@ def bench(
             encodings = bench_encodings(scale.encoding_rows, store=store)
         elif name == "memory":
             memory = bench_memory(scale.memory_rows, factors=scale.factors)
+        elif name == "photos":
+            claims += photo_claims(scale, device, photos)
         else:
             claims += CLAIMS[name](scale, device)
         seconds[name] = time.perf_counter() - begun
@@ -323,21 +329,45 @@ def dump_claims(scale: Scale, device: str) -> list[Claim]:
     ]
 
 
-def photo_claims(scale: Scale, device: str) -> list[Claim]:
-    """A dump of RandAugment's views of JPEG files, against its teacher's forward passes."""
-    with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as temporary:
-        folder = random_photos(Path(temporary), scale.photo_rows)
-        augment = "resized-crop-flip:size=64+rand-augment"
-        measured = bench_dump((scale.teacher,), scale.photo_rows, rounds=scale.train_rounds,
-                              device=device, photos=folder, augment=augment)  # fmt: skip
+def photo_claims(scale: Scale, device: str, photos: Path | None = None) -> list[Claim]:
+    """Stages of JPEG files alone and together, and a student's epoch with several views a decode."""
+    measured = bench_photos(scale.photo_rows, scale.teacher, rounds=scale.train_rounds,
+                            device=device, folder=photos)  # fmt: skip
+    how = measured["settings"]
+    seconds = {name: measured[name]["seconds"] for name in ("decode", "loader", "forward", "dump")}
+    work = {name: of["cpu_seconds"] for name, of in measured.items() if name != "settings"}
+    what = f"{how['files']:,} JPEG files at {how['size']} pixels, {how['workers']} workers"
+    small = what.replace(f"{how['size']} pixels", f"{how['student_size']} pixels")
+    if device == "cpu":  # both stages have the same cores
+        unit, bound = "processor seconds", "the sum of its stages"
+        spent = {name: work[name] for name in ("dump", "ce", "several")}
+        least = [a + b for a, b in zip(work["decode"], work["forward"], strict=True)]
+    else:
+        unit, bound = "seconds", "its slowest stage"
+        spent = {name: measured[name]["seconds"] for name in ("dump", "ce", "several")}
+        least = [max(pair) for pair in zip(seconds["decode"], seconds["forward"], strict=True)]
     return [
         Claim.of(
-            "dump of photos / bare forward",
-            f"seconds: {scale.teacher} on {scale.photo_rows:,} JPEG files, decoded in this process and "
-            f"augmented by {augment}, against its forward passes alone",
-            [1 / ratio for ratio in measured["one"]["ratios"]],
+            f"photos: dump / {bound}",
+            f"{unit} of a dump of {how['teacher']} ({what}, RandAugment), encoded, written and sealed, "
+            "against decoding and augmenting alone, and its forward passes alone; 1: nothing is lost",
+            [a / b for a, b in zip(spent["dump"], least, strict=True)],
             measured,
-        )
+        ),
+        Claim.of(
+            "photos: views / a DataLoader's",
+            f"images per second, decoded and augmented ({what}, RandAugment), against torchvision's "
+            "ImageFolder and the same augmentations in a DataLoader; more is faster",
+            [a / b for a, b in zip(seconds["loader"], seconds["decode"], strict=True)],
+            {},
+        ),
+        Claim.of(
+            f"photos: epoch, {how['views_per_decode']} views a decode / labels alone",
+            f"{unit} an image of {how['student']} by kd from a store, --views-per-decode "
+            f"{how['views_per_decode']} ({small}), against plain cross-entropy with one view a decode",
+            [a / b for a, b in zip(spent["several"], spent["ce"], strict=True)],
+            {},
+        ),
     ]
 
 

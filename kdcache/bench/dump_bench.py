@@ -19,14 +19,12 @@ import torch
 
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import ResidentDataset, index_keys
-from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
 from kdcache.dumping.opening import Target
 from kdcache.models.weights import tensor_digest
 from kdcache.preprocessing import Preprocessing
 from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
-from kdcache.views.sizes import view_shape, view_size
 
 
 def bench_dump(
@@ -39,7 +37,6 @@ def bench_dump(
     encoding: str = "float16",
     rounds: int = 5,
     device: str | torch.device = "cpu",
-    photos: Path | None = None,
     augment: str = "pad-crop-flip",
 ) -> dict[str, Any]:
     """Dump rows per second over bare forward rows per second.
@@ -57,7 +54,6 @@ def bench_dump(
         encoding: of the stores.
         rounds: rounds to take medians of.
         device: where the teachers are.
-        photos: a folder of images by class, in place of random images; the first ``samples`` of it.
         augment: of the views.
 
     Returns:
@@ -67,14 +63,8 @@ def bench_dump(
         of the dump over those of the forwards, which a busy machine hardly disturbs.
     """
     device = torch.device(device)
-    if photos is None:
-        plan = _plan(samples, classes, shape, augment)
-    else:
-        dataset = load_dataset(f"folder:{photos}")
-        classes, samples = dataset.classes, min(samples, len(dataset))
-        plan = ViewPlan(dataset, make_augmentation(augment, dataset), seed=0)
-        shape = view_shape(plan)[0], *view_size(plan)
-    teachers = [_teacher(name, classes, shape, device) for name in models]
+    plan = _plan(samples, classes, shape, augment)
+    teachers = [random_teacher(name, classes, shape, device) for name in models]
     batches = [
         (np.arange(start, min(start + batch_size, samples)), view)
         for view in range(views)
@@ -147,7 +137,7 @@ def random_dumps(
     device: str | torch.device = "cpu",
 ) -> dict[str, dict[str, list[float]]]:
     """`bench_dumps` of a network of the zoo with random weights, over random images."""
-    teacher = _teacher(model, classes, shape, torch.device(device))
+    teacher = random_teacher(model, classes, shape, torch.device(device))
     return bench_dumps(_plan(samples, classes, shape), teacher, rounds=rounds, device=device)
 
 
@@ -175,7 +165,7 @@ def bench_memory(
 def _measure_memory(samples: int, views: int, classes: int) -> tuple[int, int]:
     torch.set_num_threads(1)
     plan, device = _plan(samples, classes, (1, 8, 8)), torch.device("cpu")
-    teacher = _teacher("resnet8", classes, (1, 8, 8), device)
+    teacher = random_teacher("resnet8", classes, (1, 8, 8), device)
     _dump(plan, [teacher], 1, 256, "float16", device)  # allocators and imports settle
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -204,7 +194,10 @@ def _plan(
     return ViewPlan(dataset, make_augmentation(augment, dataset), seed=0)
 
 
-def _teacher(name: str, classes: int, shape: tuple[int, int, int], device: torch.device) -> Teacher:
+def random_teacher(
+    name: str, classes: int, shape: tuple[int, int, int], device: torch.device
+) -> Teacher:
+    """A network of the zoo with random weights, for images (C, H, W)."""
     from kdcache.models.zoo import build_model
 
     with torch.random.fork_rng(devices=[]):

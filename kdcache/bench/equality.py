@@ -22,15 +22,14 @@ from kdcache.methods.objective import Objective
 from kdcache.methods.step import Step
 from kdcache.methods.table import METHODS
 from kdcache.models.taps import as_fields, tapped
-from kdcache.models.zoo import build_model
 from kdcache.preprocessing import normalisation
 from kdcache.runs import WEIGHTS, read_metrics
 from kdcache.teachers.teacher import Teacher
-from kdcache.training.assembly import assembled, nets_of, student_shapes
+from kdcache.training.assembly import assembled, build_network, nets_of, student_shapes
 from kdcache.training.preparation import prepared, train
 from kdcache.training.settings import Training
 from kdcache.views.cached import Batch, CachedViews
-from kdcache.views.sizes import view_size
+from kdcache.views.sizes import input_shape
 
 #: Every method that can be cached with its published defaults, on logits as they are and, where it has that
 #: form, standardized.
@@ -67,12 +66,12 @@ def first_step(
         outputs = teacher(images)
         live = ({name: outputs[name].view(rows.shape) for name, rows in cached[0].items()},)
     preprocessing = normalisation(views.dataset)
-    image = (preprocessing.channels, *view_size(views.plan))
+    image = input_shape(preprocessing, views.plan)
     fields = tuple(cached[0]) if cached else ()
     results = []
     for teachers in (cached, live):
         torch.manual_seed(seed)
-        student = build_model(model, views.dataset.classes, image[0], image[-1])
+        student = build_network(model, views.dataset.classes, image)
         nets = nets_of(views, student_shapes(student, config, image), fields)
         student, objective = assembled(student, config, nets)
         results.append(_loss(student.train(), objective, preprocessing(images), batch, teachers))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdcache.data.item import Item
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.training.loop import Loop
 from kdcache.training.preparation import prepared
@@ -175,8 +176,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _macs(loop: Loop) -> tuple[int, int]:
     """Multiply-adds of one image: of the student, and of its teachers together."""
-    channels, size = view_shape(loop.views.plan)
-    view = torch.zeros((1, channels, size, size), dtype=torch.uint8, device=loop.device)
+    shape = view_shape(loop.views.plan)
+    assert not isinstance(shape, Item)  # the bench's own data are images
+    view = torch.zeros((1, *shape), dtype=torch.uint8, device=loop.device)
     counts = []
     model = loop.courses[0].learner.model.eval()
     for run in (

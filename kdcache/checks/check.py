@@ -24,8 +24,9 @@ from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
-from kdcache.views.sizes import view_shape, view_size
+from kdcache.views.sizes import view_shape
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
+from kdcache_stores.errors import about
 from kdcache_stores.read.join import expected
 
 
@@ -85,9 +86,11 @@ class CheckRequest:
         paths = tuple(stores) or tuple(config.get("store_paths", ()))
         if not paths or "stores" not in config:
             raise UsageError(f"{run} was trained without a store: there is nothing to check it by")
+        with about(str(run)):
+            objective = ObjectiveConfig.from_dict(config["objective"])
         check = cls(
             stores=paths,
-            objective=ObjectiveConfig.from_dict(config["objective"]),
+            objective=objective,
             epochs=training["epochs"],
             views=data.get("views"),
             dataset=data["name"],
@@ -141,7 +144,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
                 subset=request.subset,
             )
             assert views.views is not None
-            image = (view_shape(views.plan)[0], *view_size(views.plan))
+            image = view_shape(views.plan)
             case = replace(
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
@@ -160,7 +163,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
 
 
 def _require_stores_of(run: str, stores: Sequence[Store]) -> None:
-    then = [store["plan"] for store in read_config(run)["stores"]]
+    then = [store.get("plan", "") for store in read_config(run)["stores"]]
     now = [store.plan.digest for store in stores]
     if then != now:
         raise MismatchError(
@@ -180,7 +183,7 @@ def _trials(request: CheckRequest, store: Store, data: Dataset) -> Trials | None
             f"{store.where} are of {store.teacher.weights_sha256[:12]}: give the store's own teacher."
         )
     images, labels = clean_images(data)
-    if not len(labels):
+    if not len(labels) or data.item is not None:  # nothing to try in place of no preprocessing
         return None
     measured = None if data.images is None else Preprocessing.measured(data.images)
     return try_out(teacher, images, labels, measured)

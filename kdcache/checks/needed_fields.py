@@ -16,6 +16,7 @@ from kdcache.training.assembly import (
     shapes_of_model,
     weight_of,
 )
+from kdcache.views.sizes import InputShape
 from kdcache_stores import Store, UsageError
 
 
@@ -23,7 +24,7 @@ def missing_fields(
     config: ObjectiveConfig,
     stores: Sequence[Store],
     student: str | None,
-    image: Sequence[int] | None,
+    image: InputShape | None,
 ) -> Iterator[Finding]:
     """A finding for each field that a loss reads and no store of the first teacher holds.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kdcache.data.dataset import Dataset, ResidentDataset, class_numbers, index_keys
 from kdcache.data.holdout import hold_out
+from kdcache.data.item import Item, item_tensor
 from kdcache.data.small_images import only_splits
 from kdcache_stores.errors import DataError
 
@@ -26,8 +27,8 @@ TESTS = ("test", "val", "valid", "validation")
 def arrays(file: str, split: str) -> Dataset:
     """The arrays x_train, y_train, x_test, y_test of an npz file.
 
-    x is uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; y is integers (N,).
-    Optional: keys_train, keys_test (text),
+    x is images, uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; or other items
+    of any shape, see `items_or_images`; y is integers (N,). Optional: keys_train, keys_test (text),
     class_names, x_unlabeled. Without keys a sample is known by its
     index. The last axis holds the channels if it is 1 or 3 long; else the second one must. Without
     x_test and y_test, x_val and y_val (or valid, validation) are the test split; without either,
@@ -65,12 +66,12 @@ def arrays(file: str, split: str) -> Dataset:
     absent = [name for name in (f"x_{split}", f"y_{split}") if name not in content]
     if absent:
         raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(held)}")
-    images = channels_first(content[f"x_{split}"], f"x_{split} of {path}")
+    images, remarks = items_or_images(content[f"x_{split}"], f"x_{split} of {path.name}")
     labels = content[f"y_{split}"]
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise DataError(
             f"y_{split} of {path} must be {len(images)} integers, "
-            f"found {labels.dtype} {labels.shape}: a class number from 0 for each image, as "
+            f"found {labels.dtype} {labels.shape}: a class number from 0 for each row of x, as "
             "y.argmax(1) makes of one-hot rows and y.ravel() of a column"
         )
     labels = class_numbers(labels, f"y_{split} of {path}")
@@ -93,7 +94,7 @@ def arrays(file: str, split: str) -> Dataset:
         classes=classes,
         class_names=class_names,
     )
-    dataset.remarks = _remarks(dataset.name, held, test)
+    dataset.remarks = _remarks(dataset.name, held, test) + remarks
     return hold_out(dataset, wanted) if alone else dataset
 
 
@@ -110,6 +111,11 @@ def _check_sizes(path: Path) -> None:
                     else np.lib.format.read_array_header_2_0
                 )
                 shape, _, dtype = read(member)
+            if dtype.hasobject and entry.filename.startswith("x_"):
+                raise DataError(
+                    f"{path}: {entry.filename} holds Python objects, as rows of differing length give: "
+                    "pad the rows (token ids) or pool them to one length, and save numbers"
+                )
             claimed = math.prod(shape) * dtype.itemsize
             held = entry.file_size
             if entry.compress_type == zipfile.ZIP_DEFLATED:  # whatever the entry says of its size
@@ -136,13 +142,38 @@ def _remarks(name: str, held: list[str], test: str | None) -> list[str]:
     return remarks
 
 
-def channels_first(x: NDArray[Any], what: str) -> torch.Tensor:
-    """Images as uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
-    if x.dtype != np.uint8:
+def items_or_images(x: NDArray[Any], what: str) -> tuple[torch.Tensor, list[str]]:
+    """What the rows of an array are: uint8 images (N, C, H, W), or float32 or int64 items (N, *shape).
+
+    uint8 rows are images. So are (N, H, W, C) and (N, C, H, W) of 1 or 3 channels in another dtype whose
+    values are all whole numbers from 0 to 255; what else is no uint8 are items, see `item_tensor`.
+
+    Args:
+        x: as a user saved it.
+        what: names it in messages.
+
+    Returns:
+        The tensor, and remarks on how the array was read, where there are two ways.
+
+    Raises:
+        DataError: neither images nor items.
+    """
+    if x.dtype == np.uint8:
+        return channels_first(x, what), []
+    if x.ndim < 2 or 0 in x.shape:
         raise DataError(
-            f"{what} must be uint8, found {x.dtype}: views are uint8 images. Scale the values to "
-            "0-255, round them and save them with .astype(np.uint8)"
+            f"{what} must have a row of numbers for each sample, (N, D) or (N, ...), found {x.shape}"
         )
+    items = item_tensor(x, what)
+    pictures = x.ndim == 4 and (x.shape[3] in (1, 3) or x.shape[1] in (1, 3))
+    if pictures and bool(((items >= 0) & (items <= 255) & (items == items.round())).all()):
+        images = channels_first(items.numpy().astype(np.uint8), what)
+        return images, [f"{what} are {x.dtype} with values from 0 to 255: taken as uint8 images"]
+    return items, [f"{what} are {Item.of(items).remark}"]
+
+
+def channels_first(x: NDArray[np.uint8], what: str) -> torch.Tensor:
+    """Images as uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3):
@@ -150,6 +181,6 @@ def channels_first(x: NDArray[Any], what: str) -> torch.Tensor:
     elif x.ndim != 4 or x.shape[1] not in (1, 3):
         raise DataError(
             f"{what} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, "
-            f"found {x.shape}"
+            f"found {x.shape}. Features are float32, token ids int64"
         )
     return torch.from_numpy(np.ascontiguousarray(x))

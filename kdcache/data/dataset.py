@@ -1,4 +1,4 @@
-"""What a dataset is: images, labels and a stable key per sample."""
+"""What a dataset is: images, or other items, with labels and a stable key per sample."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdcache.data.item import Item, item_tensor
+from kdcache.stages import counted
 from kdcache_stores import Samples
 from kdcache_stores.errors import DataError
 
@@ -23,7 +25,7 @@ MOST_CLASSES = 10_000_000
 
 
 class Dataset(ABC):
-    """N images with keys and labels.
+    """N images, or other items of one dtype and shape, with keys and labels.
 
     Attributes:
         name: of the dataset, for people.
@@ -32,8 +34,9 @@ class Dataset(ABC):
         class_names: K names, or None.
         keys: one stable, unique name per sample.
         labels: int64 (N,), -1 where unlabelled.
-        image_shape: (C, H, W), or None when the images differ in size.
-        images: uint8 (N, C, H, W) when resident in memory, or None.
+        item: what each item is where they are no images; None where they are.
+        image_shape: (C, H, W), or None when the images differ in size, and for other items.
+        images: uint8 (N, C, H, W), or other items (N, *shape), when resident in memory, or None.
         flip: whether a mirrored image keeps its meaning (digits do not).
         skipped: key -> reason, for samples left out because they cannot be decoded.
         remarks: what everyone who uses the split should be told about it, a sentence each.
@@ -42,6 +45,7 @@ class Dataset(ABC):
     """
 
     images: torch.Tensor | None = None
+    item: Item | None = None
     remote: bool = False
     decoder: str | None = None
 
@@ -99,7 +103,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def decode(self, row: int) -> torch.Tensor:
-        """The image of a row: uint8 (C, H, W); raises `DataError` naming the key."""
+        """The image of a row: uint8 (C, H, W), or its item; raises `DataError` naming the key."""
 
     def ahead(self, rows: Rows) -> None:  # noqa: B027 (nothing to do where images are at hand)
         """These images are about to be decoded: fetch them together, where that is faster."""
@@ -118,7 +122,9 @@ class Dataset(ABC):
         """
         try:
             size = self.size(0)
-            if any(self.size(row) != size for row in range(1, len(self))):
+            rows = range(1, len(self))
+            what = f"reading image headers of {self.name} ({self.split})"
+            if any(self.size(row) != size for row in counted(rows, what, "images", len(rows))):
                 return None
             return (len(self.decode(0)), *size)
         except DataError:
@@ -142,10 +148,10 @@ class Dataset(ABC):
 
 
 class ResidentDataset(Dataset):
-    """A dataset whose images are one uint8 tensor in memory.
+    """A dataset whose images, or other items, are one tensor in memory.
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W); or items (N, *shape) of another dtype, kept as float32 or int64.
     """
 
     def __init__(
@@ -160,12 +166,13 @@ class ResidentDataset(Dataset):
         class_names: Sequence[str] | None = None,
         flip: bool = True,
     ) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(keys):
+        kept = images.dtype == torch.uint8
+        if len(images) != len(keys) or images.ndim < 2 or (kept and images.ndim != 4):
             raise DataError(
-                f"images of {name} must be uint8 ({len(keys)}, C, H, W), "
-                f"found {images.dtype} {tuple(images.shape)}"
+                f"{name} must have images uint8 ({len(keys)}, C, H, W), or items of another dtype "
+                f"({len(keys)}, ...), found {images.dtype} {tuple(images.shape)}"
             )
-        channels, height, width = images.shape[1:]
+        images = images if kept else item_tensor(images, f"items of {name}")
         super().__init__(
             name,
             split,
@@ -173,13 +180,17 @@ class ResidentDataset(Dataset):
             labels=labels,
             classes=classes,
             class_names=class_names,
-            image_shape=(channels, height, width),
             flip=flip,
         )
+        if kept:
+            channels, height, width = images.shape[1:]
+            self.image_shape = channels, height, width
+        else:
+            self.item = Item.of(images)
         self.images: torch.Tensor = images.contiguous()
 
     def decode(self, row: int) -> torch.Tensor:
-        """The image of a row: uint8 (C, H, W), a view of the resident tensor."""
+        """The image of a row: uint8 (C, H, W), or its item; a view of the resident tensor."""
         return self.images[row]
 
     def _select(self, rows: Rows) -> None:
@@ -187,9 +198,9 @@ class ResidentDataset(Dataset):
 
 
 def in_memory(dataset: Dataset) -> ResidentDataset:
-    """Decode a dataset into one uint8 tensor; its images must have one shape."""
+    """Decode a dataset into one tensor; its images must have one shape."""
     first = dataset.decode(0)
-    images = torch.empty((len(dataset), *first.shape), dtype=torch.uint8)
+    images = torch.empty((len(dataset), *first.shape), dtype=first.dtype)
 
     def put(row: int) -> None:
         image = dataset.decode(row)
@@ -242,7 +253,9 @@ def without_bad_images(dataset: Dataset, workers: int = 0) -> Dataset:
         num_workers=workers,
         multiprocessing_context=start_method(dataset) if workers else None,
     )
-    bad = {row: reason for row, reason in enumerate(loader) if reason is not None}
+    what = f"decoding every image of {dataset.name} ({dataset.split})"
+    tried = counted(loader, what, "images", len(dataset))
+    bad = {row: reason for row, reason in enumerate(tried) if reason is not None}
     if not bad:
         return dataset
     if len(bad) == len(dataset):

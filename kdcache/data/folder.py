@@ -16,6 +16,7 @@ from kdcache.data.dataset import Dataset, Rows
 from kdcache.data.encoded.decoding import decode_image
 from kdcache.data.encoded.encoded_images import EncodedDataset
 from kdcache.data.holdout import hold_out
+from kdcache.stages import stage
 from kdcache_stores.errors import DataError
 
 SPLITS = {
@@ -111,7 +112,12 @@ def image_folder(path: Path, split: str, name: str | None = None) -> FolderDatas
         )
     number = {label: index for index, label in enumerate(names)}
     scan = _Scan()
-    keys = [f"{label}/{file}" for label in present for file in scan.images(folder / label)]
+    keys = []
+    with stage(f"scanning {name} ({split})", "images") as advance:
+        for label in present:
+            files = scan.images(folder / label)
+            keys += [f"{label}/{file}" for file in files]
+            advance(len(files))
     if not keys:
         raise DataError(
             f"{folder} holds {len(present)} class folders, but no image ({', '.join(IMG_EXTENSIONS)})"

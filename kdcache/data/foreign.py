@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kdcache.data.encoded.decoding import rgb_tensor
 from kdcache.data.encoded.encoded_images import EncodedDataset
 from kdcache.data.folder import read_file
 from kdcache.data.holdout import hold_out
+from kdcache.data.item import Item, item_tensor
 from kdcache_stores.errors import DataError, KDCacheError, UsageError
 
 #: Side in pixels up to which all images of a source without headers are decoded for their shape.
@@ -26,10 +27,13 @@ _HF_SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
 
 
 class MapDataset(Dataset):
-    """Images taken from any object with `[row]`.
+    """Images, or other items, taken from any object with `[row]`.
+
+    The first one says which: a Pillow image or a uint8 tensor is an image, any other tensor or array
+    of numbers an item, and all others must be of its dtype and shape.
 
     Args:
-        source: `source[row]` is the image, or a tuple or mapping that holds it.
+        source: `source[row]` is the image or item, or a tuple or mapping that holds it.
         field: name of the image in a mapping; None: the item itself, or its first element.
     """
 
@@ -59,10 +63,22 @@ class MapDataset(Dataset):
         )
         self.source, self.field = source, field
         self.rows: Rows = np.arange(len(self), dtype=np.int64)
+        with suppress(DataError):  # an image, for all that is known; an error when its turn comes
+            self.item = _kind(self._read(0))
 
     def decode(self, row: int) -> torch.Tensor:
-        """The image: uint8 (C, H, W); Pillow images are turned upright and made RGB."""
-        where = f"image {self.keys[row]!r} of {self.name} (row {row})"
+        """The image: uint8 (C, H, W), Pillow images turned upright and made RGB; or the item."""
+        decoded = self._read(row)
+        if (here := _kind(decoded)) != self.item:
+            raise DataError(
+                f"sample {self.keys[row]!r} of {self.name} (row {row}) has {here or 'an image'}, others "
+                f"have {self.item or 'images'}: the samples of a dataset have one dtype and shape. Pad "
+                "token ids, or pool features, to one length"
+            )
+        return decoded
+
+    def _read(self, row: int) -> torch.Tensor:
+        where = f"sample {self.keys[row]!r} of {self.name} (row {row})"
         try:
             item = self.source[int(self.rows[row])]
             if self.field is not None:
@@ -74,13 +90,15 @@ class MapDataset(Dataset):
             raise DataError(
                 f"{where} cannot be decoded ({type(error).__name__}: {error})"
             ) from error
-        if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3):
-            kind = getattr(image, "dtype", type(image).__name__)
-            raise DataError(
-                f"{where} must be a Pillow image or a uint8 tensor (C, H, W), found {kind} "
-                f"{tuple(getattr(image, 'shape', ()))}"
-            )
-        return image
+        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
+            return image
+        if isinstance(image, torch.Tensor | np.ndarray) and 0 not in (image.ndim, *image.shape):
+            return item_tensor(image, where)
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise DataError(
+            f"{where} must be a Pillow image, a uint8 tensor (C, H, W), or a tensor or array of "
+            f"numbers, found {kind} {tuple(getattr(image, 'shape', ()))}"
+        )
 
     def common_shape(self) -> tuple[int, int, int] | None:
         """As of `Dataset`, for images of at most 96 pixels.
@@ -99,6 +117,11 @@ class MapDataset(Dataset):
 
     def _select(self, rows: Rows) -> None:
         self.rows = self.rows[rows]
+
+
+def _kind(decoded: torch.Tensor) -> Item | None:
+    """What an item is that is no image."""
+    return None if decoded.dtype == torch.uint8 else Item.of(decoded[None])
 
 
 class HubDataset(EncodedDataset):
@@ -149,8 +172,9 @@ def user_dataset(path: str, split: str) -> Dataset:
     """The dataset that a user's `pkg.module:factory` makes: `factory(split)`.
 
     It must have `keys` (text, unique), `labels` or `targets` (integers, -1 unlabelled),
-    `class_names` or `classes` (names or their number), and `[row]`, an image or a tuple that starts
-    with it. It may have `image_shape` (C, H, W), when all images are of one size, and `flip`.
+    `class_names` or `classes` (names or their number), and `[row]`, an image, or another item, or a
+    tuple that starts with it; see `MapDataset`. It may have `image_shape` (C, H, W), when all images
+    are of one size, and `flip`.
     """
     factory = import_factory(path)
     try:
@@ -172,7 +196,7 @@ def user_dataset(path: str, split: str) -> Dataset:
         )
     numbers = class_numbers(labels, f"labels of {path}")
     named = not hasattr(classes, "__index__")
-    return MapDataset(
+    dataset = MapDataset(
         path,
         split,
         source=source,
@@ -183,6 +207,9 @@ def user_dataset(path: str, split: str) -> Dataset:
         image_shape=getattr(source, "image_shape", None),
         flip=bool(getattr(source, "flip", True)),
     )
+    if dataset.item is not None:
+        dataset.remarks = [f"{path} ({split}) has {dataset.item.remark}"]
+    return dataset
 
 
 def hugging_face(name: str, split: str, root: Path, download: bool) -> Dataset:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kdcache.data.dataset import Dataset
 from kdcache.data.folder import FolderDataset
+from kdcache.stages import counted
 
 #: Images from which on the shape is kept: headers of fewer are read within a second.
 MANY = 10_000
@@ -47,7 +48,8 @@ def kept_shape(dataset: Dataset, folder: Path, many: int = MANY) -> tuple[int, i
 def _identity(dataset: FolderDataset) -> str:
     place = os.path.abspath(dataset.folder)
     digest = hashlib.sha256(_FORMAT + json.dumps([place, dataset.decoder]).encode())
-    for key in dataset.keys:
+    what = f"looking at the files of {dataset.name} ({dataset.split})"
+    for key in counted(dataset.keys, what, "files", len(dataset)):
         status = os.stat(f"{place}/{key}")
         digest.update(json.dumps([key, status.st_size, status.st_mtime_ns]).encode())
     return digest.hexdigest()

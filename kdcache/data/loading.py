@@ -20,6 +20,7 @@ from kdcache.data.folder import own_folder
 from kdcache.data.foreign import hugging_face, user_dataset
 from kdcache.data.imagenet import imagenet, tiny_imagenet
 from kdcache.data.kept_shapes import kept_shape
+from kdcache.stages import stage
 from kdcache_stores.errors import UnknownName, UsageError
 
 #: name -> loader(split, root, download)
@@ -40,7 +41,8 @@ PREFIXES = {
     "tar:PATTERN": "Images in tar archives, not unpacked: WebDataset shards, or folders of classes.",
     "parquet:PATTERN": "Images in the rows of Parquet files, such as Hugging Face's; paths or URLs.",
     "hf:NAME": "An image dataset of Hugging Face `datasets` (extra `hf`); hf:NAME:CONFIG:LABEL:IMAGE.",
-    "pkg.module:factory": "A dataset of your own, made by a function of the split.",
+    "pkg.module:factory": "A dataset of your own, made by a function of the split; arrays and it may hold "
+    "no images but features or token ids.",
 }
 
 _FILES = {"tar": tar_images, "parquet": parquet_images}
@@ -82,11 +84,15 @@ def load_dataset(
     """
     folder = Path(root) if root is not None else default_root()
     dataset = _load(name, split, folder, download)
-    dataset.samples  # noqa: B018 (raises for keys that are not unique)
+    with stage(
+        f"hashing the keys of {dataset.name} ({dataset.split})", "keys", len(dataset)
+    ) as done:
+        dataset.samples.fingerprint  # noqa: B018 (raises for keys that are not unique)
+        done(len(dataset))
     dataset.remarks = dataset.remarks + _empty_classes(dataset)
     if skip_bad:
         dataset = without_bad_images(dataset, workers)
-    if dataset.image_shape is None:
+    if dataset.image_shape is None and dataset.item is None:
         dataset.image_shape = kept_shape(dataset, folder / "shapes")
     return dataset
 

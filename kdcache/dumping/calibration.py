@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
+from kdcache.data.dataset import Rows
+from kdcache.dumping.first_rows import FirstRows, first_rows
 from kdcache.teachers.teacher import Teacher
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import StoreWriter
+
+
+def union(calibration: Mapping[str, Rows]) -> Rows:
+    """The calibration rows of all fields, sorted; int64 (n,)."""
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *calibration.values()]))
 
 
 def fit_writer(
@@ -17,8 +26,12 @@ def fit_writer(
     batch_size: int,
     device: torch.device,
     workers: int,
+    known: tuple[FirstRows, int] | None = None,
 ) -> None:
     """Forward two views of the calibration rows (one, where the plan has no more), if there are any.
+
+    Args:
+        known: what teachers gave already, and which of them this one is; used where it is of these rows.
 
     Raises:
         DataError: outputs that are not finite or of another shape, or an encoding that cannot reach
@@ -26,21 +39,16 @@ def fit_writer(
     """
     if not (calibration := writer.calibration_rows):
         return
-    rows = np.unique(np.concatenate(list(calibration.values())))
-    views = range(min(2, plan.views or 2))
-    starts = range(0, len(rows), batch_size)
-    cuts = [(rows[i : i + batch_size], view) for view in views for i in starts]
-    outputs: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in views] for name in calibration}
-    stream = plan.stream(cuts, device=device, workers=workers)
-    for (_, view), batch in zip(cuts, stream, strict=True):
-        given = teacher(batch.images)
-        for name, parts in outputs.items():
-            parts[view].append(given[name].cpu().numpy())
+    rows = union(calibration)
+    if known is None or not np.array_equal(known[0].rows, rows):
+        here = first_rows(
+            plan, [teacher], rows, batch_size=batch_size, device=device, workers=workers
+        )
+        known = here, 0
+    outputs = known[0].outputs[known[1]]
     writer.fit(
         {
-            name: np.stack([np.concatenate(parts) for parts in outputs[name]])[
-                :, np.searchsorted(rows, wanted)
-            ]
+            name: outputs[name][:, np.searchsorted(rows, wanted)]
             for name, wanted in calibration.items()
         }
     )

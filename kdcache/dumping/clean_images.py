@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,14 +13,12 @@ from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.preprocessing import Preprocessing
+from kdcache.stages import stage
 from kdcache.teachers.sanity import Check, clean_check, require_trained, sample_size
 from kdcache.teachers.teacher import Teacher
-from kdcache.teachers.trials import try_out
+from kdcache.teachers.trials import LOWEST, TRIED, try_out
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError
-
-#: Of the cost of a dump, what trials of a teacher that looks wrong may take.
-SHARE = 0.02
 
 
 def labelled_splits(source: DatasetSource, data: Dataset) -> dict[str, Dataset]:
@@ -45,7 +44,7 @@ def clean_top1(
     splits: Sequence[Dataset],
     allow_untrained: bool = False,
     size: int = 224,
-    rows: int = 0,
+    forwards: float = math.inf,
 ) -> Clean:
     """Top-1 on a sample of the clean images of each split; unlabelled ones are left out.
 
@@ -54,18 +53,22 @@ def clean_top1(
 
     Args:
         size: side of the central crop of images that differ in size: that of the views.
-        rows: of the dump, of whose cost `SHARE` may go into the trials.
+        forwards: of how many images it may cost; half of that is kept for trials where these would need it.
 
     Raises:
         MismatchError: the teacher guesses, or its classes are ordered otherwise; see
             `require_trained`.
     """
     checks: dict[str, Check] = {}
+    spent = forwards / 2 if forwards >= 2 * TRIED * LOWEST else forwards
     for dataset in splits:
-        images, labels = clean_images(dataset, size)
+        images, labels = clean_images(dataset, size, spent / len(splits))
         if not len(labels):
             continue
-        checks[dataset.split] = clean_check(teacher, images, labels)
+        what = f"testing {teacher.architecture} on clean {dataset.split} images"
+        with stage(what, "images", len(labels)) as advance:
+            checks[dataset.split] = clean_check(teacher, images, labels)
+            advance(len(labels))
         tried = dataset, images, labels
     top1 = {split: check.top1 for split, check in checks.items()}
     if not checks or allow_untrained:
@@ -74,7 +77,8 @@ def clean_top1(
         (check.labels, check.predictions) for check in checks.values()
     ), strict=True))  # fmt: skip
     together = Check(labels, predictions, teacher.classes)
-    advice = _advice(teacher, *tried, SHARE * rows) if together.low else None
+    left = forwards - len(together.labels)
+    advice = _advice(teacher, *tried, left) if together.low else None
     counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
     where = f"clean images of {splits[0].name} ({counts})"
     require_trained(teacher, together, where, advice)
@@ -88,11 +92,14 @@ def _advice(
     labels: np.ndarray,
     forwards: float,
 ) -> str | None:
+    if dataset.item is not None or forwards < TRIED * LOWEST:
+        return None
     try:
         measured = None if dataset.images is None else Preprocessing.measured(dataset.images)
     except DataError:  # a constant channel
         measured = None
-    trials = try_out(teacher, images, labels, measured, forwards)
+    with stage(f"trying {teacher.architecture} with other preprocessings"):
+        trials = try_out(teacher, images, labels, measured, forwards)
     if (better := trials.better()) is None:
         return None
     change, remedy, top1 = better
@@ -103,18 +110,24 @@ def _advice(
     )
 
 
-def clean_images(dataset: Dataset, size: int = 224) -> tuple[torch.Tensor, np.ndarray]:
-    """A sample of the labelled images as they are: uint8 (N, C, H, W), and labels int64 (N,).
+def clean_images(
+    dataset: Dataset, size: int = 224, most: float = math.inf
+) -> tuple[torch.Tensor, np.ndarray]:
+    """A sample of the labelled images, or other items, as they are, and their labels int64 (N,).
 
     Args:
         size: side of the central crop of images that differ in size.
+        most: so many of them at most.
     """
     labelled = np.flatnonzero(dataset.labels >= 0)
-    count = min(sample_size(dataset.classes), len(labelled))
-    if not count:
+    count = int(min(sample_size(dataset.classes), len(labelled), most))
+    if not count:  # of no shape that matters
         return torch.zeros(0, 3, size, size, dtype=torch.uint8), np.zeros(0, np.int64)
     rows = labelled[np.arange(count) * len(labelled) // count]
     view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
-    view = "none" if dataset.image_shape is not None else view
+    view = "none" if dataset.image_shape or dataset.item else view
     plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
-    return plan.images(rows, np.zeros(count, np.int64)), dataset.labels[rows]
+    with stage(f"decoding clean {dataset.split} images", "images", count) as advance:
+        images = plan.images(rows, np.zeros(count, np.int64))
+        advance(count)
+    return images, dataset.labels[rows]

@@ -23,7 +23,9 @@ from torch import Tensor
 from kdcache.data.dataset import Rows
 from kdcache.distributed import Ranks
 from kdcache.dumping.calibration import fit_writer
+from kdcache.dumping.first_rows import FirstRows
 from kdcache.dumping.opening import Target, Targets, store_settings, target_encodings
+from kdcache.stages import stage
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.batches import ImageBatch, together
@@ -106,6 +108,7 @@ def dump(
     shard_rows: int | None = None,
     repair: bool = False,
     command: str = "",
+    known: FirstRows | None = None,
     watch: DumpObserver | None = None,
 ) -> Dumped:
     """Write the fields of every teacher for ``views`` views of every sample, a store per teacher.
@@ -132,6 +135,8 @@ def dump(
         shard_rows: rows per shard at most, see `StoreWriter`.
         repair: check finished stores first and write damaged shards anew.
         command: the command line to record in the stores' provenance.
+        known: what the teachers gave before, of which encodings are fitted where it is of their
+            calibration rows.
 
     Raises:
         MismatchError: a store at one of the paths was made with another plan, teacher, fields,
@@ -154,13 +159,15 @@ def dump(
                 writer = StoreWriter(target.path, repair=repair, **settings)
                 jobs.append(_Job(target.teacher, opened.enter_context(writer)))
 
-        ranks.on_first(partial(open_all, repair))
+        with stage("looking at what is stored"):
+            ranks.on_first(partial(open_all, repair))
         if ranks.rank > 0:
             open_all(False)
 
         def fit() -> None:
-            for job in jobs:
-                fit_writer(plan, job.teacher, job.writer, batch_size, where, workers)
+            for number, job in enumerate(jobs):
+                given = None if known is None else (known, number)
+                fit_writer(plan, job.teacher, job.writer, batch_size, where, workers, given)
 
         ranks.on_first(fit)
         # Rank 0's list holds for all: theirs may already lack what a quicker rank has committed.

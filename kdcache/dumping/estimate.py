@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +14,15 @@ import numpy as np
 import torch
 
 from kdcache.break_even import account
+from kdcache.data.dataset import Rows
+from kdcache.dumping.calibration import union
+from kdcache.dumping.first_rows import FirstRows, allowed, first_rows
 from kdcache.dumping.opening import Target, store_settings, target_encodings
-from kdcache.views.batches import together
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import Plan, Samples, StoreError, write_arrays
+from kdcache_stores import Plan, Samples, Store, StoreError, write_arrays
+from kdcache_stores.write.fitting import calibration_rows
 from kdcache_stores.write.outstanding import find_outstanding
 
-#: The warm-up ends after so many batches of a view, or seconds; the first batch is not timed.
-WARM_UP_BATCHES, WARM_UP_SECONDS = 8, 2.0
-#: And where the outputs kept for measuring take so much memory.
-WARM_UP_BYTES = 2**28
 #: Room asked for beyond the estimate.
 MARGIN = 1.05
 
@@ -82,13 +80,15 @@ def estimate(
     shard_rows: int | None = None,
     epochs: int = 240,
     students: int = 1,
+    look: Callable[[FirstRows], None] = lambda first: None,
 ) -> Estimate:
-    """Measure the first batches; nothing is written to the stores, and none is begun.
+    """Measure the first rows; nothing is written to the stores, and none is begun.
 
     Args:
         ranks: processes that will share the work, on a device each.
         epochs: of a student, for the comparison with distillation without a store.
         students: to be trained.
+        look: is given those rows before anything is made of them, and may refuse them.
 
     The other arguments are those of `dump`. Raises what `dump` would raise on opening a store.
     """
@@ -116,10 +116,23 @@ def estimate(
     )
     if not rows:
         return done
-    outputs, speed = _warm_up(plan, targets, min(views_per_decode, views), batch_size,
-                               torch.device(device), workers)  # fmt: skip
-    labels, classes = plan.samples.labels, plan.dataset.classes
-    encoded = [encoded_bytes(fields, labels, classes, encodings) for fields in outputs]
+    first = first_rows(
+        plan,
+        [target.teacher for target in targets],
+        union({f"{i}": missing.calibration for i, missing in enumerate(todo)}),
+        batch_size=batch_size,
+        device=torch.device(device),
+        workers=workers,
+        views_per_decode=min(views_per_decode, views),
+        most=allowed(rows) // 2,
+    )
+    look(first)
+    speed = first.rows_per_second
+    labels, classes = plan.samples.labels[first.rows], plan.dataset.classes
+    encoded = [
+        missing.stored or _marginal_bytes(fields, labels, classes, encodings, first.calibration)
+        for fields, missing in zip(first.outputs, todo, strict=True)
+    ]
     nbytes = [round(each.of(missing)) for each, missing in zip(encoded, todo, strict=True)]
     return replace(
         done,
@@ -134,24 +147,37 @@ def estimate(
 
 
 class Missing(NamedTuple):
-    """What a store lacks: rows, those of view 0 among them, and whether it was not begun at all."""
+    """What a store lacks, and what is known of it.
+
+    Attributes:
+        rows, shards: that are to be written.
+        first: of the rows, those of view 0.
+        new: whether it was not begun at all.
+        calibration: int64 (n,), the rows that its encodings are still to be fitted to.
+        stored: bytes of the views that it holds, where it is sealed and holds several.
+    """
 
     rows: int
+    shards: int
     first: int
     new: bool
+    calibration: Rows
+    stored: EncodedBytes | None
 
 
 class EncodedBytes(NamedTuple):
-    """Bytes that encodings take: once per store, once per sample, and for every row; a row's by field."""
+    """Bytes that encodings take: per store, sample, row and shard; a row's by field."""
 
     store: float
     sample: float
     row: float
     fields: dict[str, float]
+    shard: float = 0.0
 
     def of(self, missing: Missing) -> float:
         """Bytes that are still to be written."""
-        return self.store * missing.new + self.sample * missing.first + self.row * missing.rows
+        shared = self.store * missing.new + self.sample * missing.first
+        return shared + self.row * missing.rows + self.shard * missing.shards
 
 
 def _missing(
@@ -161,59 +187,45 @@ def _missing(
     work = find_outstanding(target.path, **store_settings(plan, target, views, **settings))
     pending = work.pending(part)
     first = sum(shard.rows for shard in pending if shard.view == 0)
-    return Missing(sum(shard.rows for shard in pending), first, not work.begun)
+    fields = () if work.begun else work.header.fields.values()
+    chosen = {field.name: calibration_rows(field, work.header.samples) for field in fields}
+    fits = union({name: rows for name, rows in chosen.items() if rows is not None})
+    stored = None if work.base is None or work.base.n_views < 2 else _stored_bytes(work.base)
+    rows = sum(shard.rows for shard in pending)
+    return Missing(rows, len(pending), first, not work.begun, fits, stored)
 
 
-def _warm_up(
-    plan: ViewPlan,
-    targets: Sequence[Target],
-    views_per_decode: int,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
-) -> tuple[list[dict[str, np.ndarray]], float]:
-    """Of each teacher its fields float32 (views, n, *shape) of the first rows; rows per second of all.
+def _stored_bytes(store: Store) -> EncodedBytes:
+    """Bytes of the last view of a store: what more views will take."""
+    of_field = dict.fromkeys(store.fields, 0.0)
+    for key, entry in store.source.entries.items():
+        if entry.kind == "shard" and entry.view == store.view_range[-1]:
+            of_field[key.split("/")[0]] += entry.size / len(store)
+    return EncodedBytes(0.0, 0.0, sum(of_field.values()), of_field)
 
-    Two views of the rows where the plan has two: what later views cost beside the first differs.
+
+def _marginal_bytes(
+    fields: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    classes: int,
+    encodings: Mapping[str, str],
+    fitted: bool,
+) -> EncodedBytes:
+    """`encoded_bytes`; of a few rows, the bytes that a shard takes beside its rows are kept apart.
+
+    Args:
+        fitted: whether these rows are those that encodings are fitted to.
     """
-    views = range(min(2, plan.views or 2))
-    starts = range(0, min(len(plan), WARM_UP_BATCHES * batch_size), batch_size)
-    cuts = [np.arange(i, min(i + batch_size, len(plan))) for i in starts]
-    # Views beyond the two are forwarded for the time that they take, and not kept.
-    seen = range(max(len(views), min(views_per_decode, plan.views or views_per_decode)))
-    decoded = [seen[i : i + views_per_decode] for i in range(0, len(seen), views_per_decode)]
-    requests = [(rows, group) for rows in cuts for group in decoded]
-    if len(requests) == 1:
-        requests *= 2  # timed the second time
-    outputs: list[dict[str, list[list[np.ndarray]]]] = [
-        {name: [[] for _ in views] for name in target.teacher.fields} for target in targets
-    ]
-    begun, timed, kept = time.perf_counter(), 0, 0
-    asked = (together(rows, group) for rows, group in requests)
-    stream = plan.stream(asked, device=device, workers=workers)
-    for number, ((_, group), batches) in enumerate(zip(requests, stream, strict=True)):
-        for view, batch in zip(group, batches.by_view(len(group)), strict=True):
-            for target, parts in zip(targets, outputs, strict=True):
-                for name, values in target.teacher(batch.images).items():
-                    if view in views:
-                        parts[name][view].append(values.cpu().numpy())
-                        kept += parts[name][view][-1].nbytes
-        if number == 0:
-            begun = time.perf_counter()
-            continue
-        timed += len(batches)
-        enough = time.perf_counter() - begun > WARM_UP_SECONDS or kept > WARM_UP_BYTES
-        if group[-1] == seen[-1] and enough:
-            break
-    seconds = time.perf_counter() - begun
-    joined = [
-        {
-            name: np.stack([np.concatenate(rows)[: len(plan)] for rows in of_views])
-            for name, of_views in parts.items()
-        }
-        for parts in outputs
-    ]
-    return joined, timed / seconds
+    whole, n = encoded_bytes(fields, labels, classes, encodings), len(labels)
+    if fitted or n < 2:
+        return whole
+    half = encoded_bytes(
+        {name: values[:, : n // 2] for name, values in fields.items()}, labels, classes, encodings
+    )
+    row = (whole.row * n - half.row * (n // 2)) / (n - n // 2)
+    share = row / whole.row
+    each = {name: size * share for name, size in whole.fields.items()}
+    return whole._replace(row=row, fields=each, shard=(whole.row - row) * n)
 
 
 def encoded_bytes(

@@ -18,16 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.data.dataset import Rows
+from kdcache.data.item import Item
 from kdcache.data.loading import DatasetSource
 from kdcache.distributed import PATIENCE, Ranks, join
 from kdcache.dumping.clean_images import clean_top1, labelled_splits
 from kdcache.dumping.dump import Dumped, DumpObserver, dump
 from kdcache.dumping.estimate import Estimate, estimate
+from kdcache.dumping.first_rows import FirstRows, allowed
 from kdcache.dumping.opening import Target, heavy_fields
-from kdcache.dumping.outputs import CHECKED, check_outputs
+from kdcache.dumping.outputs import AGAIN, CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.teachers.load import require_known
 from kdcache.teachers.posterior import posterior_samples
+from kdcache.teachers.teacher import Teacher
+from kdcache.teachers.vocabulary import require_ids
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache.views.sizes import view_shape
@@ -134,6 +140,8 @@ def prepare_dump(
             for text in texts if ranks.is_first else ():
                 note(text)
 
+        for asked in request.teachers:
+            require_known(asked.spec)
         plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
                                   request.views, request.plan_from)  # fmt: skip
         if request.plan_from is not None:
@@ -153,33 +161,70 @@ def prepare_dump(
             if teacher.weights_entry is not None:
                 tell([f"{teacher.architecture}: weights of the entry {teacher.weights_entry}"])
             tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
+            require_ids(teacher.module, f"teacher {teacher.architecture}", plan.dataset)
             tell(heavy_fields(teacher))
             count = request.mc_dropout
             teachers += (
                 posterior_samples(teacher, asked.out, count) if count else [(teacher, asked.out)]
             )
         targets = [Target(*pair) for pair in teachers]
-        first = np.arange(min(len(plan), CHECKED))
-        tell(ranks.on_first(lambda: [
-            text for teacher, _ in teachers
-            for text in check_outputs(teacher, plan.images(first, 0, device), request.allow_untrained)
-        ]))  # fmt: skip
         shared: dict[str, Any] = {
             "batch_size": request.batch_size, "workers": request.workers, "device": device,
             "views_per_decode": request.views_per_decode,
             "hash_keys": request.hash_keys, "shard_rows": request.shard_rows,
             "part": request.part, "encoding": request.encoding,
         }  # fmt: skip
+        looked = _Look(plan, [teacher for teacher, _ in teachers], request.allow_untrained, device)
         cost = ranks.on_first(
             lambda: estimate(plan, targets, views, ranks=ranks.world, epochs=request.epochs,
-                             students=request.students, **shared)
+                             students=request.students, look=looked, **shared)
         )  # fmt: skip
-        labelled, side = list(splits.values()) if cost.rows else [], view_shape(plan)[1]
+        tell(ranks.on_first(lambda: looked.remarks))
+        labelled, shape = list(splits.values()) if cost.rows else [], view_shape(plan)
+        side = 0 if isinstance(shape, Item) else shape[-1]
+        left = allowed(cost.rows) - looked.forwards
         clean = ranks.on_first(
-            lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, cost.rows)
+            lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, left)
                      for teacher, _ in teachers]
         )  # fmt: skip
         tell([f"warning: {advice}" for _, advice in clean if advice is not None])
         targets = [target._replace(clean_top1=top1 or None)
                    for target, (top1, _) in zip(targets, clean, strict=True)]  # fmt: skip
-        yield PreparedDump(plan, targets, views, cost, ranks, shared | {"repair": request.repair})
+        settings = shared | {"repair": request.repair, "known": looked.first}
+        yield PreparedDump(plan, targets, views, cost, ranks, settings)
+
+
+class _Look:
+    """Checks the first rows of a dump as they come, and keeps them for its fits.
+
+    Attributes:
+        first: the rows; None where none were forwarded here.
+        remarks: on the teachers that gave them.
+        forwards: of each teacher, that were not for a fit.
+    """
+
+    def __init__(
+        self, plan: ViewPlan, teachers: Sequence[Teacher], allow: bool, device: str
+    ) -> None:
+        self.plan, self.teachers, self.allow, self.device = plan, teachers, allow, device
+        self.first: FirstRows | None = None
+        self.remarks: list[str] = []
+        self.forwards = 0
+
+    def __call__(self, first: FirstRows) -> None:
+        self.first = first
+        self.forwards = 0 if first.calibration else first.forwards
+        self.forwards += AGAIN
+        views = self.plan.images(first.rows[:AGAIN], 0, self.device)
+        for teacher, fields in zip(self.teachers, first.outputs, strict=True):
+            known = {name: values[0] for name, values in fields.items()}
+            if "logits" not in known:  # other fields are stored, and these tell most
+                self.forwards += min(CHECKED, len(first.rows))
+                known["logits"] = _logits(self.plan, teacher, first.rows, self.device)
+            self.remarks += check_outputs(teacher, views, self.allow, known)
+
+
+def _logits(plan: ViewPlan, teacher: Teacher, rows: Rows, device: str) -> np.ndarray:
+    """Of view 0 of a few rows, float32 (n, K), for a teacher of whom other fields are stored."""
+    views = plan.images(rows[:CHECKED], 0, device)
+    return teacher.logits(views).cpu().numpy()

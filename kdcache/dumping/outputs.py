@@ -6,6 +6,8 @@ an error, and badly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from torch import Tensor
 
@@ -15,17 +17,26 @@ from kdcache_stores.write.importing import PROBABILITIES, kind_of_rows
 
 #: Views that a teacher is checked on.
 CHECKED = 32
+#: Of them, how many are forwarded once more, in another batch.
+AGAIN = 3
 #: Share of the spread between images by which rounding may change a row in another batch.
 ROUNDING = {"float32": 0.05, "bf16": 0.25, "fp16": 0.25}
 
 
-def check_outputs(teacher: Teacher, views: Tensor, allow: bool = False) -> list[str]:
+def check_outputs(
+    teacher: Teacher,
+    views: Tensor,
+    allow: bool = False,
+    outputs: Mapping[str, np.ndarray] | None = None,
+) -> list[str]:
     """Remarks on a teacher's outputs, or a refusal of outputs that cannot be cached.
 
     Args:
         teacher: as it will be dumped.
         views: uint8 (B, C, H, W), a few of those to be dumped.
         allow: refuse only what is not finite.
+        outputs: what it gave for these views and more that follow them, the logits among it, where
+            that is known: fields by name, float32 (N, *shape).
 
     Returns:
         Sentences for whoever runs the dump; empty as a rule.
@@ -36,7 +47,7 @@ def check_outputs(teacher: Teacher, views: Tensor, allow: bool = False) -> list[
     """
     name = f"teacher {teacher.architecture}"
     views = views.to(teacher.device)
-    outputs = _outputs(teacher, views)
+    outputs = _outputs(teacher, views) if outputs is None else outputs
     for field, rows in outputs.items():
         if bad := int((~np.isfinite(rows.reshape(len(rows), -1))).any(1).sum()):
             raise DataError(
@@ -51,7 +62,7 @@ def check_outputs(teacher: Teacher, views: Tensor, allow: bool = False) -> list[
             "nearly uniform at any temperature. Leave out its last softmax, or take the log of what it "
             "gives (log-probabilities serve as logits)"
         )
-    again = _outputs(teacher, views[: max(1, min(3, len(views) // 2))])
+    again = _outputs(teacher, views[: max(1, min(AGAIN, len(outputs["logits"]) // 2))])
     for field, rows in outputs.items():
         changed = float(np.abs(again[field] - rows[: len(again[field])]).max())
         spread = float(rows.std(0).max())

@@ -14,6 +14,7 @@ from kdcache.augment.specs import default_augmentation, make_augmentation
 from kdcache.data.loading import DatasetSource
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import MismatchError, Samples, UsageError, open_store
+from kdcache_stores.errors import about
 from kdcache_stores.objects.files import LocalFiles
 from kdcache_stores.write.begin import require_place
 
@@ -88,7 +89,8 @@ def stored_plan(
         )
     data = source.load(stored.split)
     augmentation = make_augmentation(augment, data) if augment else None
-    return ViewPlan.from_store(stored, data, samples, augmentation), views
+    with about(os.fspath(store)):
+        return ViewPlan.from_store(stored, data, samples, augmentation), views
 
 
 def require_views(plan: ViewPlan, views: int, stores: Iterable[str | os.PathLike[str]]) -> None:

@@ -14,14 +14,14 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.plans import stored_plan
 from kdcache.fields.spelling import needs_head
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs, inputs_from_dict, require_precision
 from kdcache.runs import is_run
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.posterior import mc_dropout
 from kdcache.teachers.teacher import Teacher
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
-from kdcache_stores import MismatchError, Store, UsageError, describe, open_store
+from kdcache_stores import FormatError, MismatchError, Store, UsageError, describe, open_store
 from kdcache_stores.encodings.fidelity import head_kl, measure, relative_error
 
 #: KL that rounding in other batches, kernels and devices may add, per precision: at T = 1, Z-scored.
@@ -65,6 +65,32 @@ class Recheck:
         return asdict(self) | {"ok": self.ok}
 
 
+def _settings(store: Store) -> tuple[Inputs, list[int] | None, int | None]:
+    """The preprocessing, class map and dropout seed that a store names.
+
+    Raises:
+        FormatError: they are none.
+    """
+    where = f"{store.where}: teacher.preprocessing"
+    settings = dict(store.teacher.preprocessing)
+    class_map, seed = settings.pop("class_map", None), settings.pop("dropout_seed", None)
+    if class_map is not None and not (
+        isinstance(class_map, list)
+        and len(class_map) == store.classes
+        and all(type(index) is int and index >= 0 for index in class_map)
+    ):
+        raise FormatError(
+            f"{where}: class_map must be {store.classes} classes, found {class_map!r:.80}"
+        )
+    if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
+        raise FormatError(f"{where}: dropout_seed must be a number from 0, found {seed!r:.80}")
+    try:
+        require_precision(store.teacher.precision)
+        return inputs_from_dict(settings), class_map, seed
+    except UsageError as error:
+        raise FormatError(f"{where}: {error}") from None
+
+
 def load_stored_teacher(
     store: Store,
     spec: str,
@@ -77,19 +103,18 @@ def load_stored_teacher(
 
     Args:
         spec: as `load_teacher` takes it.
-        shape: (C, H, W) of the views.
+        shape: (C, H, W) of the views, where they are images of one size.
         allow_code: see `load_teacher`.
         fields: what it shall give; None: the fields of the store.
     """
-    settings = dict(store.teacher.preprocessing)
-    class_map, seed = settings.pop("class_map", None), settings.pop("dropout_seed", None)
+    preprocessing, class_map, seed = _settings(store)
     channels, size = (shape[0], shape[-1]) if shape else (3, 224)
     teacher = load_teacher(
         spec,
         classes=store.classes,
         channels=channels,
         size=size,
-        preprocessing=Preprocessing.from_dict(settings),
+        preprocessing=preprocessing,
         class_map=class_map,
         precision=store.teacher.precision,
         device=device,

@@ -11,6 +11,7 @@ from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import Preprocessing, normalisation, origin
 from kdcache.teachers.load import load_teacher, teacher_class_names
 from kdcache.teachers.teacher import Teacher
+from kdcache_stores.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,21 @@ def prepare_teacher(
     Returns:
         The teacher, and in words where its preprocessing comes from.
     """
+    if trainset.item is not None and (request.preprocessing or request.size):
+        option = "--size" if request.size else "--normalize, --mean and --std"
+        raise UsageError(
+            f"{option} prepare images, and {trainset.name} holds {trainset.item}: scale items before they "
+            "are made a dataset, or within the network"
+        )
     channels, side = (
         (trainset.image_shape[0], trainset.image_shape[-1]) if trainset.image_shape else (3, 224)
     )
     given = request.preprocessing
     if given is not None and request.size is not None:
         given = replace(given, size=request.size)
-    fallback = replace(normalisation(trainset), size=request.size)
+    fallback = normalisation(trainset)
+    if isinstance(fallback, Preprocessing):
+        fallback = replace(fallback, size=request.size)
     mapped = None
     if request.class_map is not None:
         spec = request.spec if request.weights is None else f"{request.spec}@{request.weights}"
@@ -78,7 +87,7 @@ def prepare_teacher(
         return teacher, "as given"
     if teacher.preprocessing is fallback:
         return teacher, origin(trainset)
-    if request.size is not None:
+    if request.size is not None and isinstance(teacher.preprocessing, Preprocessing):
         sized = replace(teacher.preprocessing, size=request.size)
         return replace(teacher, preprocessing=sized), "its own, at the size given"
     return teacher, "its own"

@@ -12,17 +12,18 @@ import torch
 
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
+from kdcache.data.item import Item
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.recheck import teacher_of_store
 from kdcache.evaluation.agreement import agreement_with_store
 from kdcache.evaluation.cost import costs, weights_file
 from kdcache.evaluation.scores import calibration, clean_logits, scores
 from kdcache.models.zoo import MODELS
-from kdcache.preprocessing import Preprocessing, normalisation
+from kdcache.preprocessing import Inputs, Preprocessing, normalisation
 from kdcache.runs import SUMMARY, is_run, read_config, read_summary
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
-from kdcache_stores import MismatchError, Store, open_store
+from kdcache_stores import MismatchError, Store, UsageError, open_store
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def measure(
     teacher: str | None = None,
     store: str | Path | None = None,
     augment: str | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Inputs | None = None,
     asked: Sequence[AskedPreprocessing] = (),
     batch_size: int = 1,
     device: str = "cpu",
@@ -135,8 +136,7 @@ def measure(
                 note(f"{loaded.architecture}: weights of the entry {loaded.weights_entry}")
             note(f"{loaded.architecture}: preprocessing {whence}: {loaded.preprocessing}")
         first = networks[0]
-        shape = (batch_size, first.teacher.preprocessing.channels, *first.side)
-        views = torch.zeros(shape, dtype=torch.uint8, device=device)
+        views = _timed(first, batch_size).to(device)
         files = [weights_file(network.spec, network.weights) for network in networks]
         measured = costs([network.teacher for network in networks], files, views)
         results = [
@@ -179,7 +179,7 @@ def _load(
     dataset: Dataset,
     stores: Sequence[Store],
     asked: AskedPreprocessing,
-    preprocessing: Preprocessing | None,
+    preprocessing: Inputs | None,
     device: str,
     allow_code: bool,
 ) -> tuple[Teacher, str]:
@@ -191,6 +191,7 @@ def _load(
     ):
         network, whence = stored, FROM_STORE
     else:
+        _require_images(asked, dataset)
         zoo = name in MODELS and given is None
         network = load_teacher(
             spec,
@@ -199,14 +200,32 @@ def _load(
             channels=dataset.image_shape[0] if dataset.image_shape else 3,
             size=_side(spec, dataset)[1],
             preprocessing=preprocessing if zoo else given,
+            fallback=dataset.item,
             device=device,
             allow_code=allow_code,
         )
         whence = "as given" if given else f"of {dataset.name}" if zoo else "its own"
-    if asked.size is not None:
+    if asked.size is not None and isinstance(network.preprocessing, Preprocessing):
         sized = replace(network.preprocessing, size=asked.size)
         network, whence = replace(network, preprocessing=sized), f"{whence}, at the size given"
     return network, whence
+
+
+def _require_images(asked: AskedPreprocessing, dataset: Dataset) -> None:
+    """Refuse to prepare items that are no images."""
+    if dataset.item is not None and (asked.normalisation or asked.size):
+        raise UsageError(
+            f"--normalize, --mean, --std and --size prepare images, and {dataset.name} holds "
+            f"{dataset.item}: leave them out"
+        )
+
+
+def _timed(network: _Network, count: int) -> torch.Tensor:
+    """What the latency of a network is measured on: views that hold nothing."""
+    inputs = network.teacher.preprocessing
+    if isinstance(inputs, Item):
+        return inputs.examples(count, network.teacher.module)
+    return torch.zeros(count, inputs.channels, *network.side, dtype=torch.uint8)
 
 
 def _side(spec: str, dataset: Dataset) -> tuple[int, int]:

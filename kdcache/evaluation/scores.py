@@ -49,6 +49,7 @@ class CleanImages:
         self.rows = np.arange(len(dataset)) if rows is None else rows
         self.device, self.workers = device, workers
         way = "none"
+        size = None if dataset.item else size
         height, width = size if isinstance(size, tuple) else (size, size)
         shape = dataset.image_shape
         if (

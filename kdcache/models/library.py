@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from torch import nn
 
 from kdcache.imports import import_own
 from kdcache.models.weights import load_weights
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs, Preprocessing
 from kdcache_stores.errors import DataError, KDCacheError, UnknownName, UsageError
 
 
@@ -31,7 +32,7 @@ class Pretrained:
     """
 
     module: nn.Module
-    preprocessing: Preprocessing | None = None
+    preprocessing: Inputs | None = None
     file_sha256: str | None = None
     entry: str | None = None
 
@@ -178,11 +179,13 @@ def _timm_close(timm: ModuleType, name: str) -> list[str]:
     return close or ["see timm.list_models()"]
 
 
-def build_factory(spec: str, classes: int, channels: int, size: int) -> nn.Module:
+def build_factory(spec: str, offered: Mapping[str, Any]) -> nn.Module:
     """The module that a user's function gives, named `pkg.module:function`.
 
-    The working directory is searched too. The function is called with those of `classes`,
-    `channels` and `size` that it has parameters for.
+    The working directory is searched too. The function is called with what it has parameters for.
+
+    Args:
+        offered: `classes`, and `channels` and `size` of images or the `shape` of other items.
 
     Raises:
         UsageError: there is no such module or function.
@@ -198,7 +201,6 @@ def build_factory(spec: str, classes: int, channels: int, size: int) -> nn.Modul
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UsageError(f"model {spec}: module {module_name} has no function {function_name!r}")
-    offered = {"classes": classes, "channels": channels, "size": size}
     wanted = inspect.signature(function).parameters
     called = {name: value for name, value in offered.items() if name in wanted}
     try:

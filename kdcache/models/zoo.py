@@ -9,34 +9,69 @@ timm's, `MODULE:FUNCTION` a user's own. So `ResNet18` has the 3x3 stem for small
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from kdcache.models import library
-from kdcache.models.mobilenet import MOBILENETS
-from kdcache.models.resnet import RESNETS
-from kdcache.models.shufflenet import SHUFFLENETS
-from kdcache.models.vgg import VGGS
-from kdcache.models.wrn import WRNS
 from kdcache_stores.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdcache.data.item import Item
 
 __all__ = ["MODELS", "build_model"]
 
-#: Every network of the zoo: name -> function of (classes, channels).
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {
-    **RESNETS,
-    **WRNS,
-    **VGGS,
-    **MOBILENETS,
-    **SHUFFLENETS,
-}
+# The families, "module:dictionary" of functions of (classes, channels), and whom they have. Their modules
+# are imported when a network is made, so that a list of names costs no torch.
+_FAMILIES = {
+    "kdcache.models.resnet:RESNETS": (
+        "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4",
+        "resnet32x4", "ResNet18", "ResNet50",
+    ),
+    "kdcache.models.wrn:WRNS": (
+        "wrn_16_1", "wrn_16_2", "wrn_16_4", "wrn_28_2", "wrn_28_4", "wrn_40_1", "wrn_40_2", "wrn_40_4",
+        "wrn_16_2_dropout", "wrn_16_4_dropout", "wrn_28_2_dropout", "wrn_28_4_dropout", "wrn_40_2_dropout",
+        "wrn_40_4_dropout",
+    ),
+    "kdcache.models.vgg:VGGS": ("vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    "kdcache.models.mobilenet:MOBILENETS": ("MobileNetV2", "mobilenetv1"),
+    "kdcache.models.shufflenet:SHUFFLENETS": ("ShuffleV1", "ShuffleV2"),
+}  # fmt: skip
+
+
+class Zoo(Mapping[str, "Callable[[int, int], nn.Module]"]):
+    """The networks that kdcache defines: name -> function of (classes, channels)."""
+
+    def __init__(self, families: Mapping[str, tuple[str, ...]]) -> None:
+        self._homes = {name: home for home, names in families.items() for name in names}
+
+    def __getitem__(self, name: str) -> Callable[[int, int], nn.Module]:
+        module, _, family = self._homes[name].partition(":")
+        networks: Mapping[str, Callable[[int, int], nn.Module]]
+        networks = getattr(import_module(module), family)
+        return networks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._homes
+
+
+#: Every network of the zoo.
+MODELS = Zoo(_FAMILIES)
 
 #: The smallest side of an image in pixels that a network takes.
 SMALLEST = 8
 
 
-def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> nn.Module:
+def build_model(
+    name: str, classes: int, channels: int = 3, size: int = 32, item: Item | None = None
+) -> nn.Module:
     """A network with fresh weights, drawn from torch's default generator.
 
     Args:
@@ -44,14 +79,28 @@ def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> n
         classes: how many logits it gives.
         channels: of its images, 1 or 3 as a rule.
         size: side of its square images in pixels.
+        item: what it is given where that are no images: a user's own function is called with their
+            `shape`; float items (C, H, W) go to every other network too.
 
     Returns:
-        A module from normalised images (B, channels, size, size) float to logits (B, classes).
+        A module from normalised images (B, channels, size, size) float, or items, to logits
+        (B, classes).
 
     Raises:
         UnknownName: there is no such network.
         UsageError: it does not work for this size or channel count, or a library is missing.
     """
+    from kdcache.models import library  # with torchvision, which a list of names does not need
+
+    source, _, rest = name.partition(":")
+    own = bool(rest) and source not in ("torchvision", "timm")
+    if item is not None and not own:
+        if not item.is_map:
+            raise UsageError(
+                f"model {name} takes images, and the dataset holds {item}: name a function of your own, "
+                "MODULE:FUNCTION of (classes, shape)"
+            )
+        channels, size = item.shape[0], min(item.shape[1:])
     if classes < 1 or channels < 1:
         raise UsageError(
             f"model {name}: expected at least 1 class and 1 channel, "
@@ -64,16 +113,24 @@ def build_model(name: str, classes: int, channels: int = 3, size: int = 32) -> n
                 f"found {size}x{size}: choose a larger size in its preprocessing"
             )
         return MODELS[name](classes, channels)
-    source, _, rest = name.partition(":")
     if source == "torchvision":
         return library.build_torchvision(rest, classes, channels)
     if source == "timm":
         return library.build_timm(rest, classes, channels)
-    if rest:
-        return library.build_factory(name, classes, channels, size)
-    if name in library.torchvision_names():
-        raise UsageError(
-            f"model {name!r} is not one of the zoo but torchvision's: torchvision:{name}. "
-            f"The zoo has: {', '.join(MODELS)}"
-        )
-    raise UnknownName("model", name, MODELS)
+    if own:
+        offered: dict[str, Any] = {"classes": classes}
+        offered |= {"channels": channels, "size": size} if item is None else {"shape": item.shape}
+        return library.build_factory(name, offered)
+    raise unknown_model(name)
+
+
+def unknown_model(name: str) -> UsageError:
+    """What to say of a bare name that is none of the zoo."""
+    from kdcache.models import library
+
+    if name not in library.torchvision_names():
+        return UnknownName("model", name, MODELS)
+    return UsageError(
+        f"model {name!r} is not one of the zoo but torchvision's: torchvision:{name}. "
+        f"The zoo has: {', '.join(MODELS)}"
+    )

@@ -188,6 +188,9 @@ def _store(
     section = store_section(store, name, statistics)
     if images is None:
         return section
+    if images.item is not None:
+        left_out.append(f"Pictures of the samples of {name}: they are {images.item}, no images")
+        return section
     try:
         strips, table, sheet = varied_samples(store, statistics, images)
     except KDCacheError as error:

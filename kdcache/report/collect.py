@@ -152,10 +152,6 @@ def read_run(path: Path) -> RunRecord:
         DataError: not a run, or a damaged one.
     """
     config = read_config(path)
-    for table, name in (("training", "seed"), ("training", "epochs"), ("objective", "method"),
-                        ("model", "name"), ("data", "name")):  # fmt: skip
-        if name not in config.get(table, {}):
-            raise DataError(f"{path}: its config lacks {table}.{name}, so it is no run of kdcache.")
     summary = read_summary(path) if (path / SUMMARY).exists() else None
     return RunRecord(path, config, read_metrics(path), summary)
 

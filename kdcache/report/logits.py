@@ -15,8 +15,9 @@ from kdcache.data.dataset import Dataset
 from kdcache.dumping.recheck import teacher_of_store
 from kdcache.evaluation.scores import calibration, clean_logits
 from kdcache.methods.table import without_teacher
+from kdcache.models.taps import as_fields
 from kdcache.report.collect import Group, RunRecord
-from kdcache.runs import WEIGHTS, load_run_model
+from kdcache.runs import WEIGHTS, load_run_model, trained_size
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores import Store, open_store
@@ -54,16 +55,17 @@ def run_logits(
         raise DataError(f"{run.path} was trained for {classes} classes, {dataset.name} has "
                         f"{dataset.classes}.")  # fmt: skip
     module = model.module.to(device)
-    trained = model.config["model"]
-    size = trained.get("height", trained["size"]), trained["size"]
-    return _test_logits(
-        label, lambda images: module(model.preprocessing(images)), dataset, device, workers, size
-    )
+    size = trained_size(model.config["model"])
+
+    def network(images: Tensor) -> Tensor:
+        return as_fields(module(model.preprocessing(images)))["logits"]
+
+    return _test_logits(label, network, dataset, device, workers, size)
 
 
 def teacher_logits(teacher: Teacher, dataset: Dataset, device: str, workers: int) -> TestLogits:
     """Of a teacher; images that differ in size are cropped to the usual 224 pixels."""
-    size = None if dataset.image_shape else 224
+    size = None if dataset.image_shape or dataset.item else 224
     return _test_logits(
         f"teacher {Path(teacher.architecture).name}", teacher.logits, dataset, device, workers, size
     )
@@ -90,7 +92,8 @@ def spec_teacher(spec: str, dataset: Dataset, device: str, stores: Sequence[Stor
     if stored is not None:
         return stored
     channels, size = dataset.image_shape[::2] if dataset.image_shape else (3, 224)
-    return load_teacher(spec, classes=dataset.classes, channels=channels, size=size, device=device)
+    return load_teacher(spec, classes=dataset.classes, channels=channels, size=size, device=device,
+                        fallback=dataset.item)  # fmt: skip
 
 
 def run_stores(runs: Sequence[RunRecord], opened: ExitStack) -> list[Store]:
@@ -112,7 +115,7 @@ def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecor
         if alone and (run.path / WEIGHTS).is_file() and wanted:
             model = run.config["model"]
             teacher = load_teacher(str(run.path), classes=model["classes"],
-                                   channels=model["channels"], size=model["size"])  # fmt: skip
+                                   channels=model.get("channels", 3), size=model.get("size", 32))  # fmt: skip
             if teacher.weights_sha256 in wanted:
                 return run
     return None

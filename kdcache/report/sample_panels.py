@@ -15,6 +15,7 @@ from kdcache.report.page import Strip, Tile
 from kdcache.report.survey import Survey
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import Samples, Store
+from kdcache_stores.errors import about
 
 COUNT = 20
 VIEWS = 6
@@ -33,7 +34,8 @@ def varied_samples(
         KDCacheError: the dataset is not the one of the store, or its augmentation is a user's own.
     """
     samples = Samples(store.keys, store.labels, store.keys_hashed)
-    plan = ViewPlan.from_store(store.plan, dataset, samples, partial=True)
+    with about(store.where):
+        plan = ViewPlan.from_store(store.plan, dataset, samples, partial=True)
     names = store.plan.class_names
     strips, lines, sheet = [], [], []
     here = [row for row in statistics.most_varied(len(statistics.rows)) if plan.has(int(row))][

@@ -11,13 +11,15 @@ RUN[@FILE]                            a directory written by `kdcache train-teac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from kdcache.data.item import Item
 from kdcache.fields.spelling import is_last, spelled, stored_name
 from kdcache.models.library import (
     Pretrained,
@@ -27,10 +29,10 @@ from kdcache.models.library import (
 )
 from kdcache.models.taps import as_fields, expanded, head_of, read_outputs, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
-from kdcache.models.zoo import MODELS, build_model
-from kdcache.precision import require_precision
-from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.models.zoo import MODELS, build_model, unknown_model
+from kdcache.preprocessing import PREPROCESSINGS, Inputs, Preprocessing, require_precision
 from kdcache.runs import WEIGHTS, load_run_model
+from kdcache.stages import stage
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import DataError, MismatchError, UsageError
 
@@ -48,8 +50,8 @@ def load_teacher(
     classes: int,
     channels: int = 3,
     size: int = 32,
-    preprocessing: Preprocessing | None = None,
-    fallback: Preprocessing | None = None,
+    preprocessing: Inputs | None = None,
+    fallback: Inputs | None = None,
     class_map: Sequence[int] | None = None,
     precision: str = "float32",
     device: torch.device | str = "cpu",
@@ -68,7 +70,8 @@ def load_teacher(
         channels: of the views.
         size: side of the views in pixels.
         preprocessing: of the model. None: what the library's weights or the run say.
-        fallback: preprocessing where neither says it; the teacher then holds this very object.
+        fallback: preprocessing where neither says it; the teacher then holds this very object. Of a
+            dataset of other items than images, its `item`.
         class_map: the module's logit for each class of the dataset (`load_class_map`).
         precision: "float32", "bf16" or "fp16".
         device: where it runs.
@@ -90,6 +93,7 @@ def load_teacher(
     require_precision(precision)
     if not fields or len(set(map(stored_name, fields))) < len(fields):
         raise UsageError(f"fields {', '.join(fields)}: name one at least, and each once")
+    require_known(name)
     source = str(weights) if weights is not None else after or None
     prefix, _, rest = name.partition(":")
     if prefix in LIBRARIES and source is not None and not names_file(source):
@@ -100,13 +104,15 @@ def load_teacher(
         raise UsageError(
             f"teacher {name} is a file: name the network that its weights are of, NETWORK@{name}"
         )
-    elif "/" in name:
-        raise DataError(f"teacher {name}: there is no such directory")
     elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
         assumed = preprocessing or fallback
-        inputs = assumed.channels if assumed else channels
-        side = (assumed and assumed.size) or size
-        loaded = _built(name, source, classes, inputs, side, mapped=class_map is not None)
+        if isinstance(assumed, Preprocessing):
+            channels_in, side = assumed.channels, assumed.size or size
+        else:
+            channels_in, side = channels, size
+        item = assumed if isinstance(assumed, Item) else None
+        build = partial(build_model, name, channels=channels_in, size=side, item=item)
+        loaded = _built(build, source, classes, mapped=class_map is not None)
     else:
         advice = f", or take the library's: {name}@DEFAULT" if rest else ""
         raise DataError(
@@ -124,7 +130,7 @@ def load_teacher(
     module = loaded.module.eval().requires_grad_(False).to(device)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
-    given = preprocessing(torch.zeros(1, channels, size, size, dtype=torch.uint8, device=device))
+    views = _random_views(preprocessing, module, channels, size)
     teacher = Teacher(
         architecture=name,
         module=module,
@@ -136,21 +142,52 @@ def load_teacher(
         precision=precision,
         class_map=None if class_map is None else tuple(class_map),
         channels_last=channels_last,
-        fields=expanded(module, fields, given),
+        fields=expanded(module, fields, preprocessing(views[:1])),
     )
-    return replace(teacher, shapes=_try_out(teacher, channels, size), compile=compile)
+    with stage(f"trying {name} on a small batch"):
+        return replace(teacher, shapes=_try_out(teacher, views), compile=compile)
+
+
+def require_known(spec: str) -> None:
+    """Refuse a teacher that is not there, before anything else is loaded.
+
+    Raises:
+        UnknownName: a bare name that is no model's.
+        UsageError: one of torchvision's, without its prefix.
+        DataError: a directory that is not there.
+    """
+    name = str(spec).partition("@")[0]
+    if name in MODELS or ":" in name or Path(name).exists():
+        return
+    if "/" in name:
+        raise DataError(f"teacher {name}: there is no such directory")
+    raise unknown_model(name)
+
+
+def _random_views(inputs: Inputs, module: nn.Module, channels: int, size: int) -> Tensor:
+    """Three views, or other items, on the device of a module: always the same ones."""
+    device = next(module.parameters(), torch.empty(0)).device
+    if isinstance(inputs, Item):
+        return inputs.examples(3, module).to(device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, channels, size, size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
 
 
 def _built(
-    name: str, source: str | None, classes: int, channels: int, size: int, *, mapped: bool
+    build: Callable[[int], nn.Module], source: str | None, classes: int, *, mapped: bool
 ) -> Pretrained:
-    """A model by name with the weights of a file; with a class map, of as many classes as those."""
+    """A model with the weights of a file; with a class map, of as many classes as those.
+
+    Args:
+        build: from the number of classes.
+    """
     if source is None:  # a user's function that loads its own weights, or allow_untrained
-        return Pretrained(build_model(name, classes, channels, size))
+        return Pretrained(build(classes))
     file = load_weights(source)
-    module = build_model(name, classes, channels, size)
+    module = build(classes)
     if mapped and (own := file.classes(module, classes)) != classes:
-        module = build_model(name, own, channels, size)
+        module = build(own)
     file.apply(module)
     return Pretrained(module, file_sha256=file.file_sha256, entry=file.entry)
 
@@ -165,16 +202,12 @@ def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pr
     return run.config["model"]["name"], trained
 
 
-def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int, ...]]:
+def _try_out(teacher: Teacher, views: Tensor) -> dict[str, tuple[int, ...]]:
     """One small batch: what does not fit is found now, and dropout masks are drawn.
 
     Returns:
         The shape of each field per row.
     """
-    generator = torch.Generator().manual_seed(0)
-    views = torch.randint(
-        256, (3, channels, size, size), dtype=torch.uint8, generator=generator
-    ).to(teacher.device)
     images = teacher.preprocessing(views)
     try:
         with torch.no_grad():
@@ -183,15 +216,18 @@ def _try_out(teacher: Teacher, channels: int, size: int) -> dict[str, tuple[int,
         raise
     except Exception as error:  # whatever a network raises: an assertion about the size, say
         shape = "x".join(map(str, images.shape[1:]))
+        kind = "items" if isinstance(teacher.preprocessing, Item) else "images"
         halved = {str(p.dtype) for p in teacher.module.parameters()} - {"torch.float32"}
         advice = (
             f"Its weights are {', '.join(sorted(halved))}: make them float32 (module.float()); "
             "--precision chooses what is computed in"
             if halved
+            else f"It must take {teacher.preprocessing}"
+            if isinstance(teacher.preprocessing, Item)
             else "Resize the views to a size that it takes: --size N"
         )
         raise MismatchError(
-            f"teacher {teacher.architecture} does not take images of {shape}, which its "
+            f"teacher {teacher.architecture} does not take {kind} of {shape}, which its "
             f"preprocessing makes of the views: {type(error).__name__}: {error}. {advice}."
         ) from error
     outputs = read_outputs(teacher.architecture, given, ("logits", *teacher.fields), len(views))

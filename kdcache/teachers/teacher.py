@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from kdcache.fields.spelling import needs_head
 from kdcache.models.network import batch_statistics
 from kdcache.models.taps import head_of, read_outputs, tapped
-from kdcache.precision import autocast, require_precision
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs, autocast, channels_last, require_precision
 from kdcache_stores import StoredTeacher
 from kdcache_stores.errors import MismatchError
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A frozen model from uint8 views to float32 fields.
+    """A frozen model from uint8 views, or items that are no images, to float32 fields.
 
     Args:
         architecture: its name, as `load_teacher` takes it, without the weights.
@@ -50,7 +49,7 @@ class Teacher:
 
     architecture: str
     module: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Inputs
     classes: int
     weights_sha256: str
     file_sha256: str | None = None
@@ -125,7 +124,7 @@ class Teacher:
     def _outputs(self, views: Tensor, fields: Sequence[str]) -> dict[str, Tensor]:
         images = self.preprocessing(views)
         if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = channels_last(images)
         modes = batch_statistics(self.forward) if self.by_batch else nullcontext()
         with modes, autocast(views.device, self.precision):
             given = self.forward(images)

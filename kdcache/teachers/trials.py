@@ -26,8 +26,8 @@ IMAGES, FEW = 500, 50
 #: Trials of one teacher, about.
 TRIED = 12
 
-#: Images of each trial at least, where its cost is bounded.
-LOWEST = 128
+#: Images of each trial at least, where its cost is bounded: enough to see a mistake that costs most of them.
+LOWEST = 24
 
 #: What a mistake must cost to be reported. Measured on a resnet20 for CIFAR-100 (64% top-1): ImageNet's
 #: normalisation costs nothing, pixels from -1 to 1 cost 9 points, BGR 25, pixels from 0 to 1 43.
@@ -102,6 +102,9 @@ def try_out(
         result: Right = logits.argmax(1).numpy() == labels[: len(some)]
         return result
 
+    assert isinstance(
+        teacher.preprocessing, Preprocessing
+    )  # of images: of nothing else there are any
     now = teacher.preprocessing.size or images.shape[-1]
     others = {}
     for name, remedy, preprocessing in _preprocessings(teacher.preprocessing, measured, now):

@@ -9,6 +9,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
+from kdcache.data.item import Item
 from kdcache.fields.spelling import spelled
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.nets import Nets, Shapes
@@ -18,6 +19,7 @@ from kdcache.models.taps import as_fields, averages_to, expanded, tapped
 from kdcache.models.zoo import MODELS, build_model
 from kdcache.teachers.teacher import Teacher
 from kdcache.views.cached import CachedViews
+from kdcache.views.sizes import InputShape
 from kdcache_stores import Store, UsageError
 
 
@@ -26,28 +28,48 @@ def on_features(config: ObjectiveConfig) -> bool:
     return not {*config.student_fields, *config.teacher_fields} <= {"logits"}
 
 
-def student_shapes(network: nn.Module, config: ObjectiveConfig, image: Sequence[int]) -> Shapes:
+def student_shapes(network: nn.Module, config: ObjectiveConfig, image: InputShape) -> Shapes:
     """The shape per row of every field that a loss reads of a student, by stored name.
 
     Args:
         network: the student as it is built.
         config: the loss.
-        image: (C, H, W) of the images.
+        image: (C, H, W) of the images, or other items.
 
     Raises:
         UsageError: it has no such field.
     """
-    parameter = next(network.parameters())
-    images = torch.zeros(2, *image, dtype=parameter.dtype, device=parameter.device)
+    images = blank_inputs(image, 2, network)
     training = network.training
     network.eval()
     fields = expanded(network, config.student_fields, images)
     with torch.no_grad():
         given = as_fields(tapped(network, fields)(images))
-        if {"last", "cam"} & set(fields):
+        if {"last", "cam"} & set(fields) and not isinstance(image, Item):
             _require_mean(network, images)
     network.train(training)
+    if missing := [name for name in fields if name not in given]:
+        raise UsageError(
+            f"{config.method} reads {', '.join(map(spelled, missing))} of the student, and "
+            f"{type(network).__name__} gives {', '.join(map(spelled, given))}: have it give that too, or "
+            "use another method"
+        )
     return {name: tuple(given[name].shape[1:]) for name in ("logits", *fields)}
+
+
+def build_network(name: str, classes: int, image: InputShape) -> nn.Module:
+    """`build_model` for images, or other items, of a shape."""
+    if isinstance(image, Item):
+        return build_model(name, classes, item=image)
+    return build_model(name, classes, image[0], image[-1])
+
+
+def blank_inputs(image: InputShape, count: int, network: nn.Module) -> Tensor:
+    """Black images, or other items, (count, *shape) that a network takes, on its device."""
+    parameter = next(network.parameters(), torch.empty(0))
+    if isinstance(image, Item):
+        return image.examples(count, network).to(parameter.device)
+    return torch.zeros(count, *image, dtype=parameter.dtype, device=parameter.device)
 
 
 def read_fields(config: ObjectiveConfig, student: Shapes, held: Shapes) -> tuple[str, ...]:
@@ -79,7 +101,7 @@ def _require_mean(network: nn.Module, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def fields_of_network(network: nn.Module, image: Sequence[int]) -> Shapes:
+def fields_of_network(network: nn.Module, image: tuple[int, int, int]) -> Shapes:
     """The shape per row of every field that a network could give to a method."""
     images = torch.zeros(1, *image, device=next(network.parameters()).device)
     names = expanded(
@@ -91,9 +113,9 @@ def fields_of_network(network: nn.Module, image: Sequence[int]) -> Shapes:
     return shapes | {f"last_{r}": (channels, r, r) for r in divisors}
 
 
-def fields_of_architecture(name: str, classes: int, image: Sequence[int]) -> Shapes | None:
+def fields_of_architecture(name: str, classes: int, image: InputShape) -> Shapes | None:
     """Those of a network of the zoo by its name; shapes alone are computed. None for any other."""
-    if name not in MODELS:
+    if name not in MODELS or isinstance(image, Item):
         return None
     with torch.device("meta"):
         return fields_of_network(MODELS[name](classes, image[0]), image)
@@ -116,7 +138,7 @@ def fields_of_training(
     config: ObjectiveConfig,
     student: Shapes,
     stores: Sequence[Store],
-    image: Sequence[int],
+    image: InputShape,
     online: bool,
 ) -> tuple[str, ...] | None:
     """Stored names of what a training reads of each teacher; None where the stores do not hold it.
@@ -124,7 +146,7 @@ def fields_of_training(
     Args:
         student: as of `student_shapes`.
         stores: of the teachers; may be empty where one is in the loop.
-        image: (C, H, W) of the views.
+        image: (C, H, W) of the views, or other items.
         online: whether a teacher in the loop can give what the stores lack.
 
     Raises:
@@ -168,12 +190,10 @@ def held_by(stores: Sequence[Store]) -> Shapes:
     }
 
 
-def shapes_of_model(
-    name: str, classes: int, image: Sequence[int], config: ObjectiveConfig
-) -> Shapes:
+def shapes_of_model(name: str, classes: int, image: InputShape, config: ObjectiveConfig) -> Shapes:
     """`student_shapes` of a model by its name; the random numbers of the caller are untouched."""
     with torch.random.fork_rng(devices=[]):
-        network = build_model(name, classes, image[0], image[-1])
+        network = build_network(name, classes, image)
     return student_shapes(network, config, image)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.distributed import Ranks
-from kdcache.runs import Run
+from kdcache.run_schema import require_shape
+from kdcache.runs import CHECKPOINT, METRICS, Run
 from kdcache.training.checkpoints import Checkpoints, Pace
 from kdcache.training.learning.learner import Learner
 from kdcache.training.observer import TrainingObserver
 from kdcache.training.preflight import Preflight
-from kdcache_stores import MismatchError, TrainingError
+from kdcache_stores import DataError, MismatchError, TrainingError
 
 
 class Course:
@@ -70,17 +71,11 @@ class Course:
         Raises:
             MismatchError: it was trained from other stores.
             TrainingError: a student that teaches it is at its end already.
+            DataError: it is of no training like this, or the metrics of its epochs are not there.
         """
         state = self._newest()
         if state is not None:
-            if state["stores"] != self.stores:
-                raise MismatchError(
-                    f"the checkpoint in {self.run.path} was trained from stores "
-                    f"{[d[:12] for d in state['stores']]}, given are {[d[:12] for d in self.stores]}. "
-                    "Give the same stores, or another --out."
-                )
-            self.learner.load_state(state)
-            self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
+            self._load(state)
         gone = [c.run.path for c in self.group if c.run.summary() is not None]
         if gone and self.done < self.training.optimization.epochs:
             raise TrainingError(
@@ -88,6 +83,11 @@ class Course:
                 "finished: delete both to train them anew, or give another --out."
             )
         self.records = [record for record in self.run.metrics() if record["epoch"] <= self.done]
+        if (last := _last(self.records)) != self.done:
+            raise DataError(
+                f"{self.run.path / METRICS} ends with epoch {last}, and {CHECKPOINT} is of epoch "
+                f"{self.done}: delete both to start this run again."
+            )
         if self.ranks.is_first:
             self.run.keep_metrics(self.done)
             if changed := self.run.note_version(self.done):
@@ -97,17 +97,40 @@ class Course:
 
     def _newest(self) -> dict[str, Any] | None:
         """The state to go on from: of its group's checkpoints, the one of the latest epoch."""
-        saved = [course.run.load_checkpoint(self.learner.device) for course in self.group]
+        saved = [course._saved() for course in self.group]
         if len(self.group) == 1:
             return saved[0]
         # Each logs an epoch before any of them keeps it: what one has no record of is none of its own.
-        logged = min(_last_epoch(course.run) for course in self.group)
+        logged = min(_last(course.run.metrics()) for course in self.group)
         states = [state for state in saved if state and state["epochs_done"] <= logged]
         if not states:
             return None
         newest: dict[str, Any] = max(states, key=lambda state: state["epochs_done"])
-        mine: dict[str, Any] = newest["group"][self.training.named]
-        return mine
+        own = newest["group"].get(self.training.named)
+        return require_shape(own, _STATE, _STATE, self.run.path / CHECKPOINT)
+
+    def _saved(self) -> dict[str, Any] | None:
+        state = self.run.load_checkpoint(self.learner.device)
+        if state is None:
+            return None
+        needed = ("epochs_done", "group") if len(self.group) > 1 else _STATE
+        return require_shape(state, _STATE | {"group": dict}, needed, self.run.path / CHECKPOINT)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state["stores"] != self.stores:
+            raise MismatchError(
+                f"the checkpoint in {self.run.path} was trained from stores "
+                f"{[d[:12] for d in state['stores']]}, given are {[d[:12] for d in self.stores]}. "
+                "Give the same stores, or another --out."
+            )
+        try:
+            self.learner.load_state(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.run.path / CHECKPOINT} is of no training like this ({type(error).__name__}: "
+                f"{error}); delete it to start this run again."
+            ) from error
+        self.teacher_forwards, self.done = state["teacher_forwards"], state["epochs_done"]
 
     def _state(self) -> dict[str, Any]:
         counts = {"epochs_done": self.done, "teacher_forwards": self.teacher_forwards}
@@ -158,8 +181,11 @@ class Course:
         return [finding.to_dict() for finding in (*self.preflight.findings, *late)]
 
 
-def _last_epoch(run: Run) -> int:
-    """The last epoch that a run has a record of; 0 without any."""
-    records = run.metrics()
+#: What a checkpoint says beside the states of a learner's parts.
+_STATE: dict[str, Any] = {"stores": list, "epochs_done": int, "teacher_forwards": int}
+
+
+def _last(records: Sequence[Mapping[str, Any]]) -> int:
+    """The last epoch that there is a record of; 0 without any."""
     last: int = records[-1]["epoch"] if records else 0
     return last

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.distributed import Ranks
 from kdcache.evaluation.scores import CleanImages, calibration, scores
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs
 from kdcache.runs import Run
 from kdcache.teachers.teacher import Teacher
 from kdcache.training.checkpoints import Pace
@@ -44,7 +44,7 @@ class Loop:
         self,
         courses: Sequence[Course],
         views: CachedViews,
-        preprocessing: Preprocessing,
+        preprocessing: Inputs,
         teachers: Sequence[Teacher],
         testset: Dataset,
         held_out: Rows,
@@ -189,7 +189,7 @@ class Loop:
     def _clean_images(self, dataset: Dataset, rows: Rows) -> tuple[CleanImages, int]:
         """This rank's part of some un-augmented samples, and how many all ranks have."""
         mine = rows[self.ranks.part(len(rows))]
-        size = view_size(self.views.plan)
+        size = None if dataset.item else view_size(self.views.plan)
         return CleanImages(dataset, mine, size, self.device, self.training.workers), len(rows)
 
     def _logits(self, name: str, courses: Sequence[Course]) -> list[tuple[Tensor, Tensor]]:

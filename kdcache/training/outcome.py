@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 
 from kdcache._version import __version__
+from kdcache.data.item import Item
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs
 from kdcache.teachers.teacher import Teacher
 from kdcache.training.settings import Training
 from kdcache.training.tuning import computing
 from kdcache.views.cached import CachedViews
-from kdcache.views.sizes import view_size
+from kdcache.views.sizes import input_shape
 from kdcache_stores.objects.urls import redact
 
 
 def resolved(
     training: Training,
     views: CachedViews,
-    preprocessing: Preprocessing,
+    preprocessing: Inputs,
     objective: ObjectiveConfig,
     teachers: list[Teacher],
     ranks: int,
@@ -36,7 +37,16 @@ def resolved(
         peers: the students that teach each other, in the order of their steps, this one among them.
     """
     t, dataset, plan = training, views.dataset, views.plan.to_store()
-    height, width = view_size(views.plan)
+    shape = input_shape(preprocessing, views.plan)
+    if isinstance(shape, Item):
+        inputs: dict[str, Any] = {"item": shape.to_dict()}
+    else:
+        channels, height, width = shape
+        inputs = {
+            "channels": channels,
+            "size": width,
+            "height": None if height == width else height,
+        }
     config = {
         "kdcache": __version__,
         "data": {
@@ -48,8 +58,7 @@ def resolved(
             "views_per_decode": views.views_per_decode if views.views_per_decode > 1 else None,
         },
         "model": {
-            "name": t.model, "classes": dataset.classes, "channels": preprocessing.channels,
-            "size": width, "height": None if height == width else height,
+            "name": t.model, "classes": dataset.classes, **inputs,
             "init_weights": t.init_weights, "projector": projector,
         },
         "preprocessing": preprocessing.to_dict(),

@@ -15,11 +15,13 @@ from kdcache.augment.augmentation import Augmentation
 from kdcache.augment.specs import default_augmentation, make_augmentation
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset, Rows
+from kdcache.data.item import Item
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.nets import Shapes
 from kdcache.preprocessing import normalisation, origin
 from kdcache.runs import Run, is_run, read_config, writing
+from kdcache.stages import stage
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
 from kdcache.training.assembly import (
@@ -40,7 +42,7 @@ from kdcache.training.tensorboard import TensorBoard
 from kdcache.training.tuning import hold_freed_memory, tuned
 from kdcache.views.cached import CachedViews
 from kdcache.views.plan import ViewPlan
-from kdcache.views.sizes import view_shape, view_size
+from kdcache.views.sizes import view_shape
 from kdcache.views.window import views_that_fit
 from kdcache_stores import (
     DataError,
@@ -51,6 +53,7 @@ from kdcache_stores import (
     join_fields,
     open_store,
 )
+from kdcache_stores.errors import about
 from kdcache_stores.read.join import expected
 
 
@@ -294,8 +297,11 @@ def _fields_read(
     if plan is None:
         augmentation = make_augmentation(training.augment, trainset) if training.augment else None
         samples = Samples(stores[0].keys, stores[0].labels, stores[0].keys_hashed)
-        plan = ViewPlan.from_store(stores[0].plan, trainset, samples, augmentation, partial=True)
-    image = (view_shape(plan)[0], *view_size(plan))
+        with about(stores[0].where):
+            plan = ViewPlan.from_store(
+                stores[0].plan, trainset, samples, augmentation, partial=True
+            )
+    image = view_shape(plan)
     student = shapes_of_model(training.model, trainset.classes, image, objective)
     stored = fields_of_training(objective, student, stores, image, bool(training.online))
     return (objective.teacher_fields, student) if stored is None else (stored, None)
@@ -347,7 +353,8 @@ def _checked(
     """The checks before the first step, whose findings are told, each once, or refused."""
     reads = "logits" in training.objective.teacher_fields
     stores = views.holding("logits") if reads else []
-    preflight = Preflight(training, views, stores, out, options.get("baseline"))
+    with stage("checking the stored logits"):
+        preflight = Preflight(training, views, stores, out, options.get("baseline"))
     if options.get("strict"):
         preflight.require_no_findings()
     for text in (*preflight.notes, *(f"warning: {finding}" for finding in preflight.findings)):
@@ -380,6 +387,12 @@ def _resident_views(
 
 def require_alike(trainset: Dataset, testset: Dataset) -> None:
     """Refuse a test split that the network of the training split could not be measured on."""
+    if trainset.item != testset.item:
+        kinds = [str(data.item or "images") for data in (trainset, testset)]
+        raise DataError(
+            f"the training split of {trainset.name} holds {kinds[0]}, the test split {kinds[1]}: both "
+            "need the same."
+        )
     shapes = trainset.image_shape, testset.image_shape
     if shapes[0] and shapes[1] and shapes[0][0] != shapes[1][0]:
         raise DataError(
@@ -427,7 +440,8 @@ def _online_teachers(
         watch: told of the preprocessing of each that has no store to take it from.
     """
     given = tuple(dict.fromkeys(("logits", *fields)))
-    channels, size = view_shape(plan)
+    shape = view_shape(plan)
+    channels, _, size = (3, 32, 32) if isinstance(shape, Item) else shape
     specs = training.online
     # Several stores of one teacher hold its fields together; the first of them names it.
     firsts: dict[str, Store] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcache.data.loading import DatasetSource
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.precision import require_precision
+from kdcache.preprocessing import require_precision
 from kdcache.recipes.published import resolve
 from kdcache.training.optim import Optimization
 from kdcache_stores import UsageError, open_store

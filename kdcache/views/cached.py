@@ -37,6 +37,7 @@ from kdcache_stores import (
     join_fields,
     open_store,
 )
+from kdcache_stores.errors import about
 
 SCHEDULES = ("epoch", "random")
 
@@ -249,7 +250,10 @@ class CachedViews:
                 f"{self.views} from view {self.first} on."
             )
         samples = Samples(first.keys, first.labels, first.keys_hashed)
-        return ViewPlan.from_store(first.plan, self.dataset, samples, augmentation, partial=True)
+        with about(first.where):
+            return ViewPlan.from_store(
+                first.plan, self.dataset, samples, augmentation, partial=True
+            )
 
     def _join(self, rows: Rows, subset: bool) -> Rows:
         """The plan's rows of some rows of the dataset."""

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcache.augment.augmentation import Augmentation, Parameters, Sizes
+from kdcache.augment.augmentation import Augmentation, Identity, Parameters, Sizes
 from kdcache.augment.mix import Mix
-from kdcache.augment.specs import from_description
+from kdcache.augment.specs import from_description, no_augmentation
 from kdcache.data.align import find_rows
 from kdcache.data.dataset import Dataset, Rows, start_method
 from kdcache.data.encoded.encoded_images import EncodedDataset
@@ -46,6 +46,10 @@ class _Drawn(NamedTuple):
         return _Drawn(image, mix, partners)
 
 
+def _items_text(item: dict[str, Any] | None) -> str:
+    return "images" if item is None else f"{item['dtype']} items of shape {item['shape']}"
+
+
 class ViewPlan:
     """A dataset, an augmentation and a seed: defines every view, holds no random state.
 
@@ -59,8 +63,8 @@ class ViewPlan:
 
     Raises:
         MismatchError: the dataset lacks samples, or labels differ.
-        UsageError: a seed out of range, or images that are no files for an augmentation that has
-            `decode_side`.
+        UsageError: a seed out of range, images that are no files for an augmentation that has
+            `decode_side`, or an augmentation of items that are no images.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class ViewPlan:
                 f"{augmentation.name} has decode_side={augmentation.decode_side}, but the images of "
                 f"{dataset.name} are no files that kdcache decodes: leave it out"
             )
+        if dataset.item is not None and not isinstance(augmentation, Identity):
+            raise UsageError(no_augmentation(augmentation.name, dataset.item))
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
         self.samples = samples if samples is not None else dataset.samples
         self._where = find_rows(dataset, self.samples, partial) if samples is not None else None
@@ -133,6 +139,7 @@ class ViewPlan:
             augmentation=self.augmentation.describe(),
             seed=self.seed,
             class_names=self.dataset.class_names,
+            item=None if self.dataset.item is None else self.dataset.item.to_dict(),
             notes={
                 name: value
                 for name, value in (
@@ -178,6 +185,12 @@ class ViewPlan:
                 f"the plan is over {plan.dataset} ({plan.split}) with fingerprint "
                 f"{plan.fingerprint[:16]}, but {dataset.name} ({dataset.split}) has "
                 f"{fingerprint[:16]}: other samples, another order or other labels"
+            )
+        here = dataset.item.to_dict() if dataset.item is not None else None
+        if here != plan.item:
+            raise MismatchError(
+                f"the plan is over {_items_text(plan.item)}, {dataset.name} ({dataset.split}) holds "
+                f"{_items_text(here)}: give the data that the teacher saw"
             )
         return cls(dataset, augmentation, plan.seed, samples, partial)
 

@@ -16,7 +16,10 @@ from kdcache_stores.errors import DataError
 
 
 class Source(ABC):
-    """Where the pixels of a batch come from; rows are those of the dataset."""
+    """Where the pixels of a batch come from; rows are those of the dataset.
+
+    Of items that are no images, sizes are whatever follows their first axis: nothing draws from it.
+    """
 
     @abstractmethod
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
@@ -35,7 +38,8 @@ class Resident(Source):
 
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
         """Height and width of each image."""
-        return np.broadcast_to(np.array(self.images.shape[2:], dtype=np.int64), (len(rows), 2))
+        size = np.array(self.images.shape[2:], dtype=np.int64)
+        return np.broadcast_to(size, (len(rows), len(size)))
 
     def apply(self, augmentation: Augmentation, rows: Rows, parameters: Parameters) -> torch.Tensor:
         """Gather and augment the whole batch on the device."""
@@ -94,6 +98,8 @@ def header_sizes(dataset: Dataset, rows: Rows, side: int | None = None) -> NDArr
         rows: (B,).
         side: as they are decoded with it, see `decode_image`.
     """
+    if dataset.item is not None:
+        return np.zeros((len(rows), 0), np.int64)
     if dataset.image_shape is not None:
         size = np.array(scaled_size(*dataset.image_shape[1:], side), dtype=np.int64)
         return np.broadcast_to(size, (len(rows), 2))

@@ -150,3 +150,14 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno is not None and not isinstance(error, KDCacheError):
             error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+@contextmanager
+def about(where: str) -> Iterator[None]:
+    """An error of ours within begins with what it is about, unless it names that."""
+    try:
+        yield
+    except KDCacheError as error:
+        if where not in str(error):
+            error.args = (f"{where}: {error}", *error.args[1:])
+        raise

@@ -105,6 +105,8 @@ class Plan:
         seed: seed of the views.
         class_names: K names, if known.
         notes: anything else worth keeping (licence, source), plain JSON; in no digest.
+        item: dtype and shape of each item that a teacher is given, {"dtype": "float32", "shape": [128]},
+            where they are no images (format 1.1); in no digest.
     """
 
     dataset: str
@@ -115,15 +117,20 @@ class Plan:
     seed: int
     class_names: list[str] | None = None
     notes: dict[str, Json] = field(default_factory=dict)
+    item: dict[str, Json] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("augmentation", "notes", "class_names"):
+        for name in ("augmentation", "notes", "class_names", "item"):
             object.__setattr__(self, name, plain(getattr(self, name), f"Plan.{name}"))
         if self.classes < 1:
             raise UsageError(f"Plan.classes must be at least 1, found {self.classes}")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise UsageError(
                 f"Plan.class_names must be {self.classes} names, found {len(self.class_names)}"
+            )
+        if self.item is not None and not _is_item(self.item):
+            raise UsageError(
+                f"Plan.item must be a dtype and a shape of positive integers, found {self.item!r:.80}"
             )
 
     @property
@@ -139,8 +146,10 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Json]:
-        """All fields, plain JSON."""
-        return dict(vars(self))
+        """All fields, plain JSON; `item` where there is one, since format 1.0 has none."""
+        return {
+            name: value for name, value in vars(self).items() if (name, value) != ("item", None)
+        }
 
     @classmethod
     def from_dict(cls, value: Json, what: str = "plan") -> Plan:
@@ -213,7 +222,21 @@ _TYPES: dict[str, Any] = {
     "precision": str,
     "file_sha256": (str, type(None)),
     "clean_top1": (dict, type(None)),
+    "item": (dict, type(None)),
 }
+
+
+def _is_item(value: dict[str, Json]) -> bool:
+    """Whether it is what `Plan.item` must be."""
+    shape = value.get("shape")
+    return (
+        value.keys() == {"dtype", "shape"}
+        and isinstance(value["dtype"], str)
+        and len(value["dtype"]) <= 16
+        and isinstance(shape, list)
+        and 0 < len(shape) <= 8
+        and all(type(size) is int and 0 < size < 2**32 for size in shape)
+    )
 
 
 _LONGEST = 4096

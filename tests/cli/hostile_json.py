@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +55,24 @@ def forged(document: Any, place: tuple[Any, ...], change: str) -> str:
         inner.append(inner[last])
     else:
         inner[last] = _MARK
-    _agree(copy)
-    return json.dumps(copy).replace(f'"{_MARK}"', change)
+
+    def text() -> str:
+        return json.dumps(copy).replace(f'"{_MARK}"', change)
+
+    _agree(copy, json.loads(text()))
+    return text()
 
 
-def _agree(document: Any) -> None:
-    """A root's digests of plan and teacher made to agree with what it says, where that is possible."""
-    try:
-        value = document["attributes"]["kdcache"]
-        for name, members in (
-            ("plan", ("fingerprint", "augmentation", "seed")),
-            ("teacher", ("weights_sha256", "preprocessing", "precision")),
-        ):
-            value[name]["digest"] = digest(name, {key: value[name][key] for key in members})
-    except (KeyError, TypeError, IndexError):
-        pass
+def _agree(document: Any, meant: Any) -> None:
+    """A root's digests of plan and teacher made to agree with what it will say, where there are any."""
+    for name, members in (
+        ("plan", ("fingerprint", "augmentation", "seed")),
+        ("teacher", ("weights_sha256", "preprocessing", "precision")),
+    ):
+        with suppress(KeyError, TypeError, ValueError, IndexError):
+            value = meant["attributes"]["kdcache"][name]
+            agreeing = digest(name, {key: value[key] for key in members})
+            document["attributes"]["kdcache"][name]["digest"] = agreeing
 
 
 def forge(whole: Path, target: Path, key: str, text: str) -> None:

@@ -50,7 +50,7 @@ def rules(done: Result) -> list[str]:
 
 def test_silent_where_all_is_well(trained: Trained, kdcache: Run) -> None:
     done = kdcache("check", trained.store, "--epochs", 4, "--strict")
-    assert (done.code, done.out, done.err) == (0, "", "nothing to warn of\n")
+    assert (done.code, done.out, done.err) == (0, "nothing to warn of\n", "")
     quiet = kdcache("check", trained.store, "--epochs", 4, "-q")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
     data = kdcache("check", trained.store, "--epochs", 4, "--recipe", "cifar100/kd-ls", "--json")
@@ -61,10 +61,10 @@ def test_warnings_exit_1_under_strict_alone(shuffled: Path, kdcache: Run) -> Non
     for flags, code in (((), 0), (("--strict",), 1), (("-q",), 0)):
         done = kdcache("check", shuffled, "--epochs", 4, *flags)
         assert done.code == code
-        assert done.out == ""
-        assert done.err.startswith("warning: The teacher resnet8 of ")
-        assert "Remedy: " in done.err
-        assert done.err.endswith("[class-order]\n")
+        assert done.err == ""
+        assert done.out.startswith("warning: The teacher resnet8 of ")
+        assert "Remedy: " in done.out
+        assert done.out.endswith("[class-order]\n")
     data = kdcache("check", shuffled, "--epochs", 4, "--json", "--strict")
     assert (data.code, data.err, rules(data)) == (1, "", ["class-order"])
 

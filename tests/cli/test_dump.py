@@ -319,7 +319,7 @@ def test_parts_and_seal(trained: Trained, dump: Run, kdcache: Run, tmp_path: Pat
     assert refused.code == 1
     assert "missing" in refused.err
     assert "kdcache seal" in kdcache("dump-teacher", "--dataset", "digits", "--device", "cpu", *args,
-                                     "--part", "0/2").err  # fmt: skip
+                                     "--part", "0/2").out  # fmt: skip
     assert kdcache("seal", out, "--json").json["views"] == 4
     with open_store(out) as store, open_store(trained.store) as whole:
         assert store.digest == whole.digest
@@ -363,7 +363,7 @@ def test_verify_teacher(trained: Trained, published: Path, kdcache: Run, tmp_pat
     torch.save(build_model("resnet8", 10, 1, 8).state_dict(), tmp_path / "fresh.pt")
     other = kdcache(*args, "--teacher", f"resnet8@{tmp_path / 'fresh.pt'}")
     assert other.code == 1
-    assert "not this teacher's outputs" in other.err
+    assert "not this teacher's outputs" in other.out
     assert kdcache("verify", trained.store, "--teacher", trained.teacher).code == 2
 
 

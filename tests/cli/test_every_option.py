@@ -30,6 +30,7 @@ PRINTING = {
     "as_json": "the form of the result",
     "quiet": "no progress and no page",
     "debug": "the traceback of an error",
+    "verbose": "the length of the page",
 }
 
 Calls = list[Any]
@@ -159,11 +160,12 @@ def value(words: str, beside: str = "", alone: bool = False) -> Value:
     return Value(tuple(words.split()), tuple(beside.split()), alone)
 
 
-def of_method(method: Method, option: Option) -> Value:
+def of_method(method: Method, option: Option, besides: str = "") -> Value:
     flag = f"--{method.flag(option).replace('_', '-')}"
     other = next((choice for choice in option.choices if choice != option.default), None)
     changed = other or type(option.default)(float(option.default) + 1)
     named = "" if method.name == "kd" else f"--method {method.name}"  # that of the cases
+    named = f"{named} {besides}".strip()
     return value(f"{named} {flag} {changed}", named)
 
 
@@ -211,6 +213,10 @@ VALUES = {
 } | {
     f"--{method.flag(option).replace('_', '-')}": of_method(method, option)
     for method in METHODS.values()
+    for option in method.options
+} | {
+    f"train-student --{method.flag(option).replace('_', '-')}": of_method(method, option, "--online t")
+    for method in METHODS.values() if method.online
     for option in method.options
 }  # fmt: skip
 
@@ -327,7 +333,7 @@ def test_nothing_else_changes_the_call(command: str, tmp_path: Path) -> None:
 
 def test_what_only_prints_is_everywhere() -> None:
     for command in COMMANDS:
-        assert PRINTING.keys() <= {option.name for option in options_of(command)}
+        assert PRINTING.keys() - {"verbose"} <= {option.name for option in options_of(command)}
 
 
 def test_the_table_of_values_names_options() -> None:

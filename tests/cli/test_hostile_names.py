@@ -53,8 +53,8 @@ def test_commands_show_names_as_text(hostile: Path, tmp_path: Path, kdcache: Run
         result = kdcache(*words)
         assert result.code == (words[0] == "diff"), result.err
         assert shown_as_text(result), words
-        assert ("FORGED" in result.err) == (words[0] != "push")
-    assert "[/c]\\x1b[31m" in kdcache("inspect", hostile).err
+        assert ("FORGED" in result.out) == (words[0] != "push")
+    assert "[/c]\\x1b[31m" in kdcache("inspect", hostile).out
     card = (hostile / "README.md").read_text().partition("# ")[2]
     assert "FORGED" in card
     assert "\nFORGED" not in card
@@ -78,7 +78,7 @@ def test_refusals_show_names_as_text(hostile: Path, tmp_path: Path, kdcache: Run
             file.write_bytes(b"x" * file.stat().st_size)
     result = kdcache("verify", hostile)
     assert result.code == 1
-    assert "damaged: " in result.err
+    assert "damaged: " in result.out
     assert shown_as_text(result)
 
 

@@ -115,8 +115,8 @@ def test_what_is_refused_before_a_teacher_is_loaded(
 def test_an_augmentation_without_chance_needs_one_view(dump: Run, tmp_path: Path) -> None:
     done = dump("--augment", "none", "--out", tmp_path / "s")
     assert done.code == 0
-    assert "next: kdcache train-student" in done.err
-    assert "next: " not in dump("--augment", "none", "--split", "test", "--out", tmp_path / "t").err
+    assert "next: kdcache train-student" in done.out
+    assert "next: " not in dump("--augment", "none", "--split", "test", "--out", tmp_path / "t").out
     with open_store(tmp_path / "s") as store:
         assert store.n_views == 1
     for augmentation in ("none", "center-crop:size=8,resize=8"):

@@ -104,7 +104,7 @@ def test_every_extra_that_a_text_installs_is_one() -> None:
 @pytest.mark.parametrize("name", ["help", "messages"])
 def test_no_text_points_to_a_file_that_is_not_installed(name: str) -> None:
     if name == "help":
-        texts = [(c, d.get_help(click.Context(d, info_name=c))) for c, d in _commands().items()]
+        texts = [(c, d.get_help(d.context_class(d, info_name=c))) for c, d in _commands().items()]
     else:
         texts = TEXTS
     packages = [resources.files(package.rpartition("/")[2]) for package in PACKAGES]

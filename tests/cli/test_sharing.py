@@ -67,7 +67,7 @@ def test_push_pull_a_part_and_train_from_it(
     assert again.code == 0, again.err
     listed = kdcache("ls", bucket, "--json").json
     assert [(item["name"], item["views"]) for item in listed] == [("teacher.zarr", 4)]
-    assert "teacher.zarr" in kdcache("ls", bucket).err
+    assert "teacher.zarr" in kdcache("ls", bucket).out
     same = kdcache("diff", tmp_path / "part", f"{bucket}/teacher.zarr", "--json")
     assert (same.code, same.json["equal_views"], same.json["only_b"]) == (1, [2, 3], [0, 1])
     assert kdcache("diff", trained.store, f"{bucket}/teacher.zarr", "-q").code == 0

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import itertools
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -130,7 +131,29 @@ def test_a_stateful_data_loader_goes_on_in_the_middle_of_an_epoch(
             assert taken + rest == whole
 
 
+@pytest.mark.slow
+def test_sentences_as_bags_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From files of sentences to a student that has learnt them; the bags are what was hashed."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    rng, files = np.random.default_rng(0), []
+    for label, words in enumerate((["good", "fine", "so"], ["bad", "poor", "so"])):
+        files.append(tmp_path / f"{label}.txt")
+        lines = [f"film {row} is {' '.join(rng.choice(words, 5))}" for row in range(300)]
+        files[-1].write_text("\n".join(lines))
+    (tmp_path / "runs").mkdir()
+    module = importlib.import_module("bags_of_words")
+    top1 = module.main(str(tmp_path / "runs"), *map(str, files), epochs=40)
+    assert top1.keys() == {"teacher", "ce", "kd"}
+    assert min(top1.values()) > 0.8
+    (bag,) = module.bags(["so so good"])
+    assert sorted(bag[bag > 0] ** 2) == pytest.approx([0.2, 0.8])
+    with open_store(tmp_path / "runs" / "t.zarr") as store:
+        assert store.plan.item == {"dtype": "float32", "shape": [module.BUCKETS]}
+        assert len(store) == 540
+
+
 def test_every_example_is_tested_and_short() -> None:
     files = {file.stem: file.read_text().splitlines() for file in EXAMPLES.glob("*.py")}
-    assert files.keys() == FRAMEWORKS.keys()
+    assert files.keys() == {*FRAMEWORKS, "bags_of_words"}
     assert {name: len(lines) for name, lines in files.items() if len(lines) >= 60} == {}

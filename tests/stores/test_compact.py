@@ -27,7 +27,7 @@ from kdcache_stores import (
     verify,
 )
 from kdcache_stores.encodings import compact
-from kdcache_stores.encodings.fidelity import measure
+from kdcache_stores.encodings.fidelity import kl, measure, standardize
 from kdcache_stores.format.header import Field
 from kdcache_stores.write.fitting import calibration_rows
 
@@ -400,3 +400,24 @@ def test_thousands_of_classes() -> None:
     assert shared["basis"].shape == (1024, classes)
     samples = {k: encoding.calibration_samples(10**7, (k,)) for k in (100, 1000, 4000, 65534)}
     assert samples == {100: 1024, 1000: 4000, 4000: 512, 65534: 512}
+
+
+@pytest.mark.parametrize("classes", [40, 400])
+def test_the_target_holds_on_rows_that_nothing_was_fitted_to(classes: int) -> None:
+    """Many classes and few calibration rows: their own directions fit them better than any others."""
+    rng = np.random.default_rng(3)
+    layer = rng.standard_normal((300, classes)).astype(np.float32)
+    centre = rng.standard_normal((900, 300))
+    first, last = (
+        ((centre + 0.5 * rng.standard_normal(centre.shape)) @ layer).astype(np.float32)
+        for _ in range(2)
+    )
+    encoding = compact.Compact(3e-4)
+    chosen = np.linspace(0, 899, 256).round().astype(np.int64)
+    shared = encoding.fit(np.stack([first, last])[:, chosen])
+    shared |= encoding.base(first, shared)
+    decoded = np.empty_like(last)
+    encoding.decode({**encoding.encode(last, np.zeros(900, np.int64), shared), **shared}, decoded)
+    z = [standardize(rows.astype(np.float64)) / 2 for rows in (last, decoded)]
+    others = np.setdiff1d(np.arange(900), chosen)
+    assert kl(*z)[others].mean() == pytest.approx(3e-4, rel=0.1)

@@ -7,12 +7,17 @@ from typing import Any
 
 import click
 
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.inspecting import encoding_text
-from kdcache_cli.output import console, emit, percent, say, size, table
+from kdcache_cli.output import emit, percent, show_line, show_table, size
 
 
-@click.command("ls")
+@groups.command(
+    "ls",
+    "kdcache ls stores",
+    "kdcache ls s3://bucket",
+)
 @click.argument("place", default=".")
 @common
 def ls(place: str, as_json: bool, quiet: bool) -> None:
@@ -25,42 +30,41 @@ def ls(place: str, as_json: bool, quiet: bool) -> None:
     if quiet:
         return
     if not stores:
-        say(f"no stores under {redact(place)}")
-    columns = ("store", "dataset", "classes", "views", "teacher", "top-1", "encoding", "size", "")
+        show_line(f"no stores under {redact(place)}")
     for plan, items in groupby(stores, key=lambda item: item.summary.get("plan", "")):
-        title = f"plan {str(plan)[:12]}" if plan else "cannot be opened"
-        shown = table(title, columns, [row(item) for item in items])
-        shown.columns[0].no_wrap = True
-        shown.columns[0].min_width = max(len(item.name) for item in stores)
-        console.print(shown)
+        show_line(f"plan {str(plan)[:12]}" if plan else "cannot be opened")
+        for item in items:
+            show_line(f"  {item.name}")
+            for line in _facts(item):
+                show_line(f"    {line}")
 
 
-def row(item: Any) -> list[str]:
-    """One store in the list."""
+def _facts(item: Any) -> list[str]:
+    """What the list says of a store."""
     summary = item.summary
     if item.problem is not None:
-        return [item.name, *[""] * 7, item.problem]
-    views = "?"
+        return [item.problem]
+    views = "? views"
     if "views" in summary:
-        first = summary["first_view"]
-        views = f"{first}:{first + summary['views']}" if first else str(summary["views"])
+        first, count = summary["first_view"], summary["views"]
+        views = f"views {first} to {first + count - 1}" if first else f"{count} views"
     top1 = summary.get("top1")
+    accuracy = "" if top1 is None else f", top-1 {percent(top1)}"
+    kept = size(summary["nbytes"]) if "nbytes" in summary else "? bytes"
     return [
-        item.name,
-        f"{summary['dataset']} {summary['split']}",
-        str(summary["classes"]),
-        views,
-        summary["teacher"],
-        "" if top1 is None else percent(top1),
-        encoding_text(summary["encoding"]),
-        size(summary["nbytes"]) if "nbytes" in summary else "?",
-        "sealed" if summary["sealed"] else "unfinished",
+        f"{summary['dataset']} {summary['split']}, {summary['classes']} classes, {views}",
+        f"teacher {summary['teacher']}{accuracy}",
+        f"{encoding_text(summary['encoding'])}, {kept}, {'sealed' if summary['sealed'] else 'unfinished'}",
     ]
 
 
-@click.command("diff")
-@click.argument("a")
-@click.argument("b")
+@groups.command(
+    "diff",
+    "kdcache diff a.zarr b.zarr",
+    "kdcache diff a.zarr b.zarr --json",
+)
+@click.argument("a", type=options.STORE)
+@click.argument("b", type=options.STORE)
 @common
 def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     """Compare stores A and B: plan, teacher, and the logits of each view; exit 1 if they differ."""
@@ -73,14 +77,14 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     code = 0 if comparison.same_content else 1
     for name in ("plan", "teacher", "encoding", "head"):
         same = getattr(comparison, f"same_{name}")
-        say(f"{name}: {'the same' if same else 'differs'}", quiet)
+        show_line(f"{name}: {'the same' if same else 'differs'}", quiet)
     for name, left, right in comparison.differences:
-        say(f"  {name}: {left!r} and {right!r}", quiet)
-    say(f"views: {len(comparison.equal_views)} equal, {len(comparison.differing_views)} differ, "
+        show_line(f"  {name}: {left!r} and {right!r}", quiet)
+    show_line(f"views: {len(comparison.equal_views)} equal, {len(comparison.differing_views)} differ, "
         f"{len(comparison.only_a)} only in the first, {len(comparison.only_b)} only in the second",
         quiet)  # fmt: skip
     for name, reason in comparison.not_compared.items():
-        say(f"{'fields' if name == '*' else name} not compared: {reason}", quiet)
+        show_line(f"{'fields' if name == '*' else name} not compared: {reason}", quiet)
     if comparison.field_differences and not quiet:
         rows = [
             (
@@ -94,14 +98,20 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
             for d in comparison.field_differences
         ]
         columns = ("view", "field", "squared error", "KL(A, B) mean", "worst", "same top-1")
-        console.print(table("views that differ (relative error; nats)", columns, rows))
+        show_table("views that differ (relative error; nats)", columns, rows)
     return code
 
 
-@click.command("card")
-@click.argument("store")
-@click.option("--license", default="other", show_default=True, help="Licence of the logits.")
-@click.option("--url", help="Where the store is or will be published.")
+@groups.command(
+    "card",
+    "kdcache card t.zarr",
+    "kdcache card t.zarr --license cc-by-4.0",
+)
+@click.argument("store", type=options.STORE)
+@groups.OUTPUT.option(
+    "--license", default="other", show_default=True, help="Licence of the logits."
+)
+@groups.OUTPUT.option("--url", help="Where the store is or will be published.")
 @common
 def card(store: str, license: str, url: str | None, as_json: bool, quiet: bool) -> None:
     """Write README.md and croissant.json into a STORE."""
@@ -109,4 +119,4 @@ def card(store: str, license: str, url: str | None, as_json: bool, quiet: bool) 
 
     written = write_card(store, license, url)
     emit(written, as_json)
-    say("wrote " + " and ".join(written), quiet)
+    show_line("wrote " + " and ".join(written), quiet)

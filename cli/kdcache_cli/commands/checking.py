@@ -8,16 +8,22 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kdcache_cli import options
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.training import from_recipe
-from kdcache_cli.output import emit, say
+from kdcache_cli.output import emit, show_line
 
 
-@click.command("check")
-@click.argument("stores", nargs=-1)
+@groups.command(
+    "check",
+    "kdcache check t.zarr --dataset cifar100",
+    "kdcache check --run runs/kd",
+)
+@click.argument("stores", nargs=-1, type=options.STORE)
 @options.expect
-@click.option("--student", "model", help="Its model, as for train-student.")
+@groups.STUDENT.option(
+    "--student", "model", type=options.MODEL, help="Its model, as for train-student."
+)
 @options.recipe
 @options.dataset_name("The student's; needed for a part of it, and for --teacher.")
 @options.data_root
@@ -26,12 +32,12 @@ from kdcache_cli.output import emit, say
 @options.seed
 @options.epochs
 @options.baseline
-@click.option(
+@groups.TEACHER.option(
     "--teacher",
     help="The store's teacher: tried on a few clean images with other normalisations, sizes and "
     "channel orders.",
 )
-@click.option(
+@groups.STUDENT.option(
     "--run",
     type=options.LOCAL_PATH,
     help="A finished run: everything as it was trained, and whether it fits its targets.",
@@ -73,9 +79,9 @@ def check(
     findings = check_stores(asked)
     emit({"findings": [finding.to_dict() for finding in findings]}, as_json)
     for finding in findings:
-        say(f"warning: {finding}", as_json)
+        show_line(f"warning: {finding}", as_json)
     if not findings:
-        say("nothing to warn of", quiet)
+        show_line("nothing to warn of", quiet)
     return 1 if strict and findings else 0
 
 

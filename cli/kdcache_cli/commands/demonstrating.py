@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from kdcache_cli import options
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.dumping import Bar
 from kdcache_cli.commands.training import Bars
-from kdcache_cli.output import console, emit, percent, progress, say, table
+from kdcache_cli.output import emit, percent, progress, say, show_line, show_table
 
 
-@click.command("demo")
-@click.option(
+@groups.command(
+    "demo",
+    "kdcache demo",
+    "kdcache demo --out elsewhere",
+)
+@groups.OUTPUT.option(
     "--out",
     type=options.LOCAL_PATH,
     default=Path("kdcache-demo"),
@@ -51,6 +53,6 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
         for row in outcome["rows"]
     ]
     columns = ("method", "test accuracy", "vs ce", "s/epoch", "teacher forwards")
-    console.print(table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows))
-    say(f"store: {outcome['store']}")
-    say(f"runs:  {out}/*  (the commands above repeat each step by hand)")
+    show_table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows)
+    show_line(f"store: {outcome['store']}")
+    show_line(f"runs:  {out}/*  (the commands above repeat each step by hand)")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import Progress
 
-from kdcache_cli import dump_page, options
+from kdcache_cli import dump_page, groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import emit, percent, progress, say, size
+from kdcache_cli.output import StageBars, emit, is_first, percent, progress, say, size
 
 if TYPE_CHECKING:
     from kdcache.dumping.job import DumpRequest
@@ -43,19 +43,26 @@ class Bar:
         self.nbytes += nbytes
 
 
-@click.command("dump-teacher")
+@groups.command(
+    "dump-teacher",
+    "kdcache dump-teacher --dataset cifar100 --teacher resnet56@teacher.pth --views 8 --out t.zarr",
+    "kdcache dump-teacher --dataset folder:photos --teacher timm:resnet50@w.pth --out t.zarr --dry-run",
+)
 @options.dataset
 @options.skip_bad
-@click.option("--split", help="train, test or unlabeled [default: train, or that of --plan-from].")
-@click.option(
+@groups.DATA.option(
+    "--split", help="train, test or unlabeled [default: train, or that of --plan-from]."
+)
+@groups.TEACHER.option(
     "--teacher",
     "teachers",
+    type=options.NETWORK,
     multiple=True,
     required=True,
     help="A run of train-teacher, or NAME@WEIGHTS. Several, each with its --out, share one pass.",
 )
-@click.option("--weights", help="Weights of a single --teacher NAME.")
-@click.option(
+@groups.TEACHER.option("--weights", help="Weights of a single --teacher NAME.")
+@groups.OUTPUT.option(
     "--out",
     "outs",
     multiple=True,
@@ -63,24 +70,26 @@ class Bar:
     type=options.LOCAL_PATH,
     help="The store, one for each --teacher.",
 )
-@click.option("--views", type=click.IntRange(1), help="Views of every sample.")
-@click.option(
+@groups.VIEWS.option("--views", type=click.IntRange(1), help="Views of every sample.")
+@groups.VIEWS.option(
     "--augment",
+    type=options.AUGMENTATION,
     help="[default: pad-crop-flip up to 96 pixels, else resized-crop-flip]",
 )
-@click.option("--seed", type=options.SEED, help="Of the views [default: 0].")
-@click.option(
+@groups.VIEWS.option("--seed", type=options.SEED, help="Of the views [default: 0].")
+@groups.VIEWS.option(
     "--plan-from",
+    type=options.STORE,
     help="A store whose views to use once more, after the replay proof.",
 )
-@click.option(
+@groups.OUTPUT.option(
     "--fields",
     default="logits",
     show_default=True,
     callback=lambda c, p, v: tuple(v.split(",")),
     help="What to store of each view; see `kdcache list fields`.",
 )
-@click.option(
+@groups.OUTPUT.option(
     "--encoding",
     "encoding",
     multiple=True,
@@ -88,51 +97,63 @@ class Bar:
     help="Of the logits, or FIELD=ENCODING [default: a store's own; of new logits compact:2.5e-5 from "
     "8 views and 32 classes on, else float16].",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--precision", default="float32", show_default=True, help="float32, bf16 or fp16.")
-@click.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer.")
-@click.option("--compile", is_flag=True, help="Compile the teachers with torch.compile.")
+@groups.MACHINE.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
+@groups.MACHINE.option(
+    "--precision", default="float32", show_default=True, help="float32, bf16 or fp16."
+)
+@groups.MACHINE.option("--channels-last", is_flag=True, help="Memory layout that GPUs prefer.")
+@groups.MACHINE.option("--compile", is_flag=True, help="Compile the teachers with torch.compile.")
 @options.foreign
-@click.option(
+@groups.TEACHER.option(
     "--class-map",
     "class_maps",
     multiple=True,
     type=options.LOCAL_PATH,
     help="File of pairs: the teacher's class, the dataset's class.",
 )
-@click.option(
+@groups.TEACHER.option(
     "--mc-dropout", type=click.IntRange(1), help="So many posterior samples, one store each."
 )
 @options.allow_code
-@click.option(
+@groups.TEACHER.option(
     "--allow-untrained", is_flag=True, help="Dump a teacher that guesses, or gives no logits."
 )
-@click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
-@click.option(
+@groups.OUTPUT.option(
+    "--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key."
+)
+@groups.OUTPUT.option(
     "--shard-rows",
     type=click.IntRange(1),
     help="Rows of a view that one shard holds at most: the grain of parts, ranks and interrupts "
     "[default: 65,536, and at most 64 MiB; a store's own].",
 )
-@click.option(
+@groups.VIEWS.option(
     "--views-per-decode",
     type=click.IntRange(1),
     default=1,
     show_default=True,
     help="Views made of an image file each time it is decoded; the store is the same.",
 )
-@click.option("--repair", is_flag=True, help="Check a finished store; write damaged shards anew.")
-@click.option(
+@groups.OUTPUT.option(
+    "--repair", is_flag=True, help="Check a finished store; write damaged shards anew."
+)
+@groups.MACHINE.option(
     "--part", callback=lambda c, p, v: options.part(v), help="i/n, i from 0: a job's share."
 )
-@click.option("--dry-run", is_flag=True, help="Only the estimate.")
-@click.option(
+@groups.OUTPUT.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="All that is known of the store, as `kdcache inspect` shows it.",
+)
+@groups.OUTPUT.option("--dry-run", is_flag=True, help="Only the estimate.")
+@groups.OUTPUT.option(
     "--epochs", type=click.IntRange(1), default=240, help="Of a student, for the estimate."
 )
-@click.option("--students", type=click.IntRange(1), default=1, help="For the estimate.")
+@groups.OUTPUT.option("--students", type=click.IntRange(1), default=1, help="For the estimate.")
 @options.device
 @common
-def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> None:
+def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, verbose: bool, **given: Any) -> None:
     """Run teachers once over the views of a dataset and store their logits, or other fields.
 
     All samples of the split are stored; train-student chooses among them (--train-samples, --val-split).
@@ -141,24 +162,30 @@ def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> Non
     them. Under torchrun the ranks share the work.
     """
     from kdcache.dumping.job import prepare_dump
+    from kdcache.stages import watching
 
-    with prepare_dump(_request(dict(given)), lambda text: say(text, quiet)) as prepared:
-        first = prepared.ranks.is_first
-        quiet, as_json = quiet or not first, as_json and first
+    request = _request(dict(given))
+    first = is_first()
+    quiet, as_json = quiet or not first, as_json and first
+    with (
+        progress(quiet, "") as bars,
+        watching(StageBars(bars, quiet)),
+        prepare_dump(request, lambda text: say(text, quiet)) as prepared,
+    ):
         dump_page.before(prepared.targets, prepared.estimate, given, quiet)
         if dry_run:
             clean = [target.clean_top1 or {} for target in prepared.targets]
             emit({"estimate": prepared.estimate.to_dict(), "clean_top1": clean}, as_json)
             return
-        with progress(quiet, "rows") as bars:
-            try:
-                done = prepared.run(Bar(bars), dump_page.command_line())
-            except KeyboardInterrupt:
-                bars.stop()
-                say(dump_page.interrupted(), quiet)
-                raise
+        try:
+            done = prepared.run(Bar(bars), dump_page.command_line())
+        except KeyboardInterrupt:
+            bars.stop()
+            say(dump_page.interrupted(), quiet)
+            raise
+        bars.stop()
         if first:
-            dump_page.after(prepared, done, given, as_json, quiet)
+            dump_page.after(prepared, done, given | {"verbose": verbose}, as_json, quiet)
 
 
 def _request(given: dict[str, Any]) -> DumpRequest:

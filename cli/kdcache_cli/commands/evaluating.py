@@ -8,25 +8,38 @@ from typing import Any
 
 import click
 
-from kdcache_cli import options
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import console, emit, percent, say, size, table
+from kdcache_cli.output import emit, percent, say, show_facts, show_line, show_table, size
 
 
-@click.command("evaluate")
-@click.argument("model")
+@groups.command(
+    "evaluate",
+    "kdcache evaluate runs/kd --dataset cifar100",
+    "kdcache evaluate runs/kd --dataset cifar100 --store t.zarr",
+)
+@click.argument("model", type=options.NETWORK)
 @options.dataset
-@click.option("--split", default="test", show_default=True)
-@click.option("--weights", type=options.LOCAL_PATH, help="Weights, when MODEL is a model's name.")
-@click.option("--teacher", help="A run, or NAME@FILE: its accuracy and cost beside.")
-@click.option(
+@groups.DATA.option("--split", default="test", show_default=True)
+@groups.STUDENT.option(
+    "--weights", type=options.LOCAL_PATH, help="Weights, when MODEL is a model's name."
+)
+@groups.TEACHER.option(
+    "--teacher", type=options.NETWORK, help="A run, or NAME@FILE: its accuracy and cost beside."
+)
+@groups.DATA.option(
     "--store",
+    type=options.STORE,
     help="Logits of the teacher on this split: how far MODEL agrees. Who filled it takes its "
     "preprocessing and class map from it, of whatever split.",
 )
 @options.foreign
-@click.option("--augment", help="With --store: needed where its augmentation is your own.")
-@click.option(
+@groups.VIEWS.option(
+    "--augment",
+    type=options.AUGMENTATION,
+    help="With --store: needed where its augmentation is your own.",
+)
+@groups.MACHINE.option(
     "--batch-size",
     type=click.IntRange(1),
     default=1,
@@ -54,10 +67,10 @@ def evaluate(
     if quiet:
         return
     columns = [results, *([results["teacher"]] if "teacher" in results else [])]
-    rows = [(name, *(show(column) for column in columns)) for name, show in _LINES.items()]
+    rows = [(name, *(text_of(column) for column in columns)) for name, text_of in _LINES.items()]
     titles = ("", *(column["architecture"] for column in columns))
-    console.print(table("{dataset} {split}, {samples:,} samples".format(**results), titles, rows))
-    say(f"temperature fitted on: {results['temperature_fitted_on']}")
+    show_table("{dataset} {split}, {samples:,} samples".format(**results), titles, rows)
+    show_line(f"temperature fitted on: {results['temperature_fitted_on']}")
     if agreement := results.get("agreement"):
         lines = [
             ("same top-1", percent(agreement["top1_agreement"])),
@@ -68,7 +81,7 @@ def evaluate(
         ]
         of = f"{agreement['views']} views of {agreement['samples']:,} samples"
         title = f"agreement with {given['store']} ({of})"
-        console.print(table(title, ("", ""), lines))
+        show_facts(title, lines)
 
 
 def _asked(model: str, given: dict[str, Any]) -> list[Any]:
@@ -97,23 +110,27 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "NLL at it": lambda f: f"{f['calibrated_nll']:.4f}",
     "ECE at it": lambda f: percent(f["calibrated_ece"]),
     "parameters": lambda f: f"{f['parameters']:,}",
-    "multiply-adds per image": lambda f: f"{f['macs']:,}",
+    "multiply-adds per sample": lambda f: f"{f['macs']:,}",
     "file of weights": lambda f: size(f["file_bytes"]) if f["file_bytes"] else "-",
     "latency p50, ms": lambda f: f"{f['latency_p50_ms']:.2f}",
     "latency p95, ms": lambda f: f"{f['latency_p95_ms']:.2f}",
 }
 
 
-@click.command("export")
+@groups.command(
+    "export",
+    "kdcache export runs/kd",
+    "kdcache export runs/kd --format onnx --out student.onnx",
+)
 @click.argument("run", type=options.LOCAL_PATH)
-@click.option(
+@groups.OUTPUT.option(
     "--format",
     "form",
     default="torch-export",
     show_default=True,
     help="torch-export, onnx or safetensors.",
 )
-@click.option(
+@groups.OUTPUT.option(
     "--out",
     type=options.LOCAL_PATH,
     help="The file [default: RUN/exported with its ending].",
@@ -123,7 +140,10 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
 def export(
     run: Path, form: str, out: Path | None, allow_code: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Write the network of a RUN as a file: uint8 images in, logits out. The file is run to check it."""
+    """Write the network of a RUN as a file: uint8 images (or other items) in, logits out.
+
+    The file is run to check it.
+    """
     from kdcache.deploy import FORMATS, SUFFIXES
     from kdcache.deploy import export as write
     from kdcache.runs import load_run_model
@@ -134,8 +154,8 @@ def export(
     model = load_run_model(run, allow_code)
     done: dict[str, Any] = write(model, form, out or run / f"exported{SUFFIXES[form]}")
     emit(done, as_json)
-    say(
-        f"{done['file']}: {size(done['bytes'])}, uint8 images {tuple(done['input'])} to logits; run "
+    show_line(
+        f"{done['file']}: {size(done['bytes'])}, {done['dtype']} {tuple(done['input'])} to logits; run "
         f"and compared with the network, largest difference {done['max_difference']:.1e}",
         quiet,
     )

@@ -7,14 +7,18 @@ from typing import Any
 import click
 
 from kdcache.break_even import break_even
-from kdcache_cli import options
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import console, emit, percent, progress, say, size, table
+from kdcache_cli.output import emit, percent, progress, show_facts, show_line, size
 from kdcache_stores.types import LOGITS
 
 
-@click.command("inspect")
-@click.argument("store")
+@groups.command(
+    "inspect",
+    "kdcache inspect t.zarr",
+    "kdcache inspect s3://bucket/t.zarr --json",
+)
+@click.argument("store", type=options.STORE)
 @common
 def inspect(store: str, as_json: bool, quiet: bool) -> None:
     """Describe a STORE: its plan, teacher, size and fidelity."""
@@ -24,7 +28,7 @@ def inspect(store: str, as_json: bool, quiet: bool) -> None:
         info = describe(opened)
     emit(info, as_json)
     if not quiet:
-        console.print(table(f"store {store}", ("", ""), page(info)))
+        show_facts(f"store {store}", page(info))
 
 
 def page(info: dict[str, Any]) -> list[tuple[str, str]]:
@@ -43,6 +47,10 @@ def page(info: dict[str, Any]) -> list[tuple[str, str]]:
                     f"{teacher['weights_sha256'][:12]}"),
         ("size", size(info["nbytes"])),
     ]  # fmt: skip
+    if item := plan.get("item"):
+        rows.insert(
+            1, ("items", f"{item['dtype']} {' x '.join(map(str, item['shape']))}, no images")
+        )
     for name, item in fields.items():
         lead = "" if list(fields) == [LOGITS] else f"{name}: "
         rows += [(lead + label, text) for label, text in _field_rows(name, item, count)]
@@ -102,16 +110,28 @@ def encoding_text(encoding: dict[str, Any]) -> str:
     return f"{encoding['name']} ({settings})" if settings else str(encoding["name"])
 
 
-@click.command("verify")
-@click.argument("store")
-@click.option("--expect", metavar="DIGEST", help="Content digest that the store must have.")
-@click.option("--teacher", help="Also run this teacher on a sample of rows and compare.")
-@click.option(
+@groups.command(
+    "verify",
+    "kdcache verify t.zarr",
+    "kdcache verify t.zarr --teacher runs/teacher --dataset cifar100",
+)
+@click.argument("store", type=options.STORE)
+@groups.TEACHER.option(
+    "--expect", metavar="DIGEST", help="Content digest that the store must have."
+)
+@groups.TEACHER.option(
+    "--teacher", type=options.NETWORK, help="Also run this teacher on a sample of rows and compare."
+)
+@groups.TEACHER.option(
     "--rows", type=click.IntRange(1), default=256, show_default=True, help="With --teacher."
 )
 @options.dataset_name("With --teacher: where the images are.")
 @options.data_root
-@click.option("--augment", help="With --teacher: needed where the augmentation is your own.")
+@groups.VIEWS.option(
+    "--augment",
+    type=options.AUGMENTATION,
+    help="With --teacher: needed where the augmentation is your own.",
+)
 @options.device_alone
 @common
 def verify(
@@ -148,24 +168,24 @@ def verify(
         results["teacher"] = recheck.to_dict()
     emit(results, as_json)
     for note in report.notes:
-        say(f"note: {note}", quiet)
+        show_line(f"note: {note}", quiet)
     if report.ok:
-        say(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
+        show_line(f"{store} is whole: {report.objects} objects, {size(report.nbytes)}, each as it was "
             "written", quiet)  # fmt: skip
-        say(f"content digest {report.digest}", quiet)
+        show_line(f"content digest {report.digest}", quiet)
         return say_recomputed(results["teacher"], quiet, as_json) if teacher else 0
     for problem in report.problems:
-        say(f"damaged: {problem.message}", as_json)
+        show_line(f"damaged: {problem.message}", as_json)
     if report.rewrite:
         shards = ", ".join(f"view {view} rows {a}-{b - 1}" for view, a, b in report.rewrite)
-        say(f"the dump's command, run again with --repair, rewrites: {shards}", as_json)
+        show_line(f"the dump's command, run again with --repair, rewrites: {shards}", as_json)
     return 1
 
 
 def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
     """The outcome for people, and the exit code."""
     for problem in recheck["problems"]:
-        say(f"not this teacher's outputs: {problem}", as_json)
+        show_line(f"not this teacher's outputs: {problem}", as_json)
     if recheck["ok"]:
         names = {"logits": ("kl_t1_mean", "KL")}
         texts = []
@@ -180,6 +200,6 @@ def say_recomputed(recheck: dict[str, Any], quiet: bool, as_json: bool) -> int:
                     else ""
                 )
             )
-        say(f"{recheck['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
+        show_line(f"{recheck['rows']} rows, computed again, are as stored. {'; '.join(texts)}",
             quiet)  # fmt: skip
     return 0 if recheck["ok"] else 1

@@ -7,16 +7,22 @@ from typing import Any
 
 import click
 
-from kdcache_cli import options
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.inspecting import page
 from kdcache_cli.dump_page import command_line
-from kdcache_cli.output import console, emit, say, size, table
+from kdcache_cli.output import emit, say, show_facts, show_line, size
 
 
-@click.command("seal")
+@groups.command(
+    "seal",
+    "kdcache seal t.zarr",
+    "kdcache seal t.zarr --json",
+)
 @click.argument("store", type=options.LOCAL_PATH)
-@click.option("--views", type=click.IntRange(1), help="Where a sealed store grew: its views now.")
+@groups.VIEWS.option(
+    "--views", type=click.IntRange(1), help="Where a sealed store grew: its views now."
+)
 @common
 def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
     """Finish a STORE that `dump-teacher --part i/n` jobs filled.
@@ -31,30 +37,39 @@ def seal(store: Path, views: int | None, as_json: bool, quiet: bool) -> None:
         info = describe(opened)
     emit(info, as_json)
     if not quiet:
-        console.print(table(f"store {store}", ("", ""), page(info)))
+        show_facts(f"store {store}", page(info))
 
 
-@click.command("import")
+@groups.command(
+    "import",
+    "kdcache import logits.npz --dataset cifar100 --out t.zarr",
+    "kdcache import logits.npz --out t.zarr --encoding float32",
+)
 @click.argument("file", type=options.LOCAL_PATH)
-@click.option("--out", required=True, type=options.LOCAL_PATH, help="The store.")
+@groups.OUTPUT.option("--out", required=True, type=options.LOCAL_PATH, help="The store.")
 @options.dataset_name("Whose keys FILE names: needed to train from the store.")
 @options.data_root
-@click.option("--split", default="train", show_default=True, help="With --dataset.")
-@click.option(
+@groups.DATA.option("--split", default="train", show_default=True, help="With --dataset.")
+@groups.VIEWS.option(
     "--augment",
+    type=options.AUGMENTATION,
     default="none",
     show_default=True,
     help="With --dataset: the views that the logits are of; none: the images as they are.",
 )
-@click.option("--seed", type=options.SEED, default=0, show_default=True, help="Of these views.")
-@click.option(
+@groups.VIEWS.option(
+    "--seed", type=options.SEED, default=0, show_default=True, help="Of these views."
+)
+@groups.OUTPUT.option(
     "--encoding",
     default="float16",
     show_default=True,
     callback=lambda c, p, v: options.encodings((v,)),
     help="Of the logits.",
 )
-@click.option("--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key.")
+@groups.OUTPUT.option(
+    "--hash-keys", is_flag=True, help="Store the SHA-256 of each key, not the key."
+)
 @common
 def import_logits(
     file: Path,
@@ -86,27 +101,52 @@ def import_logits(
         info = describe(store)
     emit(info, as_json)
     if not quiet:
-        console.print(table(f"store {out}", ("", ""), page(info)))
+        show_facts(f"store {out}", page(info))
 
 
-@click.command("export-views")
-@options.dataset
-@click.option("--split", help="train, test or unlabeled [default: train, or that of --store].")
-@click.option("--store", help="Take plan and views of this store.")
-@click.option("--augment", help="Without --store: as for dump-teacher.")
-@click.option("--seed", type=options.SEED, help="Without --store: of the views [default: 0].")
-@click.option("--views", type=click.IntRange(1), help="How many [default: the store's].")
-@click.option("--out", required=True, type=options.LOCAL_PATH, help="A .parquet file.")
+@groups.command(
+    "export-views",
+    "kdcache export-views --store t.zarr --out views.parquet",
+    "kdcache export-views --dataset cifar100 --views 8 --out views.parquet",
+)
+@options.dataset_name(
+    "Name; see `kdcache list datasets` [default: that of --store, if it is one of these]."
+)
+@options.data_root
+@options.download
+@groups.DATA.option(
+    "--split", help="train, test or unlabeled [default: train, or that of --store]."
+)
+@groups.VIEWS.option("--store", type=options.STORE, help="Take plan and views of this store.")
+@groups.VIEWS.option(
+    "--augment", type=options.AUGMENTATION, help="Without --store: as for dump-teacher."
+)
+@groups.VIEWS.option(
+    "--seed", type=options.SEED, help="Without --store: of the views [default: 0]."
+)
+@groups.VIEWS.option("--views", type=click.IntRange(1), help="How many [default: the store's].")
+@groups.OUTPUT.option("--out", required=True, type=options.LOCAL_PATH, help="A .parquet file.")
 @common
 def export_views(out: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     """Write what was drawn for every view: crops, flips, operations, partners.
 
     A reader that has no kdcache can make the same views from this table.
     """
+    from kdcache.data.loading import DATASETS
     from kdcache.dumping.plans import choose_plan
     from kdcache.views.export import write_parameters
+    from kdcache_stores import open_store
 
+    if given["dataset"] is None:
+        named = None
+        if given["store"] is not None:
+            with open_store(given["store"]) as store:
+                named = store.plan.dataset
+        if named not in DATASETS:
+            of = f": {given['store']} is of {named}, which is yours to point to" if named else ""
+            raise click.UsageError(f"Missing option '--dataset'{of}.")
+        given["dataset"] = named
     plan, views = choose_plan(options.source(given), **given)
     rows = write_parameters(plan, range(views), out)
     emit({"file": str(out), "rows": rows, "plan": plan.to_store().digest}, as_json)
-    say(f"{out}: {rows:,} rows, {size(out.stat().st_size)}", quiet)
+    show_line(f"{out}: {rows:,} rows, {size(out.stat().st_size)}", quiet)

@@ -6,16 +6,30 @@ from pathlib import Path
 
 import click
 
-from kdcache_cli import options
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import emit, say
+from kdcache_cli.output import emit, say, show_line
 
 
-@click.command("report")
+@groups.command(
+    "report",
+    "kdcache report runs --out page",
+    "kdcache report runs/kd runs/ce --store t.zarr --out page",
+)
 @click.argument("runs", nargs=-1, type=options.LOCAL_PATH)
-@click.option("--store", "stores", multiple=True, help="Store to describe; may be given again.")
-@click.option("--out", required=True, type=options.LOCAL_PATH, help="Folder for page and figures.")
-@click.option("--teacher", help="The teacher, if its run is not among RUNS; see dump-teacher.")
+@groups.DATA.option(
+    "--store",
+    "stores",
+    type=options.STORE,
+    multiple=True,
+    help="Store to describe; may be given again.",
+)
+@groups.OUTPUT.option(
+    "--out", required=True, type=options.LOCAL_PATH, help="Folder for page and figures."
+)
+@groups.TEACHER.option(
+    "--teacher", help="The teacher, if its run is not among RUNS; see dump-teacher."
+)
 @options.dataset_name("[default: that of the runs, or of the store]")
 @options.data_root
 @options.device
@@ -44,5 +58,5 @@ def report(
           "left_out": done.left_out}, as_json)  # fmt: skip
     for reason in done.left_out:
         say(f"left out: {reason}", quiet)
-    say(f"{done.page} ({done.page.stat().st_size / 1e6:.1f} MB, with {len(done.files) - 1} files of "
+    show_line(f"{done.page} ({done.page.stat().st_size / 1e6:.1f} MB, with {len(done.files) - 1} files of "
         "figures beside it)", quiet)  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import console, emit, say, size
+from kdcache_cli.output import emit, show_line, size, stderr
 
 
 @contextmanager
@@ -32,24 +33,30 @@ def transfer(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
+    hidden = quiet or not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=hidden) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-expect = click.option(
+expect = groups.TEACHER.option(
     "--expect",
     metavar="DIGEST",
     help="Content digest that the store must have, before a byte is sent.",
 )
 
 
-@click.command("push")
-@click.argument("store")
+@groups.command(
+    "push",
+    "kdcache push t.zarr s3://bucket/t.zarr",
+    "kdcache push t.zarr hf://datasets/team/t",
+)
+@click.argument("store", type=options.STORE)
 @click.argument("url")
 @expect
-@click.option("--take-over", is_flag=True, help="Go on from a push that will not be repeated.")
+@groups.OUTPUT.option(
+    "--take-over", is_flag=True, help="Go on from a push that will not be repeated."
+)
 @common
 def push(
     store: str, url: str, take_over: bool, expect: str | None, as_json: bool, quiet: bool
@@ -62,10 +69,14 @@ def push(
     report(done, "sent", as_json, quiet)
 
 
-@click.command("pull")
+@groups.command(
+    "pull",
+    "kdcache pull s3://bucket/t.zarr t.zarr",
+    "kdcache pull hf://datasets/team/t part.zarr --views 0:4 --expect DIGEST",
+)
 @click.argument("url")
 @click.argument("folder")
-@click.option(
+@groups.VIEWS.option(
     "--views",
     metavar="A:B",
     callback=lambda ctx, param, value: value and view_range(value),
@@ -92,12 +103,12 @@ def pull(
 def report(done: Any, verb: str, as_json: bool, quiet: bool) -> None:
     """What was transferred, and what is there now."""
     emit(asdict(done), as_json)
-    say(
+    show_line(
         f"{done.where} is whole and verified: {done.sent} objects {verb} ({size(done.sent_bytes)}), "
         f"{done.skipped} were there",
         quiet,
     )
-    say(f"content digest {done.digest}", quiet)
+    show_line(f"content digest {done.digest}", quiet)
 
 
 def view_range(text: str) -> tuple[int, int]:
@@ -112,8 +123,12 @@ def view_range(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-@click.command("cache")
-@click.option("--clear", is_flag=True, help="Remove everything in it.")
+@groups.command(
+    "cache",
+    "kdcache cache",
+    "kdcache cache --clear",
+)
+@groups.OUTPUT.option("--clear", is_flag=True, help="Remove everything in it.")
 @common
 def cache(clear: bool, as_json: bool, quiet: bool) -> None:
     """Show or clear the local cache of remote stores."""
@@ -122,7 +137,7 @@ def cache(clear: bool, as_json: bool, quiet: bool) -> None:
     objects = ObjectCache()
     state = objects.clear() if clear else objects.state()
     emit({**asdict(state), "cleared": clear}, as_json)
-    say(
+    show_line(
         f"{state.folder}: {state.objects} objects, {size(state.nbytes)} of {size(state.limit)}"
         + (", all removed" if clear else ""),
         quiet,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,19 @@ import click
 from click.core import ParameterSource
 from rich.progress import Progress, TaskID
 
-from kdcache_cli import options
+from kdcache_cli import groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import console, emit, percent, progress, say, table
+from kdcache_cli.output import (
+    StageBars,
+    emit,
+    is_first,
+    percent,
+    progress,
+    say,
+    show_facts,
+    show_line,
+    show_table,
+)
 from kdcache_cli.student_runs import StudentRun, student_runs
 
 
@@ -48,11 +57,6 @@ class Bars:
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
 
 
-def _is_first() -> bool:
-    """Whether this process prints, of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _train(
     trainings: Sequence[Any],
     outs: Sequence[Path],
@@ -61,10 +65,11 @@ def _train(
     quiet: bool,
     **options: Any,
 ) -> None:
+    from kdcache.stages import watching
     from kdcache.training.preparation import train_together
 
-    quiet, as_json = quiet or not _is_first(), as_json and _is_first()
-    with progress(quiet, "") as bars:
+    quiet, as_json = quiet or not is_first(), as_json and is_first()
+    with progress(quiet, "") as bars, watching(StageBars(bars, quiet)):
         steps = bars.add_task("  steps", total=None, note="")
         watches = [Bars(bars, title, steps) for title in titles]
         runs = train_together(trainings, outs, watches, **options)
@@ -74,8 +79,8 @@ def _train(
     if quiet:
         return
     if len(runs) == 1:
-        console.print(table(titles[0], ("", ""), _page(summaries[0])))
-        say(f"run: {runs[0].path}")
+        show_facts(titles[0], _page(summaries[0]))
+        show_line(f"run: {runs[0].path}")
     else:
         columns = ("", "last top-1", "best top-1", "NLL", "seconds per epoch of all")
         rows = [
@@ -83,8 +88,8 @@ def _train(
              f"{summary['last_nll']:.4f}", f"{summary['seconds_per_epoch']:.3f}")
             for title, summary in zip(titles, summaries, strict=True)
         ]  # fmt: skip
-        console.print(table("students side by side", columns, rows))
-        say(f"runs: {runs[0].path.parent}")
+        show_table("students side by side", columns, rows)
+        show_line(f"runs: {runs[0].path.parent}")
 
 
 def _page(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -130,12 +135,22 @@ def _training(settings: dict[str, Any]) -> Any:
     return Training(**rest, optimization=Optimization(**steps))
 
 
-@click.command("train-teacher")
+@groups.command(
+    "train-teacher",
+    "kdcache train-teacher --dataset cifar10 --model resnet56 --out runs/teacher",
+    "kdcache train-teacher --dataset folder:photos --model torchvision:resnet18 --epochs 90 --out runs/teacher",
+)
 @options.dataset
 @options.skip_bad
-@click.option("--model", required=True, help="Name; see `kdcache list models`.")
+@groups.STUDENT.option(
+    "--model", type=options.MODEL, required=True, help="Name; see `kdcache list models`."
+)
 @options.run_out
-@click.option("--augment", help="[default: pad-crop-flip, or resized-crop-flip for large images]")
+@groups.VIEWS.option(
+    "--augment",
+    type=options.AUGMENTATION,
+    help="[default: pad-crop-flip, or resized-crop-flip for large images]",
+)
 @options.val_split
 @options.steps
 @options.seed
@@ -150,50 +165,63 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
     _train([training], [out], [f"teacher {training.model}"], as_json, quiet, **beside)
 
 
-@click.command("train-student")
-@click.option(
-    "--store", "stores", multiple=True, help="Store of logits; several of one plan: an ensemble."
+@groups.command(
+    "train-student",
+    "kdcache train-student --store t.zarr --dataset cifar100 --student resnet20 --recipe cifar100/kd --out kd",
+    "kdcache train-student --dataset digits --student resnet8 --method dml --seed 0 --seed 1 --out peers",
+)
+@groups.TEACHER.option(
+    "--store",
+    "stores",
+    type=options.STORE,
+    multiple=True,
+    help="Store of logits; several of one plan: an ensemble.",
 )
 @options.expect
 @options.dataset
 @options.skip_bad
-@click.option("--student", "model", required=True, help="Name; see `kdcache list models`.")
-@click.option(
+@groups.STUDENT.option(
+    "--student", "model", type=options.MODEL, required=True, help="Name; see `kdcache list models`."
+)
+@groups.OBJECTIVE.option(
     "--method",
     "methods",
+    type=options.METHOD,
     multiple=True,
     help="Name; see `kdcache list methods`. Or a --recipe. Several: a student by each.",
 )
-@click.option(
+@groups.OBJECTIVE.option(
     "--recipe",
     "recipes",
+    type=options.RECIPE,
     multiple=True,
     help="Published settings, such as cifar100/kd-ls; flags override them. Several: a student by each.",
 )
-@click.option(
+@groups.STUDENT.option(
     "--runs",
     type=options.LOCAL_PATH,
     help="TOML file of students to train side by side: a table [[run]] of options for each.",
 )
 @options.run_out
 @options.samples
-@click.option(
+@groups.VIEWS.option(
     "--augment",
+    type=options.AUGMENTATION,
     help="Views for training without a store [default: as for train-teacher]; with one, the store's "
     "where they are your own.",
 )
-@click.option(
+@groups.VIEWS.option(
     "--schedule",
     default="epoch",
     show_default=True,
     help="epoch: view = epoch mod V; random: any view in memory, per sample.",
 )
-@click.option(
+@groups.VIEWS.option(
     "--resident-views",
     type=click.IntRange(1),
     help="Views in memory for `random` [default: what fits into half of the free memory].",
 )
-@click.option(
+@groups.VIEWS.option(
     "--views-per-decode",
     type=click.IntRange(1),
     default=1,
@@ -201,10 +229,14 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
     help="M views of each image come together in a batch, from a file that is decoded once; a pass over the "
     "samples then counts as M of the --epochs.",
 )
-@click.option("--online", multiple=True, help="Teacher to run in the loop: the control.")
+@groups.TEACHER.option(
+    "--online", type=options.NETWORK, multiple=True, help="Teacher to run in the loop: the control."
+)
 @options.cache_size
-@click.option("--init-weights", type=options.LOCAL_PATH, help="File of weights to start from.")
-@click.option(
+@groups.STUDENT.option(
+    "--init-weights", type=options.LOCAL_PATH, help="File of weights to start from."
+)
+@groups.STUDENT.option(
     "--generations",
     type=click.IntRange(1),
     help="So many students, each taught by the one before (born-again networks); --out holds a run and a "
@@ -215,7 +247,7 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @options.strict
 @options.objective
 @options.steps
-@click.option(
+@groups.OPTIMIZATION.option(
     "--seed",
     "seeds",
     type=options.SEED,
@@ -224,7 +256,7 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
     show_default=True,
     help="Of the initial weights and the noise. Several: a student of each, side by side.",
 )
-@click.option(
+@groups.OPTIMIZATION.option(
     "--data-seed",
     type=options.SEED,
     help="Of the order of the samples and their choice; students side by side share it "
@@ -258,7 +290,7 @@ def train_student(
         order = (
             f"{len(runs)} students side by side see the samples in one order, of data seed {seed}"
         )
-        say(order, quiet or not _is_first())
+        say(order, quiet or not is_first())
     titles = [
         run.name if several else f"student {training.model} by {training.objective.method}"
         for run, training in zip(runs, trainings, strict=True)
@@ -290,7 +322,7 @@ def _born_again(
     emit([generation.to_dict() for generation in result], as_json)
     if not quiet:
         rows = [(g.run.name, percent(g.top1), percent(g.ensemble_top1)) for g in result]
-        console.print(table(title, ("", "test top-1", "with those before, averaged"), rows))
+        show_table(title, ("", "test top-1", "with those before, averaged"), rows)
 
 
 def _student(run: StudentRun, data_seed: int | None) -> Any:

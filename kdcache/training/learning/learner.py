@@ -10,22 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kdcache.data.item import Item
 from kdcache.distributed import Ranks
 from kdcache.methods.step import Step
 from kdcache.models.network import batch_statistics
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
-from kdcache.models.zoo import build_model
 from kdcache.philox import derive_seed
-from kdcache.precision import autocast
-from kdcache.preprocessing import Preprocessing
+from kdcache.preprocessing import Inputs, autocast, channels_last
 from kdcache.teachers.teacher import Teacher
-from kdcache.training.assembly import assembled, nets_of, student_shapes
+from kdcache.teachers.vocabulary import require_ids
+from kdcache.training.assembly import (
+    assembled,
+    blank_inputs,
+    build_network,
+    nets_of,
+    student_shapes,
+)
 from kdcache.training.learning.explosion import LossWatch
 from kdcache.training.learning.gathering import gather_batch
 from kdcache.training.settings import Training
 from kdcache.views.cached import Batch, CachedViews
-from kdcache.views.sizes import view_size
+from kdcache.views.sizes import InputShape, input_shape
 from kdcache_stores import UsageError
 
 #: A loss, 0-d, and its parts by name, 0-d and detached.
@@ -56,22 +62,20 @@ class Learner:
         self,
         training: Training,
         views: CachedViews,
-        preprocessing: Preprocessing,
+        preprocessing: Inputs,
         fields: Sequence[str],
         teachers: Sequence[Teacher],
         ranks: Ranks,
     ) -> None:
         self.training, self.preprocessing, self.ranks = training, preprocessing, ranks
         self.device = torch.device(training.device)
-        height, size = view_size(views.plan)
+        image = input_shape(preprocessing, views.plan)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            self.model = build_model(
-                training.model, views.dataset.classes, preprocessing.channels, size
-            )
+            self.model = build_network(training.model, views.dataset.classes, image)
+            require_ids(self.model, training.model, views.dataset)
             if training.init_weights:
                 load_weights(training.init_weights).apply(self.model)
-            image = (preprocessing.channels, height, size)
             student = student_shapes(self.model, training.objective, image)
             nets = nets_of(views, student, fields, teachers)
             self.model, self.objective = assembled(self.model, training.objective, nets)
@@ -81,7 +85,7 @@ class Learner:
             self.model.to(memory_format=torch.channels_last)
         self.objective.to(self.device)
         self._require_one_view(views.views_per_decode)
-        self._require_last_batch(len(views.rows) * views.views_per_decode, (height, size))
+        self._require_last_batch(len(views.rows) * views.views_per_decode, image)
         taps = tapped(self.model, self.objective.student_fields)
         self.forward = ranks.wrap(taps, self.device)
         if training.compile:
@@ -119,20 +123,20 @@ class Learner:
                 "a batch would have several; leave it out."
             )
 
-    def _require_last_batch(self, samples: int, size: tuple[int, int]) -> None:
+    def _require_last_batch(self, samples: int, image: InputShape) -> None:
         """Refuse now, not at the end of an epoch, a last batch too small for batch norm."""
         batch_size = self.training.optimization.batch_size
         last = samples % batch_size or batch_size
         if last // self.ranks.world > 1 or self.objective.needs_pair:
             return
-        sample = torch.zeros(1, self.preprocessing.channels, *size, device=self.device)
+        sample = blank_inputs(image, 1, self.model)
         try:
             with torch.no_grad():
                 copy.deepcopy(self.model).train()(sample)
         except ValueError as error:
             raise UsageError(
                 f"{samples} images in batches of {batch_size} end with a batch that gives a process a "
-                f"single one, and batch norm of {self.training.model} at {size[1]} pixels needs two: "
+                f"single one, and batch norm of {self.training.model} on {_text(image)} needs two: "
                 "use another --batch-size, or --train-samples."
             ) from error
 
@@ -231,11 +235,9 @@ class Learner:
         )
 
     def inputs(self, images: Tensor) -> Tensor:
-        """What the network sees of uint8 images (B, C, H, W)."""
+        """What the network sees of uint8 images (B, C, H, W), or of other items."""
         inputs = self.preprocessing(images)
-        if self.training.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
+        return channels_last(inputs) if self.training.channels_last else inputs
 
     @torch.no_grad()  # not inference mode: another student's loss may save these values for backward
     def logits_now(self, images: Tensor) -> Tensor:
@@ -273,6 +275,10 @@ class Learner:
         for name, part in self._stateful().items():
             if name != "losses" or name in state:  # checkpoints of 0.1.0 have none
                 part.load_state_dict(state[name])
+
+
+def _text(image: InputShape) -> str:
+    return str(image) if isinstance(image, Item) else f"{image[-1]} pixels"
 
 
 def paired(outputs: Mapping[str, Tensor], pairs: bool) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdcache.methods.step import Clock, Step
 from kdcache.models.taps import as_fields
-from kdcache.precision import autocast
+from kdcache.preprocessing import autocast
 from kdcache.training.learning.learner import Learner, Losses, paired
 from kdcache.views.cached import Batch
 

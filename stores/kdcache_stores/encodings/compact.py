@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ _SIDE = 2048
 which two views of half as many as there are components give all components."""
 _MEASURED = 2**22
 """Logits that a step is tried on at most: 4,096 samples of 1,024 classes, 64 of 65,534."""
+_FOLDS = 4
+"""Parts of the calibration rows, each of which is coded in the directions of the others to try a step."""
 _CALIBRATION = (256, 1024)
 """Samples at least and at most that the basis is fitted to. At 8 views of 100 classes, 256 cost 2.7% of
 the bytes over 4,096, and 1,024 cost 0.4%."""
@@ -125,21 +127,18 @@ class Compact:
         Raises `DataError` if no step meets the target.
         """
         classes = rows.shape[-1]
-        views = [standardize(view.astype(np.float64)) for view in rows]
+        first, last = (standardize(rows[view].astype(np.float64)) for view in (0, -1))
+        vectors: Reals
         if classes <= _SIDE:
-            vectors = _directions(views[0], views[-1] - views[0])
+            vectors = _directions(first, last - first)
         else:
-            vectors = _directions_of_rows(views[0], views[-1] - views[0])
+            vectors = _directions_of_rows(first, last - first)
         largest = np.abs(vectors).argmax(axis=1)
-        vectors = vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
-        first, last = (view @ vectors.T for view in (views[0], views[-1]))
-
-        some = slice(None, None, math.ceil(rows.shape[1] * classes / _MEASURED))
+        vectors *= np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
+        tried = _trials(vectors, first, last)
 
         def reached(step: float) -> float:
-            base = np.rint(first[some] / step)
-            decoded = (base + FINE * _residual(last[some] / step, base)) * step @ vectors
-            return float(kl(views[-1][some] / _TAU, standardize(decoded) / _TAU).mean())
+            return float(np.concatenate([trial.losses(step) for trial in tried]).mean())
 
         low, high = max(_STEPS[0], math.sqrt(classes) / _MOST), _STEPS[1]
         if (best := reached(low)) > self.kl:
@@ -150,7 +149,7 @@ class Compact:
         while high / low > 1.005:
             step = math.sqrt(low * high)
             low, high = (step, high) if reached(step) <= self.kl else (low, step)
-        codes = np.abs(np.stack([first, last])).max(axis=(0, 1)) / low
+        codes = np.abs(_along(np.concatenate([first, last]), vectors)).max(axis=0) / low
         # Rows that leave a third of what they could span unused do not need it; of fewer rows
         # nothing is certain.
         if 3 * (codes >= 0.5).sum() <= 2 * rows.shape[1]:
@@ -248,6 +247,58 @@ class Compact:
 Exact = NDArray[np.float64]
 
 
+class _Trial(NamedTuple):
+    """Rows that steps are tried on.
+
+    Attributes:
+        rows: Z-scored (n, K), of the view that is decoded.
+        vectors: (C, K), the directions to code them in.
+        first, last: components (n, C) of view 0 and of that view.
+    """
+
+    rows: Exact
+    vectors: Reals
+    first: Reals
+    last: Reals
+
+    @classmethod
+    def of(cls, vectors: Reals, first: Exact, last: Exact) -> _Trial:
+        """Of Z-scored rows (n, K) of both views."""
+        return cls(last, vectors, _along(first, vectors), _along(last, vectors))
+
+    def losses(self, step: float) -> Exact:
+        """KL (n,) at tau = 2 that each row loses by codes of that step."""
+        base = np.rint(self.first / step)
+        decoded = (base + FINE * _residual(self.last / step, base)) * step @ self.vectors
+        result: Exact = kl(self.rows / _TAU, standardize(decoded) / _TAU)
+        return result
+
+
+def _along(rows: Exact, vectors: Reals) -> Reals:
+    """Components (n, C) of rows (n, K), computed in the precision of the vectors."""
+    result: Reals = rows.astype(vectors.dtype, copy=False) @ vectors.T
+    return result
+
+
+def _trials(vectors: Reals, first: Exact, last: Exact) -> list[_Trial]:
+    """What a step is tried on: calibration rows, each with directions that other ones gave.
+
+    Their own directions fit them better than any other row: with 256 rows of 1,000 classes a step that
+    loses 2.5e-5 on them loses 6.8e-5 on the rest. Where they are all there are, and where there are more
+    classes than a matrix of them is made of, they are tried with the directions that are used.
+    """
+    rows, classes = first.shape
+    some = slice(None, None, math.ceil(rows * classes / _MEASURED))
+    if rows < _CALIBRATION[0] or classes > _SIDE:
+        return [_Trial.of(vectors, first[some], last[some])]
+    trials = []
+    for fold in range(_FOLDS):
+        out = np.arange(rows) % _FOLDS == fold
+        own = _directions(first[~out], last[~out] - first[~out])
+        trials.append(_Trial.of(own, first[out][some], last[out][some]))
+    return trials
+
+
 def _moments(rows: Floats) -> tuple[Exact, Exact, Floats]:
     """Mean and std (n,) of rows (n, K), from float64, and their Z-scores in float32."""
     exact = rows.astype(np.float64)
@@ -276,8 +327,11 @@ def _directions(first: Exact, moved: Exact) -> Exact:
     return vectors
 
 
-def _directions_of_rows(first: Exact, moved: Exact) -> Exact:
-    """The same from the products of rows, of which there are fewer than classes; only those they show."""
+def _directions_of_rows(first: Exact, moved: Exact) -> Floats:
+    """The same from the products of rows, of which there are fewer than classes; only those they show.
+
+    In float32, as they are kept: what is done with them takes half the time.
+    """
     rows = np.concatenate([moved, 0.1 * first])
     sizes, mixtures = np.linalg.eigh(rows @ rows.T)
     shown = np.flatnonzero(sizes > 1e-9 * max(sizes.max(), 1e-12))[::-1][
@@ -285,7 +339,7 @@ def _directions_of_rows(first: Exact, moved: Exact) -> Exact:
     ]
     vectors: Exact = mixtures[:, shown].T @ rows
     vectors /= np.sqrt(sizes[shown])[:, None]
-    return vectors
+    return vectors.astype(np.float32)
 
 
 def _components(classes: int) -> int:

@@ -110,7 +110,7 @@ class Header:
             since = [item.encoding.since for item in fields] + [
                 int(item.has_error) for item in fields
             ]
-            minor = max([*since, int(self.head is not None)])
+            minor = max([*since, int(self.head is not None), int(self.plan.item is not None)])
             object.__setattr__(self, "format", (FORMAT[0], minor))
 
     @property
@@ -177,6 +177,8 @@ def read_header(document: dict[str, Json], where: str) -> Header:
             f"{FORMAT[0]}.x: use a version of kdcache that knows it"
         )
     plan = Plan.from_dict(value.get("plan"), f"{where}: plan")
+    if version[1] == 0 and plan.item is not None:
+        raise FormatError(f"{where}: plan.item, which format {version[0]}.0 does not have")
     teacher = StoredTeacher.from_dict(value.get("teacher"), f"{where}: teacher")
     for name, item in (("plan", plan), ("teacher", teacher)):
         if value[name].get("digest") != item.digest:
@@ -218,8 +220,11 @@ def read_header(document: dict[str, Json], where: str) -> Header:
 def _check_provenance(value: dict[str, Json], where: str) -> None:
     """Those of its members that are shown or compared are text; raises `FormatError`."""
     versions = value.get("versions", {})
-    named = {name: value.get(name, "") for name in ("time", "command")}
-    named |= versions if isinstance(versions, dict) else {"versions": versions}
+    if not isinstance(versions, dict):
+        raise FormatError(
+            f"{where}: provenance: versions must be a JSON object, found {versions!r:.80}"
+        )
+    named = {name: value.get(name, "") for name in ("time", "command")} | versions
     for name, item in named.items():
         if not isinstance(item, str):
             raise FormatError(f"{where}: provenance: {name} must be text, found {item!r:.80}")

@@ -91,7 +91,7 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
         if progress is not None:
             progress(done, total)
     damaged = {problem.key.split("/")[0] for problem in report.problems}
-    contents = ((SAMPLES, _check_samples), ("probes", _check_probes), (HEAD, _check_head))
+    contents = ((SAMPLES, _check_samples), ("probes", require_probes), (HEAD, _check_head))
     for key, check_content in contents:
         message = _message(lambda: check_content(store))  # noqa: B023
         if message is not None and key not in damaged:
@@ -245,7 +245,8 @@ def _check_samples(store: Store) -> None:
         )
 
 
-def _check_probes(store: Store) -> None:
+def require_probes(store: Store) -> None:
+    """Raise `CorruptStore` for a probe of a row or view that the store does not hold."""
     for probe in store.probes:
         if not (0 <= probe.row < len(store) and probe.view in store.view_range):
             raise CorruptStore(f"{store.where}: a probe of row {probe.row}, view {probe.view}")

@@ -68,7 +68,7 @@ def readme(store: Store, license: str, where: str) -> str:
         "license": license.lower(),
         "pretty_name": name,
         "tags": ["kdcache", "knowledge-distillation", *store.fields, "zarr"],
-        "task_categories": ["image-classification"],
+        "task_categories": ["other" if plan.get("item") else "image-classification"],
         "size_categories": [_size_category(info["samples"] * info["views"])],
         "viewer": False,
     }
@@ -120,6 +120,8 @@ def _facts(store: Store, info: dict[str, Any]) -> list[tuple[str, str]]:
     if logits := info["fields"].get(LOGITS):
         top1 = "no labels" if logits["top1"] is None else f"{100 * logits['top1']:.2f}%"
         rows.insert(3, ("teacher's top-1 on these views", top1))
+    if item := plan.get("item"):
+        rows.insert(1, ("items", f"`{_text(canonical_json(item))}`, no images"))
     if info["head"] is not None:
         rows.append(("last linear layer", "weight and bias, in `head/`"))
     if store.part is not None:

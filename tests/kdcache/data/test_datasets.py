@@ -291,7 +291,7 @@ def test_arrays_with_everything(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"x_train": None}, r"lacks the arrays \['x_train'\]; it has \['y_train'\]"),
-        ({"x_train": np.zeros((4, 5, 5), dtype=np.float32)}, "must be uint8, found float32"),
+        ({"x_train": np.zeros((4, 5), dtype=np.uint8)}, "Features are float32, token ids int64"),
         ({"x_train": np.zeros((4, 5, 5, 2), dtype=np.uint8)}, r"found \(4, 5, 5, 2\)"),
         ({"y_train": np.zeros(3, dtype=np.int64)}, r"must be 4 integers, found int64 \(3,\)"),
         ({"y_train": np.zeros(4)}, "must be 4 integers, found float64"),
@@ -499,7 +499,7 @@ def test_images_of_one_size_have_a_shape(tmp_path: Path) -> None:
     dataset = load_dataset(name)
     assert dataset.image_shape == (3, 12, 12)
     plan = ViewPlan(dataset, make_augmentation("exhaustive", dataset), seed=0)
-    assert view_shape(plan) == (3, 12)
+    assert view_shape(plan) == (3, 12, 12)
     save(tmp_path / "mine" / "train" / "bee" / "2.png", side=13)
     assert load_dataset(name).image_shape is None
 
@@ -739,8 +739,9 @@ def test_wrong_datasets_of_the_users(module: types.ModuleType) -> None:
             return torch.zeros(3, 4, 4)
 
     module.floats = Floats
-    with pytest.raises(DataError, match=r"image 'train-1'.*found torch.float32 \(3, 4, 4\)"):
-        load_dataset("somebodys:floats").decode(1)
+    (remark,) = load_dataset("somebodys:floats").remarks
+    assert "float32 items of shape 3x4x4" in remark
+    assert "If they are pictures, give them as uint8" in remark
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])

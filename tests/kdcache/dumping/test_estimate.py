@@ -37,8 +37,11 @@ def test_bytes_are_near_those_written(encoding: str, teacher: Teacher, tmp_path:
     dump(plan, [target], 2, encoding=encoding)
     with open_store(tmp_path / "s") as store:
         per_row = describe(store)["fields"]["logits"]["bytes_per_row"]
-    assert cost.bytes_per_row == pytest.approx(per_row, rel=0.05)
-    assert cost.nbytes == pytest.approx(per_row * cost.rows, rel=0.05)
+    near = 0.05 if encoding.startswith("float") else 0.5  # of 30 rows, which compress badly
+    assert cost.bytes_per_row == pytest.approx(per_row, rel=near)
+    assert cost.nbytes == pytest.approx(per_row * cost.rows, rel=near)
+    cost = estimate(plan, [target], 4, encoding=encoding)  # what is there is known
+    assert cost.bytes_per_row == pytest.approx(per_row, rel=0.02)
 
 
 def test_rows_forwards_and_break_even(plan: ViewPlan, teacher: Teacher, tmp_path: Path) -> None:

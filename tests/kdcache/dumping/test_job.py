@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.data.loading import DatasetSource
-from kdcache.dumping.clean_images import SHARE, clean_images, clean_top1
+from kdcache.dumping.clean_images import clean_images, clean_top1
+from kdcache.dumping.dump import dump
+from kdcache.dumping.first_rows import allowed
 from kdcache.dumping.job import DumpRequest, prepare_dump
 from kdcache.dumping.requests import TeacherRequest
 from kdcache.preprocessing import Preprocessing
@@ -88,14 +90,14 @@ def test_a_network_that_normalises_too_is_told_with_the_option_that_helps(traine
     low = replace(twice, preprocessing=Preprocessing((0.0,), (2.0,)))
     advice = clean_top1(low, [split]).advice
     assert advice is not None
-    assert re.search(f"on 128 clean test images, {helped}", advice)
+    assert re.search(f"on \\d+ clean test images, {helped}", advice)
     with pytest.raises(MismatchError, match=f"is what guessing gives .*{helped}"):
         clean_top1(replace(twice, preprocessing=Preprocessing((0.0,), (3.0,))), [split])
     assert clean_top1(low, [split], allow_untrained=True).advice is None
 
 
-def test_trials_cost_no_more_than_their_share(trained: Trained) -> None:
-    """At least 128 images each, at most 2% of the dump; sizes that cost more are not tried."""
+def test_trials_cost_no_more_than_they_may(trained: Trained) -> None:
+    """At least 24 images each; sizes that cost more than their part are not tried."""
     run, split = load_run_model(trained.teacher), DIGITS.load("test")
     seen: list[int] = []
 
@@ -106,7 +108,73 @@ def test_trials_cost_no_more_than_their_share(trained: Trained) -> None:
 
     teacher = Teacher("own", Counting(), run.preprocessing, 10, "0" * 64)
     images, labels = clean_images(split)
-    for rows, most in ((1000, 12 * 128), (400_000, 8_000 + 12 * 128)):
+    for forwards in (288, 1000, 8000):
         seen.clear()
-        try_out(teacher, images, labels, None, SHARE * rows)
-        assert 0 < sum(seen) <= most
+        try_out(teacher, images, labels, None, forwards)
+        assert 0 < sum(seen) <= forwards
+
+
+class Counted(nn.Module):
+    """Counts the views that it is given."""
+
+    seen = 0
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        Counted.seen += len(images)
+        return self.network(images)
+
+
+@pytest.mark.parametrize(("views", "encoding", "allow", "calibrated"), [
+    (2, "float16", False, 0), (2, "float16", True, 0), (8, "compact:2.5e-5", False, 2 * 256),
+], ids=["few", "any", "calibrated"])  # fmt: skip
+def test_all_that_is_forwarded_before_the_first_row(
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    views: int,
+    encoding: str,
+    allow: bool,
+    calibrated: int,
+) -> None:
+    """128 forwards, or 2% of the dump; calibration rows beyond that once, for fit, estimate and checks."""
+    load = Teacher.__post_init__
+
+    def counting(self: Teacher) -> None:
+        if not isinstance(self.module, Counted):
+            object.__setattr__(self, "module", Counted(self.module))
+        load(self)
+
+    monkeypatch.setattr(Teacher, "__post_init__", counting)
+    teacher = TeacherRequest(tmp_path / "t.zarr", str(trained.teacher))
+    request = DumpRequest(DIGITS, [teacher], views=views, encoding=encoding, allow_untrained=allow)
+    Counted.seen = 0
+    with prepare_dump(request) as prepared:
+        rows = prepared.estimate.rows
+        assert 64 <= Counted.seen - calibrated <= max(128, 0.02 * rows)
+        before = Counted.seen
+        prepared.run()
+        assert Counted.seen - before == rows, "what was forwarded before is not forwarded again"
+    with prepare_dump(request) as prepared:
+        assert prepared.estimate.rows == 0
+
+
+def test_a_fit_is_the_same_whoever_forwards_its_rows(trained: Trained, tmp_path: Path) -> None:
+    """Of a whole dump, and of `dump` alone: the same bytes."""
+    teacher = TeacherRequest(tmp_path / "t.zarr", str(trained.teacher))
+    request = DumpRequest(DIGITS, [teacher], views=2, encoding="compact", batch_size=100)
+    with prepare_dump(request) as prepared:
+        prepared.run()
+        alone = [target._replace(path=tmp_path / "u.zarr") for target in prepared.targets]
+        dump(prepared.plan, alone, 2, encoding="compact", batch_size=100)
+    for file in sorted((tmp_path / "t.zarr").glob("logits/*/c/**/*")):
+        if file.is_file():
+            other = tmp_path / "u.zarr" / file.relative_to(tmp_path / "t.zarr")
+            assert file.read_bytes() == other.read_bytes()
+
+
+def test_so_many_forwards_are_allowed() -> None:
+    assert (allowed(0), allowed(6400), allowed(400_000)) == (120, 120, 7992)

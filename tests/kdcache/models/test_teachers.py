@@ -234,6 +234,7 @@ def test_a_run_directory(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         '[model]\nname = "resnet8"\nclasses = 4\nchannels = 1\nsize = 8\n'
         "[preprocessing]\nmean = [0.3]\nstd = [0.2]\n"
+        '[data]\nname = "digits"\n[objective]\nmethod = "ce"\n[training]\nseed = 0\nepochs = 1\n'
     )
     save_file(net.state_dict(), tmp_path / "model.safetensors")
     teacher = load_teacher(tmp_path, classes=4, channels=1, size=8)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
 
 from kdcache.models.network import Network
-from kdcache.models.zoo import MODELS, build_model
+from kdcache.models.zoo import _FAMILIES, MODELS, build_model
 from kdcache_stores.errors import UnknownName, UsageError
 
 # At 100 classes, 3 channels, 32 pixels: counted on the published definitions.
@@ -179,3 +181,10 @@ def test_impossible_requests_are_refused() -> None:
         build_model("resnet8", classes=10, channels=1, size=4)
     with pytest.raises(UsageError, match="0 classes"):
         build_model("resnet8", classes=0)
+
+
+def test_the_zoo_names_whom_its_families_have() -> None:
+    for home, names in _FAMILIES.items():
+        module, _, family = home.partition(":")
+        assert names == tuple(getattr(import_module(module), family))
+    assert len(MODELS) == sum(map(len, _FAMILIES.values()))

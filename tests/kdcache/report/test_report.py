@@ -287,6 +287,6 @@ def test_inspect_says_what_the_store_saves(
     trained: Trained, kdcache: Callable[..., Result]
 ) -> None:
     done = kdcache("inspect", trained.store)
-    text = " ".join(done.err.split())
+    text = " ".join(done.out.split())
     assert "5,748 of the teacher spent once" in text
     assert "pays off after 4 student epochs" in text

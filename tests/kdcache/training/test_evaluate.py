@@ -110,7 +110,7 @@ def test_evaluate_beside_its_teacher(trained: Trained, tmp_path: Path, kdcache: 
     assert said["rank_correlation"] == pytest.approx(1, abs=1e-3)
     assert (said["views"], said["samples"]) == (2, found["samples"])
     page = kdcache("evaluate", trained.teacher, *common, "--store", store)
-    assert "same top-1" in page.err
+    assert "same top-1" in page.out
     wrong = kdcache("evaluate", trained.teacher, *common, "--store", trained.store)
     assert wrong.code == 1
     assert "--split test" in wrong.err

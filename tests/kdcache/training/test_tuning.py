@@ -87,7 +87,7 @@ def test_a_run_is_measured_in_the_precision_that_it_trains_in(tmp_path: Path) ->
     """The logits of the last epoch are those of the network under autocast."""
     from kdcache import load_dataset
     from kdcache.evaluation.scores import clean_logits, scores
-    from kdcache.precision import autocast
+    from kdcache.preprocessing import autocast
     from kdcache.runs import load_run_model
 
     run = train(training(HOW | {"precision": "bf16"}), tmp_path / "run")

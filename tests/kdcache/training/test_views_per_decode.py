@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.optim import SGD
 
-from kdcache import CachedViews, dump, load_dataset, load_teacher, make_augmentation, train
+from kdcache import (
+    CachedViews,
+    Training,
+    dump,
+    load_dataset,
+    load_teacher,
+    make_augmentation,
+    train,
+)
 from kdcache.runs import read_config, read_metrics, read_summary
 from kdcache.training.observer import Unwatched
 from kdcache.training.optim import Optimization
@@ -194,3 +204,35 @@ def test_the_command_trains_with_it(
     )  # fmt: skip
     assert done.code == 0, done.err
     assert (done.json["epochs"], done.json["views_per_decode"]) == (2, 2)
+
+
+class _Processes(Unwatched):
+    """The workers that are alive at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[set[int | None]] = []
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        self.seen.append({process.pid for process in multiprocessing.active_children()})
+
+
+def test_workers_live_as_long_as_the_training(tmp_path: Path) -> None:
+    """One for the training images and one for the test images, not one an epoch."""
+    for number in range(12):
+        for split in ("train", "val"):
+            file = tmp_path / "images" / split / f"class{number % 2}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 12), (20 * number, 0, 0)).save(file)
+    how = Training(
+        dataset=f"folder:{tmp_path / 'images'}",
+        model="tests.kdcache.training.networks:plain",
+        augment="resized-crop-flip:size=8",
+        optimization=Optimization(epochs=6, batch_size=8),
+        views_per_decode=2,
+        workers=1,
+    )
+    watch, before = _Processes(), {p.pid for p in multiprocessing.active_children()}
+    train(how, tmp_path / "run", watch)
+    assert len(set.union(*watch.seen) - before) == 2
+    assert [len(seen - before) for seen in watch.seen] == [2, 2, 2]
+    assert {p.pid for p in multiprocessing.active_children()} <= before

@@ -32,6 +32,8 @@ from kdcache_stores.errors import DataError, FormatError, UnknownName, UsageErro
 
 
 class Shape:
+    item = None
+
     def __init__(self, *shape: int, flip: bool = True) -> None:
         self.image_shape = (shape[0], shape[1], shape[2]) if shape else None
         self.flip = flip

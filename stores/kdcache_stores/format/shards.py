@@ -62,15 +62,18 @@ class ShardReader:
         self._index = self._index.reshape(layout.chunks, 2)
 
     def rows(self, rows: range) -> NDArray[Any]:
-        """Rows of the shard that lie in one chunk, a read-only view of it."""
+        """Rows of the shard that lie in one chunk, a read-only view of it.
+
+        The chunk is kept for others of its rows, unless these are all of them.
+        """
         number, first = divmod(rows.start, self._layout.chunk_rows)
-        if number not in self._chunks:
-            self._chunks[number] = self._chunk(number)
-        return self._chunks[number][first : first + len(rows)]
+        if len(rows) == self._layout.chunk_rows:
+            return self._chunk(number)
+        return self._kept(number)[first : first + len(rows)]
 
     def single(self) -> NDArray[Any]:
         """The one row of an array per store."""
-        result: NDArray[Any] = self.rows(range(1))[0]
+        result: NDArray[Any] = self._kept(0)[0]
         return result
 
     def offsets(self) -> NDArray[np.int64]:
@@ -78,6 +81,11 @@ class ShardReader:
         for number in range(self._layout.chunks):
             self._chunk(number)
         return self._index[:, 0].astype(np.int64)
+
+    def _kept(self, number: int) -> NDArray[Any]:
+        if number not in self._chunks:
+            self._chunks[number] = self._chunk(number)
+        return self._chunks[number]
 
     def _chunk(self, number: int) -> NDArray[Any]:
         """One chunk, (chunk_rows, *spec.shape), a read-only view of the bytes where possible."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.data.item import Item
+from kdcache.models.taps import as_fields
 from kdcache.preprocessing import Inputs, inputs_from_dict
 from kdcache.runs import RunModel, build, trained_size, write_atomically
 from kdcache_stores import DataError, UnknownName, UsageError
@@ -48,8 +49,7 @@ class Packaged(nn.Module):
         """Logits of images as they are stored."""
         if not isinstance(self.preprocessing, Item):
             images = (images.float() / 255 - self.mean) / self.std
-        logits: Tensor = self.network(images)
-        return logits
+        return as_fields(self.network(images))["logits"]
 
     @property
     def input_name(self) -> str:

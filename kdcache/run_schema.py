@@ -43,6 +43,10 @@ CONFIG: dict[str, Any] = {
     "model.channels": range(1, 2**10),
     "model.size": range(1, 2**13 + 1),
     "model.height": range(1, 2**13 + 1),
+    "model.item": dict,
+    "model.item.dtype": str,
+    "model.item.shape": list,
+    "model.item.shape.*": range(1, 2**28),
     "model.projector": dict,
     "model.projector.inputs": range(1, 2**16),
     "model.projector.channels": range(1, 2**16),
@@ -128,6 +132,8 @@ def _is(item: Any, kind: Any) -> bool:
     if isinstance(kind, range):
         return type(item) is int and item in kind
     kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(item, int) and not -(2**63) <= item < 2**64:
+        return False
     return isinstance(item, kinds) and (bool in kinds or not isinstance(item, bool))
 
 

@@ -418,7 +418,8 @@ def load_run_model(path: str | os.PathLike[str], allow_code: bool = False) -> Ru
             f"{path} has no {WEIGHTS}: the run did not finish. Run its command again to go on."
         )
     where = Path(path) / CONFIG
-    needed = ("model.classes", "model.channels", "model.size", "preprocessing")
+    inputs = ("model.item",) if "item" in config["model"] else ("model.channels", "model.size")
+    needed = ("model.classes", *inputs, "preprocessing")
     run_schema.require_shape(config, {}, needed, where)
     with about(str(where)):
         module = build(config["model"], allow_code)

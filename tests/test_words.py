@@ -13,10 +13,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("kdcache", "stores/kdcache_stores", "cli/kdcache_cli")
 SOURCES = [
     file
-    for folder in (*PACKAGES, "evidence", "examples")
+    for folder in (*PACKAGES, "evidence", "examples", "docs")
     for file in sorted((ROOT / folder).rglob("*.py"))
 ]
-PAGES = [ROOT / name for name in ("README.md", "docs/EVIDENCE.md", "stores/FORMAT.md")]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "stores/FORMAT.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 #: Names of variables, arguments, attributes, functions, classes and modules: by the whole name.
 WHOLE = {"found", "one", "there", "said", "hot", "sure", "loud", "once"}

@@ -52,7 +52,7 @@ COMMANDS = {
     "cache": ("sharing:cache", "Show or clear the local cache of remote stores."),
     "list": (
         "listing:list_names",
-        "Names of models, datasets, methods, augmentations, encodings, recipes.",
+        "Names of models, datasets, methods, augmentations, encodings, recipes; the words of kdcache.",
     ),
 }
 
@@ -94,7 +94,10 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, "-V", "--version", prog_name="kdcache")
 def app() -> None:
-    """Knowledge distillation from a cache: run the teacher once, train any student from its logits."""
+    """Knowledge distillation from a cache: run the teacher once, train any student from its logits.
+
+    What store, view, plan, seal and break-even mean: kdcache list words.
+    """
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:

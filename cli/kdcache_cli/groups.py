@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,9 @@ class GroupedCommand(cloup.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         titles = [group.title for group in GROUPS]
-        self.option_groups.sort(key=lambda group: titles.index(group.title))
+        # cloup writes a command's options into the groups, which all commands share: keep copies.
+        groups = [copy.copy(group) for group in self.option_groups]
+        self.option_groups = sorted(groups, key=lambda group: titles.index(group.title))
 
 
 def command(name: str, *examples: str) -> Callable[[Callable[..., Any]], GroupedCommand]:

@@ -59,6 +59,24 @@ def _recipes() -> dict[str, str]:
     return names()
 
 
+def _words() -> dict[str, str]:
+    return WORDS
+
+
+#: What the words mean that every page uses; the first five are in the README.
+WORDS = {
+    "store": "A folder of what one teacher gives for every view of a dataset: Zarr and Parquet files.",
+    "view": "One augmentation of one sample: seed, key and number of a view give the same pixels anywhere.",
+    "plan": "Dataset, augmentation and seed: what makes the views. Stores of one plan fit together row by row.",
+    "seal": "The digest that is written last. With it a store is whole, and any later change is noticed.",
+    "break-even": "The student epochs after which a store has saved the teacher forward passes that it took.",
+    "field": "One named output of a teacher for a view, of one shape: logits, pooled, a map of a stage.",
+    "encoding": "How the rows of a field become bytes, with what it loses.",
+    "replay proof": "A few views made anew before the first step, and compared with what the teacher saw.",
+    "shard": "The rows of a view that are written together: the grain of ranks, parts and interrupts.",
+    "run": "A folder of one training: configuration, metrics, weights, checkpoint, summary.",
+    "recipe": "The settings of a publication, by name.",
+}
 #: Kind -> the names of it, each with a line.
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "models": _models,
@@ -68,6 +86,7 @@ KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "augmentations": _augmentations,
     "encodings": _encodings,
     "recipes": _recipes,
+    "words": _words,
 }
 #: How names of a kind are written, where there is more to it.
 SPELLING = {

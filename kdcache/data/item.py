@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from kdcache_stores.errors import DataError, UsageError
 
 #: What items are held as: numbers that a network computes with, and ids that it looks up.
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
+#: Numbers of one item, at most.
+MOST = 2**28
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,11 @@ class Item:
             self.dtype not in DTYPES
             or not self.shape
             or not all(isinstance(size, int) and size > 0 for size in self.shape)
+            or math.prod(self.shape) > MOST
         ):
             raise UsageError(
-                f"items are {' or '.join(DTYPES)} of a shape such as (128,), found {self.dtype} "
-                f"{self.shape}"
+                f"items are {' or '.join(DTYPES)} of a shape such as (128,), {MOST} numbers at most, found "
+                f"{self.dtype!r:.20} {self.shape!r:.80}"
             )
 
     def __str__(self) -> str:

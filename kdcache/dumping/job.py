@@ -30,8 +30,10 @@ from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import AGAIN, CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.teachers.load import require_known
 from kdcache.teachers.posterior import posterior_samples
 from kdcache.teachers.teacher import Teacher
+from kdcache.teachers.vocabulary import require_ids
 from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache.views.sizes import view_shape
@@ -138,6 +140,8 @@ def prepare_dump(
             for text in texts if ranks.is_first else ():
                 note(text)
 
+        for asked in request.teachers:
+            require_known(asked.spec)
         plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
                                   request.views, request.plan_from)  # fmt: skip
         if request.plan_from is not None:
@@ -157,6 +161,7 @@ def prepare_dump(
             if teacher.weights_entry is not None:
                 tell([f"{teacher.architecture}: weights of the entry {teacher.weights_entry}"])
             tell([f"{teacher.architecture}: preprocessing {origin}: {teacher.preprocessing}"])
+            require_ids(teacher.module, f"teacher {teacher.architecture}", plan.dataset)
             tell(heavy_fields(teacher))
             count = request.mc_dropout
             teachers += (

@@ -121,9 +121,16 @@ def build_model(
         offered: dict[str, Any] = {"classes": classes}
         offered |= {"channels": channels, "size": size} if item is None else {"shape": item.shape}
         return library.build_factory(name, offered)
-    if name in library.torchvision_names():
-        raise UsageError(
-            f"model {name!r} is not one of the zoo but torchvision's: torchvision:{name}. "
-            f"The zoo has: {', '.join(MODELS)}"
-        )
-    raise UnknownName("model", name, MODELS)
+    raise unknown_model(name)
+
+
+def unknown_model(name: str) -> UsageError:
+    """What to say of a bare name that is none of the zoo."""
+    from kdcache.models import library
+
+    if name not in library.torchvision_names():
+        return UnknownName("model", name, MODELS)
+    return UsageError(
+        f"model {name!r} is not one of the zoo but torchvision's: torchvision:{name}. "
+        f"The zoo has: {', '.join(MODELS)}"
+    )

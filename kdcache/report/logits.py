@@ -15,6 +15,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.dumping.recheck import teacher_of_store
 from kdcache.evaluation.scores import calibration, clean_logits
 from kdcache.methods.table import without_teacher
+from kdcache.models.taps import as_fields
 from kdcache.report.collect import Group, RunRecord
 from kdcache.runs import WEIGHTS, load_run_model, trained_size
 from kdcache.teachers.load import load_teacher
@@ -55,9 +56,11 @@ def run_logits(
                         f"{dataset.classes}.")  # fmt: skip
     module = model.module.to(device)
     size = trained_size(model.config["model"])
-    return _test_logits(
-        label, lambda images: module(model.preprocessing(images)), dataset, device, workers, size
-    )
+
+    def network(images: Tensor) -> Tensor:
+        return as_fields(module(model.preprocessing(images)))["logits"]
+
+    return _test_logits(label, network, dataset, device, workers, size)
 
 
 def teacher_logits(teacher: Teacher, dataset: Dataset, device: str, workers: int) -> TestLogits:

@@ -29,7 +29,7 @@ from kdcache.models.library import (
 )
 from kdcache.models.taps import as_fields, expanded, head_of, read_outputs, tapped
 from kdcache.models.weights import load_weights, names_file, tensor_digest
-from kdcache.models.zoo import MODELS, build_model
+from kdcache.models.zoo import MODELS, build_model, unknown_model
 from kdcache.preprocessing import PREPROCESSINGS, Inputs, Preprocessing, require_precision
 from kdcache.runs import WEIGHTS, load_run_model
 from kdcache.stages import stage
@@ -93,6 +93,7 @@ def load_teacher(
     require_precision(precision)
     if not fields or len(set(map(stored_name, fields))) < len(fields):
         raise UsageError(f"fields {', '.join(fields)}: name one at least, and each once")
+    require_known(name)
     source = str(weights) if weights is not None else after or None
     prefix, _, rest = name.partition(":")
     if prefix in LIBRARIES and source is not None and not names_file(source):
@@ -103,8 +104,6 @@ def load_teacher(
         raise UsageError(
             f"teacher {name} is a file: name the network that its weights are of, NETWORK@{name}"
         )
-    elif "/" in name:
-        raise DataError(f"teacher {name}: there is no such directory")
     elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
         assumed = preprocessing or fallback
         if isinstance(assumed, Preprocessing):
@@ -147,6 +146,22 @@ def load_teacher(
     )
     with stage(f"trying {name} on a small batch"):
         return replace(teacher, shapes=_try_out(teacher, views), compile=compile)
+
+
+def require_known(spec: str) -> None:
+    """Refuse a teacher that is not there, before anything else is loaded.
+
+    Raises:
+        UnknownName: a bare name that is no model's.
+        UsageError: one of torchvision's, without its prefix.
+        DataError: a directory that is not there.
+    """
+    name = str(spec).partition("@")[0]
+    if name in MODELS or ":" in name or Path(name).exists():
+        return
+    if "/" in name:
+        raise DataError(f"teacher {name}: there is no such directory")
+    raise unknown_model(name)
 
 
 def _random_views(inputs: Inputs, module: nn.Module, channels: int, size: int) -> Tensor:

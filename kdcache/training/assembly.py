@@ -48,6 +48,12 @@ def student_shapes(network: nn.Module, config: ObjectiveConfig, image: InputShap
         if {"last", "cam"} & set(fields) and not isinstance(image, Item):
             _require_mean(network, images)
     network.train(training)
+    if missing := [name for name in fields if name not in given]:
+        raise UsageError(
+            f"{config.method} reads {', '.join(map(spelled, missing))} of the student, and "
+            f"{type(network).__name__} gives {', '.join(map(spelled, given))}: have it give that too, or "
+            "use another method"
+        )
     return {name: tuple(given[name].shape[1:]) for name in ("logits", *fields)}
 
 

@@ -14,6 +14,7 @@ import torch
 from kdcache.dumping.job import DumpRequest, prepare_dump
 from kdcache.dumping.requests import TeacherRequest
 from kdcache.evaluation.scores import clean_logits, scores
+from kdcache.models.taps import as_fields
 from kdcache.runs import Run, load_run_model, trained_size, write_atomically
 from kdcache.training.observer import TrainingObserver, Unwatched
 from kdcache.training.preparation import TrainingOptions, train
@@ -131,8 +132,7 @@ def _ensembles(training: Training, runs: Sequence[Run], allow_code: bool) -> lis
         def network(
             images: torch.Tensor, module: Any = module, preprocessing: Any = preprocessing
         ) -> torch.Tensor:
-            logits: torch.Tensor = module(preprocessing(images))
-            return logits
+            return as_fields(module(preprocessing(images)))["logits"]
 
         size = trained_size(spec)
         logits, labels = clean_logits(network, testset, size, training.device, training.workers)

@@ -13,11 +13,13 @@ A `CachedDataset` has a length and items, so it works with any DataLoader, sampl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from kdcache.augment.augmentation import Augmentation
 from kdcache.data.dataset import Dataset, Rows
@@ -127,7 +129,7 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, index: Index) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[Index]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[Index]) -> _Items:
         """The items of a batch; what a DataLoader asks for where a dataset has it."""
         pairs = [i if isinstance(i, tuple) else (self.epoch, i) for i in indices]
         numbers = np.array([number for _, number in pairs], np.int64)
@@ -137,36 +139,96 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             )
         rows = self._rows.numpy()[numbers]
         views = np.array([self.view_of(epoch) for epoch, _ in pairs], np.int64)
-        items = self._images(rows, views)
-        dataset_rows = self.plan.dataset_rows
-        facts = zip(items, dataset_rows[rows].tolist(), views.tolist(), strict=True)
-        for item, row, view in facts:
-            item["row"], item["view"] = row, view
-            if self.transform is not None:
-                item[self._input] = self.transform(item[self._input])
+        columns = self._images(rows, views)
+        columns["row"] = torch.from_numpy(self.plan.dataset_rows[rows])
+        columns["view"] = torch.from_numpy(views)
         for name, stored in self._fields.items():
-            for view in set(views.tolist()):
-                here = np.flatnonzero(views == view)
-                values = torch.from_numpy(stored.read(view, rows[here])).float()
-                for place, value in zip(here.tolist(), values.unbind(), strict=True):
-                    items[place][name] = value
-        return items
+            columns[name] = _rows_of(stored, views, rows)
+        return _Items(columns)
 
-    def _images(self, rows: Rows, views: Rows) -> list[dict[str, Any]]:
-        """Image and label of each; in one go where the images are of one size in memory."""
+    def _images(self, rows: Rows, views: Rows) -> dict[str, Any]:
+        """Images and labels; in one go where the images are of one size in memory."""
         whole = self.plan.dataset.images is not None
         cuts = [slice(None)] if whole else [slice(i, i + 1) for i in range(len(rows))]
-        items: list[dict[str, Any]] = []
-        for cut in cuts:
-            batch = self.plan.render(rows[cut], views[cut])
-            labels = batch.labels.tolist()
-            mixes = zip(*(part.tolist() for part in batch.mix), strict=True) if batch.mix else None
-            for image, label in zip(batch.images, labels, strict=True):
-                item = {self._input: image, "label": label}
-                if mixes is not None:
-                    item["partner_label"], item["lambda"] = next(mixes)
-                items.append(item)
-        return items
+        batches = [self.plan.render(rows[cut], views[cut]) for cut in cuts]
+        images: Any = batches[0].images if whole else [batch.images[0] for batch in batches]
+        if self.transform is not None:
+            images = [self.transform(image) for image in images]
+        columns = {self._input: images, "label": torch.cat([batch.labels for batch in batches])}
+        if mixes := [batch.mix for batch in batches if batch.mix is not None]:
+            columns["partner_label"] = torch.cat([labels for labels, _ in mixes])
+            columns["lambda"] = torch.cat([share for _, share in mixes]).double()
+        return columns
+
+
+def _rows_of(stored: RandomRows, views: Rows, rows: Rows) -> Tensor:
+    """Rows of a field, each of its view: float32 (B, *shape)."""
+    if (views == views[0]).all():
+        return torch.from_numpy(stored.read(int(views[0]), rows)).float()
+    order = np.argsort(views, kind="stable")
+    cuts = np.split(order, np.flatnonzero(np.diff(views[order])) + 1)
+    read = [torch.from_numpy(stored.read(int(views[cut[0]]), rows[cut])).float() for cut in cuts]
+    return torch.cat(read)[torch.from_numpy(np.argsort(order))]
+
+
+class _Item(dict[str, Any]):
+    """An item of a `CachedDataset`."""
+
+
+class _Items(Sequence[_Item]):
+    """The items of a batch, each cut from the batch's tensors when it is looked at.
+
+    PyTorch's `default_collate` is given the tensors themselves, unless items were looked at before it.
+
+    Args:
+        columns: by name a tensor (B, ...), which gives Python's numbers where it is (B,); or a list of
+            what a transform has made of the images.
+    """
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        self._columns = columns
+        self._made: dict[int, _Item] = {}
+
+    def __len__(self) -> int:
+        return len(self._columns["label"])
+
+    @overload
+    def __getitem__(self, place: int) -> _Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[_Item]: ...
+    def __getitem__(self, place: int | slice) -> _Item | list[_Item]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        if place not in self._made:
+            item = _Item((name, values[place]) for name, values in self._columns.items())
+            for name, value in item.items():
+                if isinstance(value, Tensor) and not value.ndim:
+                    item[name] = value.item()
+            self._made[place] = item
+            self._first = dict(item)
+        return self._made[place]
+
+    def collated(self) -> dict[str, Any] | None:
+        """The batch; None where items are out of which some may have been changed."""
+        if self._made.keys() != {0}:
+            return None
+        item, as_made = self._made[0], self._first
+        if item.keys() != as_made.keys() or any(item[name] is not as_made[name] for name in item):
+            return None
+        return {
+            name: values if isinstance(values, Tensor) else default_collate(values)
+            for name, values in self._columns.items()
+        }
+
+
+def _collate(items: Sequence[_Item], *, collate_fn_map: Any = None) -> dict[str, Any]:
+    """The batch of some items, as `default_collate` makes it."""
+    batch = items.collated() if isinstance(items, _Items) else None
+    return default_collate([dict(item) for item in items]) if batch is None else batch
+
+
+default_collate_fn_map[_Item] = _collate  # how PyTorch is told of a type
 
 
 class ViewSampler(torch.utils.data.Sampler[tuple[int, int]]):

@@ -36,6 +36,11 @@ class Tokens(nn.Module):
 def tokens(classes):
     return Tokens(classes)
 
+def few(classes):
+    network = Tokens(classes)
+    network.embedding = nn.EmbeddingBag(20, 8)
+    return network
+
 def pictures(classes, channels, size):
     return nn.Linear(channels * size, classes)
 
@@ -223,3 +228,16 @@ def test_a_dataset_of_ones_own_and_logits_from_elsewhere(kind: str, kdcache: Run
     done = kdcache(*student[:-1], "other")
     assert done.code == 1, done.err
     assert "8 of 8 probed views are not those that the teacher saw" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("kind", ["ids"], indirect=True)
+@pytest.mark.parametrize(
+    "command", ["train-teacher --model", "dump-teacher --allow-untrained --teacher"]
+)
+def test_ids_beyond_an_embedding_are_refused(kind: str, kdcache: Run, command: str) -> None:
+    done = kdcache(*command.split(), "networks:few", "--dataset", "arrays:data.npz", "--device", "cpu",
+                   "--out", "t")  # fmt: skip
+    assert done.code == 1, done.err
+    assert "whose ids are 0 to 47" in done.err
+    assert "An embedding needs 48 rows at least" in done.err
+    assert not Path("t").exists()

@@ -118,6 +118,14 @@ def test_every_option_stands_in_its_group(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_of_the_command_s_own_options(name: str) -> None:
+    pages = {other: command(other) for other in COMMANDS}  # several of them share a module
+    shown = [option for group in pages[name].option_groups for option in group.options]
+    own = [param for param in pages[name].params if isinstance(param, click.Option)]
+    assert {id(option) for option in shown} == {id(option) for option in own}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_can_be_typed(name: str) -> None:
     page = command(name)
     _, _, text = (page.epilog or "").partition("Examples:\n")
@@ -185,6 +193,23 @@ def test_a_run_and_a_store_are_told_apart(trained: Trained, kdcache: Run, tmp_pa
         assert done.code == 2
         assert f"{trained.store} is a store of a teacher's outputs" in done.err
         assert f"kdcache inspect {trained.store}" in done.err
+
+
+def test_a_misspelt_teacher_is_told_before_views_are_asked_for(
+    kdcache: Run, tmp_path: Path
+) -> None:
+    dump = ("dump-teacher", "--dataset", "digits", "--out", tmp_path / "t.zarr", "--teacher")
+    assert "unknown model 'resnet9'; did you mean 'resnet8'" in kdcache(*dump, "resnet9@w.pth").err
+    assert "there is no such directory" in kdcache(*dump, "runs/teacher").err
+    assert "torchvision:resnet18" in kdcache(*dump, "resnet18").err
+
+
+def test_a_store_says_its_dataset(trained: Trained, kdcache: Run, tmp_path: Path) -> None:
+    words = ("export-views", "--out", tmp_path / "views.parquet")
+    done = kdcache(*words, "--store", trained.store)
+    assert done.code == 0, done.err
+    assert "rows" in done.out
+    assert "Missing option '--dataset'." in kdcache(*words, "--views", 1).err
 
 
 def test_a_misspelt_name_is_refused_before_anything_is_loaded(kdcache: Run, tmp_path: Path) -> None:

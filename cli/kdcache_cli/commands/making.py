@@ -106,10 +106,14 @@ def import_logits(
 
 @groups.command(
     "export-views",
-    "kdcache export-views --store t.zarr --dataset cifar100 --out views.parquet",
+    "kdcache export-views --store t.zarr --out views.parquet",
     "kdcache export-views --dataset cifar100 --views 8 --out views.parquet",
 )
-@options.dataset
+@options.dataset_name(
+    "Name; see `kdcache list datasets` [default: that of --store, if it is one of these]."
+)
+@options.data_root
+@options.download
 @groups.DATA.option(
     "--split", help="train, test or unlabeled [default: train, or that of --store]."
 )
@@ -128,9 +132,20 @@ def export_views(out: Path, as_json: bool, quiet: bool, **given: Any) -> None:
 
     A reader that has no kdcache can make the same views from this table.
     """
+    from kdcache.data.loading import DATASETS
     from kdcache.dumping.plans import choose_plan
     from kdcache.views.export import write_parameters
+    from kdcache_stores import open_store
 
+    if given["dataset"] is None:
+        named = None
+        if given["store"] is not None:
+            with open_store(given["store"]) as store:
+                named = store.plan.dataset
+        if named not in DATASETS:
+            of = f": {given['store']} is of {named}, which is yours to point to" if named else ""
+            raise click.UsageError(f"Missing option '--dataset'{of}.")
+        given["dataset"] = named
     plan, views = choose_plan(options.source(given), **given)
     rows = write_parameters(plan, range(views), out)
     emit({"file": str(out), "rows": rows, "plan": plan.to_store().digest}, as_json)

@@ -19,6 +19,7 @@ from kdcache.models.weights import load_weights
 from kdcache.philox import derive_seed
 from kdcache.preprocessing import Inputs, autocast, channels_last
 from kdcache.teachers.teacher import Teacher
+from kdcache.teachers.vocabulary import require_ids
 from kdcache.training.assembly import (
     assembled,
     blank_inputs,
@@ -72,6 +73,7 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.model = build_network(training.model, views.dataset.classes, image)
+            require_ids(self.model, training.model, views.dataset)
             if training.init_weights:
                 load_weights(training.init_weights).apply(self.model)
             student = student_shapes(self.model, training.objective, image)

@@ -56,12 +56,12 @@ class Disk:
     """The system calls that change a disk, a method each, so that tests can make each one fail."""
 
     def mkdir(self, path: str) -> None:
-        """Create one folder; an existing one is fine."""
+        """Create one folder; an existing one is fine, and anything else a `NotADirectoryError`."""
         try:
             os.mkdir(path)
         except FileExistsError:
             if not os.path.isdir(path):
-                raise
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
 
     def create(self, path: str, data: bytes) -> None:
         """Create a new file that holds `data`, not yet flushed."""

@@ -52,8 +52,8 @@ def _remove(path: str, maker: int) -> None:
 class _Mapped(NamedTuple):
     """Rows of one shard in mapped bytes."""
 
-    windows: NDArray[np.uint8]
-    """(bytes - row bytes + 1, row bytes): the row that begins at each byte."""
+    windows: NDArray[np.void]
+    """(bytes - row bytes + 1,): the row that begins at each byte, as one value of so many bytes."""
     offsets: NDArray[np.int64]
     chunk_rows: int
     path: str
@@ -62,9 +62,9 @@ class _Mapped(NamedTuple):
     def take(self, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Values (B, values per row) of rows counted from the start of the shard."""
         chunks, within = np.divmod(rows, self.chunk_rows)
-        starts = self.offsets[chunks] + within * self.windows.shape[1]
+        starts = self.offsets[chunks] + within * self.windows.itemsize
         values: NDArray[Any] = self.windows[starts].view(dtype)
-        return values
+        return values.reshape(len(rows), -1)
 
     @property
     def changed(self) -> bool:
@@ -176,8 +176,8 @@ class RandomRows:
     def _windows(
         self, data: mmap.mmap, offsets: NDArray[np.int64], rows: int, path: str, stamp: Stamp | None
     ) -> _Mapped:
-        flat = np.frombuffer(data, np.uint8)
-        windows = np.lib.stride_tricks.sliding_window_view(flat, self._row_bytes)
+        count, row = len(data) - self._row_bytes + 1, np.dtype(f"V{self._row_bytes}")
+        windows = np.ndarray((count,), row, data, strides=(1,))
         return _Mapped(windows, offsets, rows, path, stamp)
 
     # ---- decoded rows ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
@@ -225,3 +225,43 @@ def test_a_damaged_shard_is_noticed(
     shard.write_bytes(damaged)
     with pytest.raises(CorruptStore, match="SHA-256"):
         data[0]
+
+
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
+    )
+
+
+@pytest.mark.parametrize("transform", [None, lambda image: image.float() / 255])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_batch_is_what_its_items_are(
+    digits: Dataset, stores: dict[str, Path], mixed: bool, transform: Any
+) -> None:
+    """Collated at once or from items one by one; a custom collate's changes count."""
+    plan = ViewPlan(digits, make_augmentation("pad-crop-flip+mixup", digits), seed=1)
+    store, own = ((), plan) if mixed else (stores["float16"], None)
+    data = CachedDataset(digits, store, plan=own, views=3, transform=transform)
+    wanted = [(0, 5), (2, 5), (1, 39), (0, 0), (2, -1)]
+    expected = default_collate([dict(data[index]) for index in wanted])
+    assert type(data[3]["row"]) is int
+    assert equal(default_collate(data.__getitems__(wanted)), expected)
+    for looked in (range(5), [0], [4]):
+        items = data.__getitems__(wanted)
+        assert [items[i]["row"] for i in looked] == [expected["row"][i] for i in looked]
+        assert equal(default_collate(items), expected)
+    for place in (0, 3):
+        items = data.__getitems__(wanted)
+        items[place]["label"] = 77
+        batch = default_collate(items)
+        assert batch["label"][place] == 77
+        assert type(batch) is dict
+    items = data.__getitems__(wanted)
+    assert [item["row"] for item in items[1:3]] == expected["row"][1:3].tolist()
+    assert len(items) == len(list(items)) == 5
+    items[0]["more"] = 1.5
+    with pytest.raises(KeyError):  # not of all items
+        default_collate(items)
+    part = torch.utils.data.Subset(data, [5, 39])
+    (batch,) = DataLoader(part, 2)
+    assert batch["row"].tolist() == [5, 39]

@@ -210,7 +210,7 @@ def student(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     base = Training(
         dataset=name, model=args.student, device=args.device, workers=args.workers,
         stores=(str(store),), views_per_decode=args.student_views, channels_last=True,
-        precision="bf16", eval_every=args.epochs,
+        eval_every=args.epochs, train_samples=args.train_samples,
         optimization=Optimization(epochs=args.epochs, batch_size=64, lr_schedule="cosine",
                                   warmup_epochs=1),
     )  # fmt: skip
@@ -221,12 +221,13 @@ def student(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         tops = []
         for seed in range(args.seeds):
             how = Training(**{**vars(base), "objective": objective, "seed": seed})
-            out = args.folder / f"{args.student}-{args.size}-{args.epochs}-{method[:2]}-{seed}"
+            named = (args.student, args.size, args.train_samples, args.epochs, method[:2], seed)
+            out = args.folder / "-".join(map(str, named))
             tops.append(read_summary(train(how, out).path)["last_top1"])
             print(method, seed, tops[-1], flush=True)
         result[f"{args.student} by {method}"] = {
-            "top-1": round(float(np.mean(tops)), 4), "std": round(float(np.std(tops, ddof=1)), 4),
-            "seeds": len(tops),
+            "mean top-1": round(float(np.mean(tops)), 4), "lowest": min(tops), "highest": max(tops),
+            "seeds": len(tops), "epochs": args.epochs,
         }  # fmt: skip
     return result
 
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--student", default="resnet8")
     parser.add_argument("--student-views", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--train-samples", type=int, help="of the student, balanced [all]")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0)
@@ -254,14 +256,20 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    live, rows = live_logits(args), dict[str, Any]()
+    rows: dict[str, Any] = {}
+
+    def keep() -> None:
+        args.out.write_text(json.dumps(about() | {"found": rows}, indent=1) + "\n")
+
+    live = live_logits(args)
     for encoding in ENCODINGS:
         name = f"{encoding}, {args.views} views, {live.shape[1]:,} photographs"
         rows[name] = encoding_row(live, encoding, args.views)
         print(name, json.dumps(rows[name]), flush=True)
     rows["top-1 of the teacher over 1,000 classes"] = preprocessing_found(args)
+    keep()
     rows |= student(args)
-    args.out.write_text(json.dumps(about() | {"found": rows}, indent=1) + "\n")
+    keep()
 
 
 if __name__ == "__main__":

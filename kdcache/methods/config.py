@@ -406,7 +406,7 @@ def _value(method: Method, option: Option, value: Any) -> float | int | str:
     kind, flag = type(option.default), method.flag(option)
     if kind is str:
         if value not in option.choices:
-            raise UnknownName(flag, value, option.choices)
+            raise UnknownName(flag, str(value), option.choices)
         return str(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or kind(value) != value:

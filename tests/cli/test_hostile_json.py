@@ -30,7 +30,7 @@ from tests.stores.hostile import reseal
 Run = Callable[..., Result]
 HERE = ["--dataset", "digits", "--device", "cpu"]
 FEW = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 MANY = settings(
     max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -22,6 +22,7 @@ TINY = Scale(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_everything_is_measured_and_printed(
     tmp_path: Path, kdcache: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

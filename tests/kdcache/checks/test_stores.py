@@ -187,7 +187,10 @@ def ended(case: Case, left: float, falling: float, epochs: int) -> Fit:
     return Fit(tuple(s * u["kd"] for s, u in zip(shares, uniform, strict=True) if u), 0.7)
 
 
-@pytest.mark.parametrize("options", [{}, {"standardize": "unbiased"}, {"method": "dkd"}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, *(pytest.param(options, marks=pytest.mark.slow)
+          for options in ({"standardize": "unbiased"}, {"method": "dkd"})),
+], ids=str)  # fmt: skip
 def test_what_the_end_of_a_training_shows(tmp_path: Path, options: dict[str, object]) -> None:
     def end(case: Case, left: float, falling: float, epochs: int = 80) -> list[Finding]:
         return list(fit(case.finished(ended(case, left, falling, epochs))))

@@ -391,7 +391,9 @@ def test_posterior_samples_are_aligned_and_independent_of_the_batch(
         np.testing.assert_allclose(a.read(0), small.read(0), atol=1e-4)
 
 
-@pytest.mark.parametrize("encoding", ["float32", "compact:1e-3"])
+@pytest.mark.parametrize(
+    "encoding", ["float32", pytest.param("compact:1e-3", marks=pytest.mark.slow)]
+)
 def test_several_views_a_decode_give_the_same_store(
     make_teacher: MakeTeacher, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ class NormalisesItself(nn.Module):
         return self.network((pixels - self.mean) / self.std)
 
 
+@pytest.mark.slow
 def test_a_network_that_normalises_too_is_told_with_the_option_that_helps(trained: Trained) -> None:
     run = load_run_model(trained.teacher)
     split = DIGITS.load("test")

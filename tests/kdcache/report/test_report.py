@@ -264,6 +264,7 @@ def test_nothing_is_refused(tmp_path: Path) -> None:
         report([], [], tmp_path)
 
 
+@pytest.mark.slow
 def test_command_writes_the_same_report(
     trained: Trained, students: Path, written: Path, tmp_path: Path, kdcache: Callable[..., Result]
 ) -> None:

@@ -90,6 +90,7 @@ def test_two_ranks_give_the_gradients_of_one(
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_and_refuse(trained: Trained, two_ranks: Path, tmp_path: Path) -> None:
     """A run of two ranks goes on from its checkpoint; a batch of one sample is refused."""
     run = tmp_path / "run"

@@ -57,6 +57,7 @@ def dump(kdcache: Run, trained: Trained) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_ones_own_in_both_stages(parts: str, dump: Run, kdcache: Run) -> None:
     done = dump("--augment", f"{parts}:crop", "--views", 2, "--out", "s.zarr")
     assert done.code == 0, done.err

@@ -239,7 +239,7 @@ def kill_loops(tmp_path: Path, kills: int, encoding: str, at_once: int = 2) -> N
         assert f"{each} kills" in output
 
 
-@pytest.mark.parametrize(("encoding", "kills"), [("float16", 60), ("compact", 15)])
+@pytest.mark.parametrize(("encoding", "kills"), [("float16", 30), ("compact", 8)])
 def test_some_kills(tmp_path: Path, encoding: str, kills: int) -> None:
     kill_loops(tmp_path, kills, encoding)
 

@@ -59,12 +59,12 @@ def standardize(logits: Tensor, convention: Convention = "unbiased") -> Tensor:
     >>> teacher = torch.tensor([[1.0, 4.0, 3.0, 2.0]])  # cat, dog, bird, frog: a dog
     >>> wrong = torch.tensor([[1.0, 2.8, 3.0, 2.0]])  # a bird
     >>> right = torch.tensor([[0.1, 0.4, 0.3, 0.2]])  # a dog
-    >>> [f"{kd(student, teacher, temperature=1):.4f}" for student in (wrong, right)]
-    ['0.1749', '0.3457']
-    >>> [f"{z:.3f}" for z in standardize(teacher)[0].tolist()]
-    ['-1.162', '1.162', '0.387', '-0.387']
-    >>> [f"{z:.3f}" for z in standardize(wrong)[0].tolist()]
-    ['-1.320', '0.660', '0.880', '-0.220']
+    >>> print(*(f"{kd(student, teacher, temperature=1):.4f}" for student in (wrong, right)))
+    0.1749 0.3457
+    >>> print(*(f"{z:.3f}" for z in standardize(teacher)[0].tolist()))
+    -1.162 1.162 0.387 -0.387
+    >>> print(*(f"{z:.3f}" for z in standardize(wrong)[0].tolist()))
+    -1.320 0.660 0.880 -0.220
     >>> kd(wrong, teacher, temperature=1, standardize="unbiased").item()  # doctest: +ELLIPSIS
     0.0995...
     >>> kd(right, teacher, temperature=1, standardize="unbiased").item() < 1e-6

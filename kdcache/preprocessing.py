@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 LARGEST_SIZE = 2**13
+"""Side in pixels that views are resized to, at most."""
 
 #: What networks compute in: float32, or below it by autocast, which keeps sums and norms in float32.
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Side in pixels that views are resized to, at most."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from kdcache_cli.groups import OUTPUT
 from kdcache_cli.needs import require_needs
 
 # Command -> (module:function that is it, its line of help). Modules are imported when their command runs,
-# so that `kdcache -h`, `inspect` and `verify` show_line without importing torch.
+# so that `kdcache -h`, `inspect` and `verify` do without importing torch.
 COMMANDS = {
     "demo": (
         "demonstrating:demo",

@@ -95,6 +95,7 @@ class Place(click.types.StringParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The place as it is."""
         folder = Path(str(value).partition("@")[0])
+        # Told by the files that only one of them has; who knows these by name imports torch or NumPy.
         if self.store and (folder / "config.toml").is_file():
             self.fail(
                 f"{folder} is the run of a training, and a store of a teacher's outputs is wanted here. See "

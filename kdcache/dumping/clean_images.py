@@ -33,10 +33,17 @@ def labelled_splits(source: DatasetSource, data: Dataset) -> dict[str, Dataset]:
 
 
 class Clean(NamedTuple):
-    """Top-1 by the name of the split, and how the teacher would be clearly better, if a way is known."""
+    """What a teacher is worth on clean images.
+
+    Attributes:
+        top1: by the name of the split.
+        advice: how it would be clearly better, if a way is known.
+        untried: that it is weak and other preprocessings were not tried, since the dump is too small.
+    """
 
     top1: dict[str, float]
-    advice: str | None
+    advice: str | None = None
+    untried: str | None = None
 
 
 def clean_top1(
@@ -72,17 +79,25 @@ def clean_top1(
         tried = dataset, images, labels
     top1 = {split: check.top1 for split, check in checks.items()}
     if not checks or allow_untrained:
-        return Clean(top1, None)
+        return Clean(top1)
     labels, predictions = (np.concatenate(parts) for parts in zip(*(
         (check.labels, check.predictions) for check in checks.values()
     ), strict=True))  # fmt: skip
     together = Check(labels, predictions, teacher.classes)
     left = forwards - len(together.labels)
-    advice = _advice(teacher, *tried, left) if together.low else None
+    weak = together.low and splits[0].item is None
+    tries = weak and left >= TRIED * LOWEST
+    advice = _advice(teacher, *tried, left) if tries else None
     counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
     where = f"clean images of {splits[0].name} ({counts})"
     require_trained(teacher, together, where, advice)
-    return Clean(top1, advice)
+    if not weak or tries:
+        return Clean(top1, advice)
+    return Clean(top1, untried=(
+        f"{teacher.architecture} is nearer to guessing than to 1, and a dump as small as this tries no "
+        "other preprocessing of it; once there is a store, `kdcache check STORE --dataset NAME --teacher "
+        "TEACHER` does"
+    ))  # fmt: skip
 
 
 def _advice(
@@ -92,8 +107,6 @@ def _advice(
     labels: np.ndarray,
     forwards: float,
 ) -> str | None:
-    if dataset.item is not None or forwards < TRIED * LOWEST:
-        return None
     try:
         measured = None if dataset.images is None else Preprocessing.measured(dataset.images)
     except DataError:  # a constant channel

@@ -34,6 +34,7 @@ from kdcache_cli.output import emit, show_line
 @options.baseline
 @groups.TEACHER.option(
     "--teacher",
+    type=options.NETWORK,
     help="The store's teacher: tried on a few clean images with other normalisations, sizes and "
     "channel orders.",
 )

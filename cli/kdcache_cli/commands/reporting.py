@@ -28,7 +28,9 @@ from kdcache_cli.output import emit, say, show_line
     "--out", required=True, type=options.LOCAL_PATH, help="Folder for page and figures."
 )
 @groups.TEACHER.option(
-    "--teacher", help="The teacher, if its run is not among RUNS; see dump-teacher."
+    "--teacher",
+    type=options.NETWORK,
+    help="The teacher, if its run is not among RUNS; see dump-teacher.",
 )
 @options.dataset_name("[default: that of the runs, or of the store]")
 @options.data_root

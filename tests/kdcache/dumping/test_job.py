@@ -78,6 +78,21 @@ class NormalisesItself(nn.Module):
         return self.network((pixels - self.mean) / self.std)
 
 
+def test_a_weak_teacher_of_a_small_dump_is_told_who_tries_other_preprocessings(
+    trained: Trained,
+) -> None:
+    run, split = load_run_model(trained.teacher), DIGITS.load("test")
+    inside = NormalisesItself(run.module.eval(), run.preprocessing)
+    good = Teacher("own", inside, Preprocessing((0.0,), (1.0,)), 10, "0" * 64)
+    assert clean_top1(good, [split], forwards=120).untried is None
+    told = clean_top1(
+        replace(good, preprocessing=Preprocessing((0.0,), (2.0,))), [split], forwards=120
+    )
+    assert told.advice is None
+    assert told.untried is not None
+    assert "`kdcache check STORE --dataset NAME --teacher TEACHER` does" in told.untried
+
+
 @pytest.mark.slow
 def test_a_network_that_normalises_too_is_told_with_the_option_that_helps(trained: Trained) -> None:
     run = load_run_model(trained.teacher)

@@ -85,12 +85,12 @@ def test_a_weak_teacher_of_a_small_dump_is_told_who_tries_other_preprocessings(
     inside = NormalisesItself(run.module.eval(), run.preprocessing)
     good = Teacher("own", inside, Preprocessing((0.0,), (1.0,)), 10, "0" * 64)
     assert clean_top1(good, [split], forwards=120).untried is None
-    told = clean_top1(
+    weak = clean_top1(
         replace(good, preprocessing=Preprocessing((0.0,), (2.0,))), [split], forwards=120
     )
-    assert told.advice is None
-    assert told.untried is not None
-    assert "`kdcache check STORE --dataset NAME --teacher TEACHER` does" in told.untried
+    assert weak.advice is None
+    assert weak.untried is not None
+    assert "`kdcache check STORE --dataset NAME --teacher TEACHER` does" in weak.untried
 
 
 @pytest.mark.slow

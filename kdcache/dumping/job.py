@@ -187,10 +187,10 @@ def prepare_dump(
             lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, left)
                      for teacher, _ in teachers]
         )  # fmt: skip
-        tell([f"warning: {one.advice}" for one in clean if one.advice is not None])
-        tell([one.untried for one in clean if one.untried is not None])
-        targets = [target._replace(clean_top1=one.top1 or None)
-                   for target, one in zip(targets, clean, strict=True)]  # fmt: skip
+        tell([f"warning: {accuracy.advice}" for accuracy in clean if accuracy.advice is not None])
+        tell([accuracy.untried for accuracy in clean if accuracy.untried is not None])
+        targets = [target._replace(clean_top1=accuracy.top1 or None)
+                   for target, accuracy in zip(targets, clean, strict=True)]  # fmt: skip
         settings = shared | {"repair": request.repair, "known": looked.first}
         yield PreparedDump(plan, targets, views, cost, ranks, settings)
 

@@ -21,8 +21,12 @@ TABLE = re.compile(r"<!-- (\S+\.json) -->\n.*?<!-- end -->", re.S)
 
 def table(document: dict[str, Any]) -> str:
     """The file's table in Markdown, its command and machine below it."""
-    results = document["found"]
-    if any("last_top1" in arm for arm in results.values() if isinstance(arm, dict)):
+    if "claims" in document:
+        return "\n".join(saving_table(document))
+    results = document["found"] if "found" in document else document["results"]
+    if isinstance(results, list):
+        lines = scale_table(results)
+    elif any("last_top1" in arm for arm in results.values() if isinstance(arm, dict)):
         lines = arms_table(results)
     elif any("first_step" in arm for arm in results.values() if isinstance(arm, dict)):
         lines = equality_table(results)
@@ -98,6 +102,50 @@ def bound_table(results: dict[str, Any]) -> list[str]:
             f"| {row['gaussian_bound']:.2f} | {moments:.2f} "
             f"| {row['fitted']['components']} of {row['fitted']['directions']} |"
         )
+    return lines
+
+
+def saving_table(document: dict[str, Any]) -> list[str]:
+    """Of `kdcache bench --only saving`: a line a pair, command and machine below."""
+    heads = ["teacher -> student", "multiply-adds", "cached, s", "online, s", "online / cached (quartiles)",
+             "(step + forward) / step", "a view's dump, s", "paid back after"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for claim in document["claims"]:
+        pair = claim["details"]
+        epochs = pair["epochs"]
+        cached, online = (epochs[name]["median"] for name in ("cached", "online"))
+        lines.append(
+            f"| {pair['teacher']} -> {pair['student']}{', photographs' if pair['side'] else ''} "
+            f"| {pair['macs']:.1f} | {cached:.2f} | {online:.2f} "
+            f"| **{claim['median']:.2f}** ({claim['p25']:.2f} to {claim['p75']:.2f}) "
+            f"| {sorted(pair['bound'])[len(pair['bound']) // 2]:.2f} | {pair['dump_seconds']:.2f} "
+            f"| {pair['crossing']:.2f} epochs |"
+        )
+    images = [claim["details"]["epochs"]["images_per_epoch"] for claim in document["claims"]]
+    rounds = document["claims"][0]["rounds"]
+    words = (
+        f"Seconds of an epoch of {images[0]} images ({images[-1]} photographs), medians of {rounds} "
+        "rounds in turns."
+    )
+    where, versions = document["machine"], document["versions"]
+    return [*lines, "", words, "", "`kdcache bench --only saving --threads 1 --out bench-saving.json`",
+            f"({where['processor']}, {where['torch_threads']} thread(s), torch {versions['torch']}, "
+            f"kdcache {versions['kdcache']})"]  # fmt: skip
+
+
+def scale_table(results: list[dict[str, Any]]) -> list[str]:
+    """Seconds and memory of each step, by the number of keys."""
+    steps = [name for name, cost in results[0].items() if isinstance(cost, dict)]
+    heads = ["", *(f"{run['keys']:,} keys x {run['classes']:,}" for run in results)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for step in steps:
+        costs = [run[step] for run in results]
+        cells = [
+            f"{cost['seconds']:.1f} s ({cost['cpu_seconds']:.1f} of the processor), "
+            f"peak {cost['peak_mb']:,} MB"
+            for cost in costs
+        ]
+        lines.append("| " + " | ".join([step.replace("_", " "), *cells]) + " |")
     return lines
 
 

@@ -115,10 +115,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = {}
+    results = {}
     for teacher in args.teachers:
-        found |= measure(teacher, args)
-        report = about() | {"threads": args.threads, "images": args.images, "found": found}
+        results |= measure(teacher, args)
+        report = about() | {"threads": args.threads, "images": args.images, "found": results}
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

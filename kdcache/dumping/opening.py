@@ -22,11 +22,12 @@ HEAVY = 64
 
 
 class Target(NamedTuple):
-    """A teacher, the path of its store, and its top-1 on clean splits, if known."""
+    """A teacher, the path of its store, and its top-1 on so many clean images of each split, if known."""
 
     teacher: Teacher
     path: str | os.PathLike[str]
     clean_top1: dict[str, float] | None = None
+    clean_images: dict[str, int] | None = None
 
 
 Targets = Sequence[Target | tuple[Teacher, str | os.PathLike[str]]]

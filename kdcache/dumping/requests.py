@@ -39,7 +39,7 @@ def prepare_teacher(
     request: TeacherRequest,
     trainset: Dataset,
     **options: Any,
-) -> tuple[Teacher, str]:
+) -> tuple[Teacher, str, bool]:
     """Load a teacher for the views of a dataset.
 
     Args:
@@ -48,7 +48,8 @@ def prepare_teacher(
         options: further arguments of `load_teacher`.
 
     Returns:
-        The teacher, and in words where its preprocessing comes from.
+        The teacher, in words where its preprocessing comes from, and whether it is assumed: neither the
+        request nor what its weights come with says it.
     """
     if trainset.item is not None and (request.preprocessing or request.size):
         option = "--size" if request.size else "--normalize, --mean and --std"
@@ -84,10 +85,10 @@ def prepare_teacher(
         **options,
     )
     if given is not None:
-        return teacher, "as given"
+        return teacher, "as given", False
     if teacher.preprocessing is fallback:
-        return teacher, origin(trainset)
+        return teacher, origin(trainset), True
     if request.size is not None and isinstance(teacher.preprocessing, Preprocessing):
         sized = replace(teacher.preprocessing, size=request.size)
-        return replace(teacher, preprocessing=sized), "its own, at the size given"
-    return teacher, "its own"
+        return replace(teacher, preprocessing=sized), "its own, at the size given", False
+    return teacher, "its own", False

@@ -78,19 +78,28 @@ class NormalisesItself(nn.Module):
         return self.network((pixels - self.mean) / self.std)
 
 
-def test_a_weak_teacher_of_a_small_dump_is_told_who_tries_other_preprocessings(
-    trained: Trained,
-) -> None:
+def test_a_teacher_in_doubt_is_looked_at_more_closely(trained: Trained) -> None:
+    """As closely as it may cost; and what was assumed is refused where another preprocessing fits."""
     run, split = load_run_model(trained.teacher), DIGITS.load("test")
     inside = NormalisesItself(run.module.eval(), run.preprocessing)
     good = Teacher("own", inside, Preprocessing((0.0,), (1.0,)), 10, "0" * 64)
-    assert clean_top1(good, [split], forwards=120).untried is None
-    weak = clean_top1(
-        replace(good, preprocessing=Preprocessing((0.0,), (2.0,))), [split], forwards=120
-    )
-    assert weak.advice is None
-    assert weak.untried is not None
-    assert "`kdcache check STORE --dataset NAME --teacher TEACHER` does" in weak.untried
+    sound = clean_top1(good, [split], forwards=120)
+    assert (sound.images, sound.untried, sound.advice) == ({"test": 120}, False, None)
+    weak = replace(good, preprocessing=Preprocessing((0.0,), (2.0,)))
+    small = clean_top1(weak, [split], forwards=120)
+    assert (small.images, small.untried, small.advice) == ({"test": 120}, True, None)
+    closer = clean_top1(weak, [split], forwards=120, more=1500)
+    assert closer.images["test"] > 120
+    assert not closer.untried
+    assert closer.advice is not None
+    assert closer.advice.endswith("with pixels from 0 to 1: dump it with --mean 0 --std 1.")
+    # Nobody has said it: it is looked at though it is well, and refused where it is not.
+    assert clean_top1(good, [split], forwards=120, assumed=True).untried
+    well = clean_top1(good, [split], forwards=120, more=1500, assumed=True)
+    assert (well.untried, well.advice) == (False, None)
+    keep = r"pixels from 0 to 1: dump it with --mean 0 --std 1\. To dump it as it is.*: --mean 0 --std 2"
+    with pytest.raises(UsageError, match=f"nothing says which pixels own was trained on.*{keep}"):
+        clean_top1(weak, [split], forwards=120, more=1500, assumed=True)
 
 
 @pytest.mark.slow
@@ -107,7 +116,7 @@ def test_a_network_that_normalises_too_is_told_with_the_option_that_helps(traine
     advice = clean_top1(low, [split]).advice
     assert advice is not None
     assert re.search(f"on \\d+ clean test images, {helped}", advice)
-    with pytest.raises(MismatchError, match=f"is what guessing gives .*{helped}"):
+    with pytest.raises(MismatchError, match=f"cannot be told from guessing.*{helped}"):
         clean_top1(replace(twice, preprocessing=Preprocessing((0.0,), (3.0,))), [split])
     assert clean_top1(low, [split], allow_untrained=True).advice is None
 

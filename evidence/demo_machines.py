@@ -30,6 +30,7 @@ from kdcache.report.collect import find_runs, grouped, read_run
 from kdcache.report.training_section import curve
 from kdcache.runs import WEIGHTS
 
+WIDTH = 620  # pixels of the picture in a page
 INK = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e6e9ed}}</style>"
 
 
@@ -79,11 +80,11 @@ MACHINES = [Machine()] + [
 
 def run(folder: Path, machine: Machine) -> dict[str, Any]:
     """The demo's results on a machine, in a process of its own; those of the folder where they are."""
-    found = folder / f"{machine.name}.json"
-    if not found.exists():
+    finished = folder / f"{machine.name}.json"
+    if not finished.exists():
         words = [sys.executable, __file__, "--folder", str(folder), "--machine", machine.name]
         subprocess.run(words, env=os.environ | machine.environment, check=True)
-    document: dict[str, Any] = json.loads(found.read_text())
+    document: dict[str, Any] = json.loads(finished.read_text())
     return document
 
 
@@ -115,7 +116,8 @@ def picture(folder: Path, file: Path) -> None:
     runs = [read_run(path) for path in find_runs([folder])]
     students = grouped([run for run in runs if run.config["model"]["name"] == demo.STUDENT])
     svg = curve(students, "test_top1").svg
-    file.write_text(re.sub(r"(<svg[^>]*>)", rf"\1{INK}", svg, count=1), encoding="utf-8")
+    svg = re.sub(r"<svg([^>]*)>", rf'<svg width="{WIDTH}"\1>{INK}', svg, count=1)
+    file.write_text(svg, encoding="utf-8")
 
 
 def main() -> None:

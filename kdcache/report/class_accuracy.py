@@ -78,7 +78,7 @@ def per_class_figure(
         f"{labels[k]} ({', '.join(f'{n} {100 * v[k]:.1f} %' for n, v in means.items())})"
         for k in drawn[:3]
     )
-    of = f"{len(drawn)} of {len(classes)} classes: " if len(drawn) < len(classes) else ""
+    part = f"{len(drawn)} of {len(classes)}" if len(drawn) < len(classes) else "All"
     how = "furthest behind the teacher first" if reference is not None else "hardest first"
     columns = ["class", "name", *means, *([] if reference is None else ["teacher"])]
     return figure(
@@ -86,7 +86,7 @@ def per_class_figure(
         "Accuracy per class",
         draw,
         alt=f"Top-1 per class of each group{'' if teacher is None else ' and of the teacher'}, {how}: {worst}.",
-        caption=f"{of.capitalize()}{how}; a group's value is the mean over its seeds.",
+        caption=f"{part} classes, {how}; a group's value is the mean over its seeds.",
         columns=columns,
         rows=[(int(k), labels[k], *(float(values[k]) for values in shown)) for k in order],
         size=(4.6, 1.4 + 0.24 * len(drawn)),

@@ -67,11 +67,19 @@ noise = "{NOISE}"
 
 @dataclass(frozen=True)
 class DemoStep:
-    """One step of the demo: its title, the command that repeats it by hand, and how to do it."""
+    """One step of the demo.
+
+    Attributes:
+        title: for people.
+        command: repeats it by hand.
+        run: does it.
+        brief: in what its command differs from that of the step before, where it differs in little.
+    """
 
     title: str
     command: str
     run: Callable[[Any], Any]
+    brief: str = ""
 
 
 def steps(out: Path, threads: int = THREADS) -> Iterator[DemoStep]:
@@ -141,6 +149,7 @@ def steps(out: Path, threads: int = THREADS) -> Iterator[DemoStep]:
                      *_flags(STEPS), "--eval-every", EVAL_EVERY, "--seed", seed,
                      "--out", out / f"seed{seed}"),
             train_students,
+            f"... --seed {seed} --out {shlex.quote(str(out / f'seed{seed}'))}" if seed else "",
         )  # fmt: skip
 
 

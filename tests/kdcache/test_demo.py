@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def test_each_command_repeats_its_step(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("kdcache.training.preparation.train_together", together)
     teacher, store, *students = demo.steps(tmp_path)
     assert [step.title for step in students] == [f"students, seed {seed}" for seed in demo.SEEDS]
+    for before, step in pairwise(students):
+        differing = step.brief.removeprefix("... ")
+        same = before.command.split(" --seed ")[0]
+        assert step.command.startswith(f"{same} {differing} ")
+    assert not students[0].brief
     for step in (teacher, *students):
         with pytest.raises(End):
             step.run(None)

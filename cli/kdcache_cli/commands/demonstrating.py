@@ -36,7 +36,7 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
     for step in steps(out):
         with progress(quiet, "") as bars:
             step.run(Bar(bars) if step.title == "store" else Bars(bars, step.title))
-        say(f"$ {step.command}", quiet)
+        say(f"$ {step.brief or step.command}", quiet)
     outcome = results(out)
     emit(outcome, as_json)
     if quiet:

@@ -32,6 +32,8 @@ def table(document: dict[str, Any]) -> str:
         lines = equality_table(results)
     elif any("gaussian_bound" in arm for arm in results.values() if isinstance(arm, dict)):
         lines = bound_table(results)
+    elif any("arms" in arm for arm in results.values() if isinstance(arm, dict)):
+        lines = machines_table(results)
     else:
         lines = values_table(results)
     machine = document["machine"].replace("_", "\\_")
@@ -103,6 +105,27 @@ def bound_table(results: dict[str, Any]) -> list[str]:
             f"| {row['fitted']['components']} of {row['fitted']['directions']} |"
         )
     return lines
+
+
+def machines_table(results: dict[str, Any]) -> list[str]:
+    """What the demo prints, a machine a line: each method's lead over ce with its interval and errors."""
+    first = next(iter(results.values()))
+    methods = [name for name, arm in first["arms"].items() if "minus_ce" in arm]
+    heads = ["oneDNN, PyTorch, threads", "teacher's weights", "ce", *methods]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, row in results.items():
+        cells = [", ".join(name.split("-")), row["teacher"], f"{row['arms']['ce']['mean']:.2f}"]
+        for method in methods:
+            arm = row["arms"][method]
+            interval = f"{arm['low']:+.2f} to {arm['high']:+.2f}"
+            cells.append(f"{arm['minus_ce']:+.2f} ({interval}; {arm['errors']:.1f} s.e.)")
+        lines.append("| " + " | ".join(cells) + " |")
+    words = (
+        f"Top-1 of ce in percent; of the others the mean of the differences from ce over {first['seeds']} "
+        "seeds, its 95% interval, and the mean in standard errors. Different weights of the teacher show "
+        "that the machine rounds differently."
+    )
+    return [*lines, "", words]
 
 
 def saving_table(document: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import click
 
 from kdcache_cli.commands.inspecting import encoding_text, page
 from kdcache_cli.output import emit, percent, say, show_facts, show_line, size
+from kdcache_stores.objects.urls import redact
 from kdcache_stores.types import LOGITS
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def without_path(dataset: str) -> str:
 
 
 def full_command() -> str:
-    """The command as given, paths included: for the screen alone."""
+    """The command as given, paths included: for the screen, and for a page of its user's own."""
     ctx = click.get_current_context()
     return shlex.join(["kdcache", ctx.info_name or "", *_words(dict(ctx.params), paths=True)])
 
@@ -191,11 +192,11 @@ def _words(given: dict[str, Any], paths: bool) -> list[str]:
         if param.name == "fields" and value is not None:
             value = None if value == ("logits",) else ",".join(value)
         values = value if isinstance(value, tuple) else (value,)
-        flag = max(param.opts, key=len)
+        flag = [] if isinstance(param, click.Argument) else [max(param.opts, key=len)]
         for value in values:
             if value is None or value is False or (isinstance(value, Path) and not paths):
                 continue
-            words += [flag] if value is True else [flag, str(value)]
+            words += flag if value is True else [*flag, redact(str(value))]
     return words
 
 

@@ -43,7 +43,7 @@ NEEDS: dict[str, dict[str, str]] = {
         "--dataset": "--teacher",
         "--rows": "--teacher",
     },
-    "report": {"--teacher": "RUNS"},
+    "report": {"--teacher": "RUNS", "--toy-case": "RUNS"},
     "bench": {"--gpu": "no --quick"},
 }
 

@@ -6,28 +6,32 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from kdcache._version import __version__
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import load_dataset
 from kdcache.report.collect import Group, RunRecord, find_runs, grouped, read_run
 from kdcache.report.logits import (
     TestLogits,
+    accuracy,
     by_group,
     calibrated,
     find_teacher,
     run_stores,
     spec_teacher,
+    teacher_beside,
     teacher_logits,
 )
-from kdcache.report.page import Section, write_page
+from kdcache.report.page import Heading, Section, write_page
 from kdcache.report.sample_panels import varied_samples
 from kdcache.report.standardization import standardization_section
 from kdcache.report.store_section import plain_section, store_section
 from kdcache.report.survey import survey
-from kdcache.report.training_section import training_section
+from kdcache.report.training_section import training_section, warnings_of
 from kdcache_stores import KDCacheError, Store, UsageError, open_store
 from kdcache_stores.printable import printable
 
@@ -53,6 +57,8 @@ def report(
     data_root: Path | None = None,
     device: str = "cpu",
     workers: int = 0,
+    toy: bool = False,
+    command: str = "",
 ) -> Report:
     """Write the report of some runs and stores into a folder.
 
@@ -62,11 +68,14 @@ def report(
     Args:
         runs: runs, or folders of runs.
         stores: paths of stores.
-        teacher: as `load_teacher` takes it; default: the run among ``runs`` that filled a store.
+        teacher: as `load_teacher` takes it; default: the run that filled a store, where it is among
+            ``runs`` or lies beside them or beside the store.
         dataset: as `load_dataset` takes it; default: the one that the runs were trained on.
         data_root: folder of the datasets; default: the one that the runs used.
         device: where the networks run.
         workers: processes that decode image files.
+        toy: show the toy case of logit standardization too.
+        command: what the page says that it was made by.
 
     Raises:
         UsageError: neither a run nor a store.
@@ -80,8 +89,9 @@ def report(
     with ExitStack() as opened:
         read = [opened.enter_context(open_store(path)) for path in stores]
         known = [*read, *run_stores(records, opened)]
-        teacher_spec = find_teacher(records, known) if len(records) > 1 else None
-        groups = grouped([run for run in records if run is not teacher_spec])
+        teacher_run = find_teacher(records, known) if len(records) > 1 else None
+        groups = grouped([run for run in records if run is not teacher_run])
+        teacher_run = teacher_run or teacher_beside(records, known)
         config = records[0].config if records else None
         if config:
             testset = _dataset(
@@ -92,15 +102,18 @@ def report(
                 left_out,
             )
             sections += _runs(
-                groups, teacher_spec, testset, teacher, known,
-                device, workers, left_out,
+                groups, teacher_run, testset, teacher, known,
+                device, workers, toy, left_out,
             )  # fmt: skip
         for store, name in zip(read, _names(stores), strict=True):
             sections.append(_store(store, name, config, dataset, data_root, left_out))
     parts = [f"{len(records)} run{'s' * (len(records) != 1)}"] * bool(records)
     parts += [f"{len(read)} store{'s' * (len(read) != 1)}"] * bool(read)
     title = "Distillation report" if records else "Store report"
-    files = write_page(out, title, " and ".join(parts) + ".", sections, left_out)
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    made = [f"{now}, kdcache {__version__}", *([command] if command else [])]
+    heading = Heading(title, " and ".join(parts) + ".", made, warnings_of(groups))
+    files = write_page(out, heading, sections, left_out)
     return Report(files[0], files, left_out)
 
 
@@ -122,6 +135,7 @@ def _runs(
     stores: Sequence[Store],
     device: str,
     workers: int,
+    toy: bool,
     left_out: list[str],
 ) -> list[Section]:
     predictions: dict[str, dict[int, TestLogits]] = {}
@@ -137,12 +151,18 @@ def _runs(
         if teacher
         else None
     )
-    students = [runs[min(runs)] for runs in predictions.values()]
+    students = {
+        label: [networks[seed] for seed in sorted(networks)]
+        for label, networks in predictions.items()
+    }
     everyone = [*groups, *([row] if row else [])]
     if row and teacher_logits and spec is None:
         predictions[row.label] = {row.runs[0].seed: teacher_logits}
-    training = training_section(groups, row, calibrated(everyone, predictions))
-    return [training, standardization_section(teacher_logits, students)]
+    top1 = None if teacher_logits is None else accuracy(teacher_logits)
+    training = training_section(groups, row, calibrated(everyone, predictions), top1)
+    names = testset.class_names if testset else None
+    logits = standardization_section(teacher_logits, students, names, toy)
+    return [training, *([logits] if logits.figures else [])]
 
 
 def _teacher_logits(

@@ -42,6 +42,11 @@ class RunRecord:
         return int(self.config["training"]["seed"])
 
     @property
+    def data_seed(self) -> int:
+        """Seed of what the network was shown."""
+        return int(self.config["data"].get("seed", self.seed))
+
+    @property
     def epochs(self) -> int:
         """Epochs that the run is to have."""
         return int(self.config["training"]["epochs"])
@@ -51,6 +56,8 @@ class RunRecord:
         """Everything but the seed that decides the result, as flat names."""
         tables = {k: v for k, v in self.config.items() if k not in _NOT_THE_SAME}
         flat = {k: v for k, v in flatten(tables).items() if k not in _NOT_THE_SAME}
+        if self.data_seed == self.seed:
+            flat.pop("data.seed", None)
         if "stores" not in tables:
             flat.pop("data.view_seed", None)  # without a store the views follow the training's seed
         return flat
@@ -159,6 +166,8 @@ def read_run(path: Path) -> RunRecord:
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The runs among some paths: a path is a run, or a folder of runs (taken in sorted order).
 
+    Runs lie in such a folder, or in folders of it.
+
     Raises:
         DataError: a path that is neither.
     """
@@ -166,7 +175,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = [path] if is_run(path) else []
         if not inside and path.is_dir():
-            inside = sorted(child for child in path.iterdir() if is_run(child))
+            inside = sorted(c for depth in ("*", "*/*") for c in path.glob(depth) if is_run(c))
         if not inside:
             raise DataError(
                 f"{path} is not a run and holds none. Give directories made by `kdcache train-teacher` "
@@ -185,7 +194,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     together: list[list[RunRecord]] = []
     for run in runs:
         for group in together:
-            if group[0].settings == run.settings:
+            if all(_alike(run, other) for other in group):
                 twin = next((other for other in group if other.seed == run.seed), None)
                 if twin is not None:
                     raise DataError(
@@ -201,6 +210,14 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     return [
         Group(name, tuple(group)) for name, group in zip(_labels(together), together, strict=True)
     ]
+
+
+def _alike(run: RunRecord, other: RunRecord) -> bool:
+    """Whether two differ in their seed alone: both were shown one data seed's samples, or each its own's."""
+    shown = {"data.seed": None}
+    own = run.data_seed == run.seed and other.data_seed == other.seed
+    same = own or run.data_seed == other.data_seed
+    return same and run.settings | shown == other.settings | shown
 
 
 def _labels(groups: list[list[RunRecord]]) -> list[str]:

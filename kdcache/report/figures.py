@@ -63,6 +63,7 @@ class Figure:
         svg: an <svg> element to put in a page.
         png: the same on white, 200 dots per inch.
         csv: the values that are drawn.
+        small: it stands beside its like, several in a row.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Figure:
     svg: str
     png: bytes
     csv: str
+    small: bool = False
 
 
 def figure(
@@ -84,6 +86,7 @@ def figure(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     size: tuple[float, float] = (4.6, 3.3),
+    small: bool = False,
 ) -> Figure:
     """Draw a figure of one pair of axes.
 
@@ -91,6 +94,7 @@ def figure(
         draw: puts everything on the axes.
         columns, rows: what the CSV holds.
         size: inches; about as wide as a phone, so that its text stays legible there.
+        small: see `Figure`.
 
     Raises:
         ValueError: an axis has no label.
@@ -107,7 +111,7 @@ def figure(
         canvas.savefig(png, format="png", dpi=200, facecolor="white")
     return Figure(
         name, title, alt, caption, _for_page(svg.getvalue(), name), png.getvalue(),
-        table_csv(columns, rows),
+        table_csv(columns, rows), small,
     )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from kdcache.evaluation.scores import calibration, clean_logits
 from kdcache.methods.table import without_teacher
 from kdcache.models.taps import as_fields
 from kdcache.models.weights import load_weights, weights_digest
-from kdcache.report.collect import Group, RunRecord
-from kdcache.runs import WEIGHTS, load_run_model, trained_size
+from kdcache.report.collect import Group, RunRecord, read_run
+from kdcache.runs import WEIGHTS, is_run, load_run_model, trained_size
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores import Store, open_store
@@ -118,6 +118,36 @@ def find_teacher(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecor
             if weights_digest(state) in wanted:  # no network is made, a user's own needs no leave
                 return run
     return None
+
+
+def accuracy(network: TestLogits) -> float | None:
+    """Top-1 in [0, 1] over the labelled samples; None without any."""
+    known = network.labels >= 0
+    if not known.any():
+        return None
+    return float((network.logits[known].argmax(1) == network.labels[known]).double().mean())
+
+
+def teacher_beside(runs: Sequence[RunRecord], stores: Sequence[Store]) -> RunRecord | None:
+    """The run that filled one of the stores, where it lies beside one of them or beside one of the runs.
+
+    A store names its teacher by its network and the digest of its weights, never by a path.
+    """
+    networks = {store.teacher.architecture for store in stores}
+    places = [*(run.path for run in runs), *(Path(store.where) for store in stores)]
+    given = {run.path.resolve() for run in runs}
+    records = []
+    for folder in dict.fromkeys(p.resolve().parent for p in places if p.exists()):
+        for path in sorted(folder.iterdir()):
+            if path in given or not is_run(path):
+                continue
+            try:
+                record = read_run(path)
+            except KDCacheError:
+                continue  # what else lies there is not what the report is about
+            if record.config["model"]["name"] in networks:
+                records.append(record)
+    return find_teacher(records, stores)
 
 
 def by_group(

@@ -41,6 +41,23 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """What stands above all sections.
+
+    Attributes:
+        title: of the page.
+        intro: a sentence.
+        made: when, with which version and by which command, a line each.
+        warnings: what likely went wrong, each with its remedy.
+    """
+
+    title: str
+    intro: str
+    made: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page.
 
@@ -66,7 +83,7 @@ class Section:
 
 
 def write_page(
-    out: Path, title: str, intro: str, sections: Sequence[Section], left_out: Sequence[str]
+    out: Path, heading: Heading, sections: Sequence[Section], left_out: Sequence[str]
 ) -> list[Path]:
     """Write ``index.html`` and a PNG and a CSV of each figure into a folder; the paths, page first."""
     out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +95,7 @@ def write_page(
         beside.update(section.files)
         beside.update(section.pictures)
     page = out / "index.html"
-    _write(page, render(title, intro, sections, left_out))
+    _write(page, render(heading, sections, left_out))
     for name, content in beside.items():
         _write(out / name, content)
     return [page, *(out / name for name in beside)]
@@ -90,23 +107,30 @@ def _write(path: Path, content: str | bytes) -> None:
     write_atomically(path, lambda stream: stream.write(data))
 
 
-def render(title: str, intro: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:
+def render(heading: Heading, sections: Sequence[Section], left_out: Sequence[str]) -> str:
     """The page as text."""
     css = files("kdcache.report").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<a href="#part-{i}">{_text(s.title)}</a>' for i, s in enumerate(sections))
-    missing = ""
-    if left_out:
-        items = "".join(f"<li>{_text(reason)}</li>" for reason in left_out)
-        missing = f'<section class="missing"><h2>Left out</h2><ul>{items}</ul></section>'
+    warnings = _told("warnings", "Warnings", heading.warnings)
+    missing = _told("missing", "Left out", left_out)
+    made = "".join(f"<br>{_text(line)}" for line in heading.made)
+    title = _text(heading.title)
     body = "\n".join(_section(index, section) for index, section in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
-        f"<header><h1>{_text(title)}</h1><p>{_text(intro)}</p><nav>{links}</nav></header>\n"
-        f"<main>\n{body}\n{missing}\n</main>\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
+        f"<header><h1>{title}</h1><p>{_text(heading.intro)}{made}</p><nav>{links}</nav></header>\n"
+        f"<main>\n{warnings}\n{body}\n{missing}\n</main>\n</body>\n</html>\n"
     )
+
+
+def _told(kind: str, title: str, reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    items = "".join(f"<li>{_text(reason)}</li>" for reason in reasons)
+    return f'<section class="told {kind}"><h2>{title}</h2><ul>{items}</ul></section>'
 
 
 def _text(text: str) -> str:
@@ -120,9 +144,10 @@ def _section(index: int, section: Section) -> str:
     if section.notes:
         notes = "".join(f"<li>{_text(note)}</li>" for note in section.notes)
         parts.append(f'<ul class="notes">{notes}</ul>')
-    if section.figures:
-        figures = "\n".join(_figure(figure) for figure in section.figures)
-        parts.append(f'<div class="figures">{figures}</div>')
+    for small, kind in ((False, "figures"), (True, "figures small")):
+        figures = "\n".join(_figure(f) for f in section.figures if f.small is small)
+        if figures:
+            parts.append(f'<div class="{kind}">{figures}</div>')
     if section.strips:
         strips = "\n".join(_strip(strip) for strip in section.strips)
         parts.append(f'<p class="caption">{_text(section.strips_intro)}</p>')

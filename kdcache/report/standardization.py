@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
 from kdcache.methods.scaling import divergence, standardize
+from kdcache.report.class_accuracy import MOST, class_labels, per_class_figure
 from kdcache.report.figures import COLOURS, INK, Figure, figure, legend
 from kdcache.report.logits import TestLogits, class_means
 from kdcache.report.page import Section, Table
@@ -27,26 +28,39 @@ TOY = {
 }
 
 
-def standardization_section(teacher: TestLogits | None, students: Sequence[TestLogits]) -> Section:
-    """Everything of the section; without a teacher, only the students' scale and the toy case.
+def standardization_section(
+    teacher: TestLogits | None,
+    students: Mapping[str, Sequence[TestLogits]],
+    names: Sequence[str] | None = None,
+    toy: bool = False,
+) -> Section:
+    """Everything of the section; without a teacher, only what the students are.
 
     Args:
-        students: one per group.
+        students: group's label -> a network per seed; what is drawn of single networks is of the first.
+        names: of the classes.
+        toy: with the paper's toy case.
     """
-    networks = [teacher, *students] if teacher else list(students)
-    figures = [joint_histogram(networks, teacher)] if networks else []
+    by_class = per_class_figure(students, teacher, names)
+    first = [networks[0] for networks in students.values()]
+    networks = [teacher, *first] if teacher else first
+    figures = [by_class] if by_class else []
+    figures += [joint_histogram(networks, teacher)] if networks else []
     tables = []
-    if teacher is not None and students:
-        maps, table = heatmaps(teacher, students)
+    if teacher is not None and first:
+        maps, table = heatmaps(teacher, first, names)
         figures += maps
         tables.append(table)
+    if toy:
+        figures.append(toy_figure())
+        tables.append(toy_table())
     return Section(
         "Logits of teacher and students",
         "Standardization lets a student match the teacher's relations between classes without matching "
-        "the scale of its logits (Sun et al., CVPR 2024). The figures are those of the paper, on the "
-        "test split without augmentation.",
-        tables=[*tables, toy_table()],
-        figures=[*figures, toy_figure()],
+        "the scale of its logits (Sun et al., CVPR 2024). All is measured on the test split without "
+        "augmentation; scales and differences are drawn as in the paper.",
+        tables=tables,
+        figures=figures,
     )
 
 
@@ -97,7 +111,9 @@ def joint_histogram(networks: Sequence[TestLogits], teacher: TestLogits | None) 
     )
 
 
-def heatmaps(teacher: TestLogits, students: Sequence[TestLogits]) -> tuple[list[Figure], Table]:
+def heatmaps(
+    teacher: TestLogits, students: Sequence[TestLogits], names: Sequence[str] | None = None
+) -> tuple[list[Figure], Table]:
     """|mean teacher logits - mean student logits| per true class, raw and Z-scored, per student.
 
     Logit vectors are averaged over the samples of each true class (after Z-scoring each, unbiased, for
@@ -114,7 +130,7 @@ def heatmaps(teacher: TestLogits, students: Sequence[TestLogits]) -> tuple[list[
             maps[kind][student.label] = gap
     top = {kind: max(float(np.nanmax(gap)) for gap in gaps.values()) for kind, gaps in maps.items()}
     figures = [
-        _heatmap(label, kind, maps[kind][label], top[kind], index)
+        _heatmap(label, kind, maps[kind][label], top[kind], index, names)
         for index, label in enumerate(maps["raw"])
         for kind in maps
     ]
@@ -134,12 +150,21 @@ def heatmaps(teacher: TestLogits, students: Sequence[TestLogits]) -> tuple[list[
                           columns, rows)  # fmt: skip
 
 
-def _heatmap(label: str, kind: str, gap: np.ndarray, top: float, index: int) -> Figure:
+def _heatmap(
+    label: str, kind: str, gap: np.ndarray, top: float, index: int, names: Sequence[str] | None
+) -> Figure:
+    classes = class_labels(len(gap), names)
+    width = max(map(len, classes))
+
     def draw(axes: Axes) -> None:
         image = axes.imshow(gap, cmap="Reds", vmin=0, vmax=top or 1, interpolation="none")
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
         bar.outline.set_visible(False)
         axes.grid(visible=False)
+        if len(classes) <= MOST:
+            places = range(len(classes))
+            axes.set_xticks(places, classes, rotation=90 if width > 2 else 0, fontsize=8)
+            axes.set_yticks(places, classes, fontsize=8)
         axes.set(xlabel="logit of class", ylabel="true class")
 
     mean, most = np.nanmean(gap), np.nanmax(gap)
@@ -152,7 +177,8 @@ def _heatmap(label: str, kind: str, gap: np.ndarray, top: float, index: int) -> 
         caption=f"Mean {mean:.3f}, largest {most:.3f}; diagonal set to zero.",
         columns=("true_class", "logit_of_class", "difference"),
         rows=[(row, column, float(value)) for (row, column), value in np.ndenumerate(gap)],
-        size=(4.6, 3.7),
+        size=(3.3, 2.9),
+        small=True,
     )
 
 

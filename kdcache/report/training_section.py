@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Difference, Group, Spread, baseline_of, difference
 from kdcache.report.figures import INK, Figure, figure, legend, look, table_csv
 from kdcache.report.page import Section, Table
+from kdcache.report.settings_table import settings_table
 
 CURVES = {
     "test_top1": ("accuracy", "Test accuracy", "top-1 on the test split, %", 100, "linear"),
@@ -36,7 +38,10 @@ COLUMNS = {
 
 
 def training_section(
-    groups: Sequence[Group], teacher: Group | None, calibrated: dict[str, dict[int, Any]]
+    groups: Sequence[Group],
+    teacher: Group | None,
+    calibrated: dict[str, dict[int, Any]],
+    teacher_top1: float | None = None,
 ) -> Section:
     """Curves and table of some groups.
 
@@ -44,13 +49,14 @@ def training_section(
         teacher: its run, for the table alone.
         calibrated: group's label -> seed -> temperature, calibrated_nll, calibrated_ece, for runs
             whose summaries lack them.
+        teacher_top1: of the teacher on the test split, in [0, 1]; None: that of its run, if there is one.
     """
     figures = [curve(groups, name) for name in CURVES if _any(groups, name)]
     if any(group.values("last_top1") for group in groups):
         figures.insert(0, final_accuracy(groups))
-    table, raw, notes = results(groups, teacher, calibrated)
+    table, raw, notes = results(groups, teacher, calibrated, teacher_top1)
     unfinished = [
-        f"{run.path.name} is not finished: {len(run.metrics)} of {run.epochs} epochs"
+        f"{run.path.name} (seed {run.seed}) is not finished: {len(run.metrics)} of {run.epochs} epochs"
         for group in groups
         for run in group.runs
         if run.summary is None
@@ -59,15 +65,15 @@ def training_section(
         "Runs",
         f"{sum(len(group.runs) for group in groups)} runs in {len(groups)} groups; runs of a group "
         "differ only in their seed. Values are means ± standard deviations over the seeds.",
-        tables=[table],
+        tables=[table, settings_table(groups)],
         figures=figures,
-        notes=[*notes, *unfinished, *_warnings(groups)],
+        notes=[*notes, *unfinished],
         files={"runs.csv": raw},
     )
 
 
-def _warnings(groups: Sequence[Group]) -> list[str]:
-    """The warnings of the runs, once per group."""
+def warnings_of(groups: Sequence[Group]) -> list[str]:
+    """The warnings of the runs with their remedies, once per group."""
     measured = {
         f"{group.label}: {warning['message']} Remedy: {warning['remedy']}": None
         for group in groups
@@ -170,7 +176,10 @@ def final_accuracy(groups: Sequence[Group]) -> Figure:
 
 
 def results(
-    groups: Sequence[Group], teacher: Group | None, calibrated: dict[str, dict[int, Any]]
+    groups: Sequence[Group],
+    teacher: Group | None,
+    calibrated: dict[str, dict[int, Any]],
+    teacher_top1: float | None = None,
 ) -> tuple[Table, str, list[str]]:
     """The table of groups, best first; the CSV with every run; and notes on how to read it."""
 
@@ -186,6 +195,8 @@ def results(
         spread = Spread.of(group.values("last_top1").values())
         return -spread.mean if spread else math.inf
 
+    own = Spread.of(teacher.values("last_top1").values()) if teacher else None
+    reference = own.mean if own and teacher_top1 is None else teacher_top1
     everyone = [*groups, *([teacher] if teacher else [])]
     ranked = sorted(everyone, key=order)
     several = len({group.model for group in everyone}) > 1
@@ -194,7 +205,8 @@ def results(
         for name, how in COLUMNS.items()
         if name == "last_top1" or any(values_of(group, name) for group in everyone)
     }
-    lines, paired = [], []
+    lines: list[list[str]] = []
+    paired: list[bool] = []
     for group in ranked:
         baseline = baseline_of(group, groups)
         theirs = baseline.values("last_top1") if baseline else {}
@@ -203,10 +215,26 @@ def results(
         cells = [_cell(values_of(group, name), *v[1:]) for name, v in shown.items()]
         gained = "teacher" if group is teacher else _gap(gap, baseline, group)
         network = [group.model] * several
-        lines.append([group.label, cells[0], gained, str(len(group.runs)), *network, *cells[1:]])
+        closed = [_closed(gap, theirs, reference)] * (reference is not None)
+        seeds = str(len(group.runs))
+        lines.append([group.label, cells[0], gained, *closed, seeds, *network, *cells[1:]])
     last, *others = (heading for heading, _, _ in shown.values())
-    columns = ["method", last, "minus ce, points", "seeds", *["network"] * several, *others]
+    closing = ["gap closed, %"] * (reference is not None)
+    columns = [
+        "method",
+        last,
+        "minus ce, points",
+        *closing,
+        "seeds",
+        *["network"] * several,
+        *others,
+    ]
     notes = []
+    if reference is not None:
+        notes.append(
+            f"The teacher's top-1 on the test split is {100 * reference:.2f} %. The gap closed is the part of "
+            "its lead over ce that a student gains: 0 is ce, 100 the teacher."
+        )
     if paired:
         how = (
             "seed by seed (a seed draws the same initial weights and samples in both groups)"
@@ -244,6 +272,14 @@ def _cell(values: dict[int, float], factor: float, digits: int) -> str:
         return "–"
     mean = f"{spread.mean:,.{digits}f}"
     return mean if math.isnan(spread.std) or digits == 0 else f"{mean} ± {spread.std:.{digits}f}"
+
+
+def _closed(gap: Difference | None, baseline: dict[int, float], teacher: float | None) -> str:
+    """The part of the teacher's lead over the baseline that a group gains, where the teacher leads."""
+    if gap is None or teacher is None:
+        return ""
+    lead = teacher - fmean(baseline.values())
+    return f"{100 * gap.mean / lead:.0f}" if lead > 0 else "–"
 
 
 def _gap(gap: Difference | None, baseline: Group | None, group: Group) -> str:

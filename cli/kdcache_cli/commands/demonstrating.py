@@ -26,33 +26,44 @@ from kdcache_cli.output import emit, percent, progress, say, show_line, show_tab
 @common
 def demo(out: Path, as_json: bool, quiet: bool) -> None:
     """Teacher, store and students on embedded data, compared in one table."""
-    from kdcache.demo import DATASET, SAMPLES, SEEDS, STUDENT, TEACHER, results, steps
+    from kdcache.demo import DATASET, SAMPLES, SEEDS, STUDENT, TEACHER, results, steps, verdict
 
     say(
         f"{DATASET}: a {TEACHER} is the teacher of a {STUDENT} that sees {SAMPLES} labelled samples; "
-        f"{len(SEEDS)} seeds",
+        f"{len(SEEDS)} seeds, each with its own samples",
         quiet,
     )
     for step in steps(out):
         with progress(quiet, "") as bars:
             step.run(Bar(bars) if step.title == "store" else Bars(bars, step.title))
-        say(f"$ {step.command}", quiet)
+        say(f"$ {step.brief or step.command}", quiet)
     outcome = results(out)
     emit(outcome, as_json)
     if quiet:
         return
-    base = outcome["rows"][0]["top1_mean"]
+    columns = ("method", "test accuracy", "vs ce", "95% interval", "teacher forwards")
     rows = [
         (
             row["method"],
             f"{percent(row['top1_mean'])} +- {percent(row['top1_std'])}",
-            f"{100 * (row['top1_mean'] - base):+.2f}",
-            f"{row['seconds_per_epoch']:.3f}",
+            *_gap(row["minus_ce"]),
             f"{row['teacher_forwards']}",
         )
         for row in outcome["rows"]
     ]
-    columns = ("method", "test accuracy", "vs ce", "s/epoch", "teacher forwards")
     show_table(f"{STUDENT} on {SAMPLES} {DATASET}, {len(SEEDS)} seeds", columns, rows)
+    for row in outcome["rows"]:
+        if row["minus_ce"]:
+            show_line(verdict(row))
     show_line(f"store: {outcome['store']}")
     show_line(f"runs:  {out}/*  (the commands above repeat each step by hand)")
+    show_line(
+        f"curves and more: kdcache report {out} --store {outcome['store']} --out {out}-report"
+    )
+
+
+def _gap(gap: dict[str, float] | None) -> tuple[str, str]:
+    if gap is None:
+        return "", ""
+    mean, low, high = (f"{100 * gap[name]:+.2f}" for name in ("mean", "low", "high"))
+    return mean, f"{low} to {high}"

@@ -30,7 +30,10 @@ from kdcache_cli.output import emit, say, show_line
 @groups.TEACHER.option(
     "--teacher",
     type=options.NETWORK,
-    help="The teacher, if its run is not among RUNS; see dump-teacher.",
+    help="The teacher, if its run is neither among RUNS nor beside them or their store; see dump-teacher.",
+)
+@groups.OUTPUT.option(
+    "--toy-case", "toy", is_flag=True, help="With the toy case of logit standardization."
 )
 @options.dataset_name("[default: that of the runs, or of the store]")
 @options.data_root
@@ -43,6 +46,7 @@ def report(
     teacher: str | None,
     dataset: str | None,
     data_root: Path | None,
+    toy: bool,
     device: str,
     workers: int,
     threads: int | None,
@@ -51,10 +55,11 @@ def report(
 ) -> None:
     """Write a page about RUNS (runs, or folders of runs) and stores: figures, table, samples."""
     from kdcache.report.building import report as write_report
+    from kdcache_cli.dump_page import full_command
 
     done = write_report(
         runs, stores, out, teacher=teacher, dataset=dataset, data_root=data_root,
-        device=options.resolve_device(device, threads), workers=workers,
+        device=options.resolve_device(device, threads), workers=workers, toy=toy, command=full_command(),
     )  # fmt: skip
     emit({"page": str(done.page), "files": [str(file) for file in done.files],
           "left_out": done.left_out}, as_json)  # fmt: skip

@@ -54,6 +54,25 @@ def test_runs_that_differ_only_in_seed_are_one_group(tmp_path: Path) -> None:
     assert baseline_of(groups[3], groups) is None
 
 
+def test_seeds_that_were_shown_one_choice_of_samples_are_a_group_of_their_own(
+    tmp_path: Path,
+) -> None:
+    def run(name: str, seed: int, data_seed: int) -> Path:
+        path = write_run(tmp_path / name, 0.5, seed=seed)
+        config = tomllib.loads((path / "config.toml").read_text())
+        config["data"] |= {"seed": data_seed, "view_seed": 0}
+        (path / "config.toml").write_text(tomli_w.dumps(config))
+        return path
+
+    paths = [
+        *(run(f"own{seed}", seed, seed) for seed in (1, 2, 3)),
+        *(run(f"of9-{seed}", seed, 9) for seed in (4, 5, 6)),
+        run("of7", 1, 7),
+    ]
+    groups = grouped([read_run(path) for path in paths])
+    assert [[run.seed for run in group.runs] for group in groups] == [[1, 2, 3], [4, 5, 6], [1]]
+
+
 def test_seeds_whose_stores_lie_elsewhere_are_one_group(tmp_path: Path) -> None:
     def run(name: str, seed: int, digest: str, more: dict[str, Any]) -> Path:
         path = write_run(tmp_path / name, 0.5, method="kd", seed=seed)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,24 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcache._version import __version__
 from kdcache.data.loading import load_dataset
 from kdcache.report.building import report
-from kdcache.report.collect import find_runs, read_run
-from kdcache.report.logits import TestLogits, class_means, find_teacher, run_stores
+from kdcache.report.class_accuracy import per_class_figure
+from kdcache.report.collect import find_runs, grouped, read_run
+from kdcache.report.logits import (
+    TestLogits,
+    class_means,
+    find_teacher,
+    run_stores,
+    teacher_beside,
+)
+from kdcache.report.page import Heading, render
 from kdcache.report.sample_panels import COUNT, varied_samples
-from kdcache.report.standardization import heatmaps, toy_divergences
+from kdcache.report.settings_table import seeds
+from kdcache.report.standardization import heatmaps, standardization_section, toy_divergences
 from kdcache.report.survey import survey
+from kdcache.report.training_section import results
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import (
     FieldSpec,
@@ -44,7 +56,8 @@ def test_every_figure_is_in_the_page_and_beside_it(written: Path) -> None:
     page = (written / "index.html").read_text(encoding="utf-8")
     names = re.findall(r'<figure id="([^"]+)">', page)
     expected = {
-        *("accuracy-last", "curve-accuracy", "curve-loss", "curve-nll", "logit-scale", "toy-case"),
+        *("accuracy-last", "curve-accuracy", "curve-loss", "curve-nll", "logit-scale"),
+        "class-accuracy",
         *(f"heatmap-{i}-{kind}" for i in (0, 1) for kind in ("raw", "standardized")),
         *(f"teacher-{kind}" for kind in ("top1", "mean", "std", "entropy", "classes", "variation")),
     }
@@ -108,6 +121,98 @@ def test_the_teacher_is_found_by_its_weights(trained: Trained, students: Path) -
         assert find_teacher(runs[:-1], stores) is None
     assert teacher is not None
     assert teacher.path == trained.teacher
+
+
+def test_the_teacher_is_found_beside_the_store_that_it_filled(
+    trained: Trained, students: Path, tmp_path: Path
+) -> None:
+    runs = [
+        read_run(students / "kd-0")
+    ]  # its config names the store, which lies beside the teacher
+    with ExitStack() as opened:
+        stores = run_stores(runs, opened)
+        teacher = teacher_beside(runs, stores)
+        assert teacher is not None
+        assert teacher.path == trained.teacher.resolve()
+        given = [*runs, read_run(trained.teacher)]
+        assert teacher_beside(given, stores) is None  # it is no other run
+        damaged = tmp_path / "damaged"
+        damaged.mkdir()
+        (damaged / "config.toml").write_text("no TOML")
+        other = replace(runs[0], path=tmp_path / "kd")
+        other.path.mkdir()
+        beside = teacher_beside(
+            [other], stores
+        )  # a damaged run there is not what the report is about
+        assert beside is not None
+        assert beside.path == teacher.path
+
+
+def test_the_toy_case_is_shown_on_request() -> None:
+    network = TestLogits("kd", torch.eye(3), torch.arange(3))
+    shown = standardization_section(network, {"kd": [network]}, toy=True)
+    usual = standardization_section(network, {"kd": [network]})
+    assert {f.name for f in shown.figures} - {f.name for f in usual.figures} == {"toy-case"}
+    assert len(shown.tables) == len(usual.tables) + 1
+
+
+def test_the_page_says_when_and_how_it_was_made(written: Path) -> None:
+    page = (written / "index.html").read_text(encoding="utf-8")
+    header = page[: page.index("</header>")]
+    made = rf"<br>\d{{4}}-\d\d-\d\d \d\d:\d\d UTC, kdcache {re.escape(__version__)}<"
+    assert re.search(made, header)
+    assert "<br>kdcache report &lt;this&gt;</p>" in render(
+        Heading("title", "intro", ["kdcache report <this>"]), [], []
+    )
+
+
+def test_the_settings_of_each_group_are_told(written: Path) -> None:
+    page = (written / "index.html").read_text(encoding="utf-8")
+    table = page[page.index(">Settings<") :]
+    rows = [
+        re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row)
+        for row in re.findall(r"<tr>.*?</tr>", table)
+    ]
+    assert rows[0][:4] == ["method", "T", "weight of CE", "of the teacher&#x27;s term"]
+    by_method = {row[0]: row[1:] for row in rows[1:3]}
+    assert by_method["kd"] == [
+        "4", "0.1", "0.9", "2", "16", "0.05", "sgd step", "48", "4", "0-1"
+    ]  # fmt: skip
+    assert by_method["ce"][-1] == "0-1"
+    assert seeds([7, 0, 1, 2, 5]) == "0-2, 5, 7"
+
+
+def test_the_gap_closed_is_a_part_of_the_teachers_lead(students: Path) -> None:
+    groups = grouped([read_run(path) for path in find_runs([students])])
+    means = {group.label: np.mean(list(group.values("last_top1").values())) for group in groups}
+    table, _, _ = results(groups, None, {}, 0.99)
+    place = table.columns.index("gap closed, %")
+    closed = {row[0]: row[place] for row in table.rows}
+    part = (means["kd"] - means["ce"]) / (0.99 - means["ce"])
+    assert closed == {"kd": f"{100 * part:.0f}", "ce": ""}
+    table, _, _ = results(groups, None, {}, 0.0)  # a teacher that does not lead
+    assert {row[0]: row[place] for row in table.rows} == {"kd": "–", "ce": ""}
+    table, _, _ = results(groups, None, {})
+    assert "gap closed, %" not in table.columns
+
+
+def test_classes_are_named_and_those_furthest_behind_the_teacher_come_first() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, -1])
+    right = torch.eye(3)[labels.clamp(min=0)]
+    wrong = right.clone()
+    wrong[2] = torch.tensor([1.0, 0, 0])  # half of class 1
+    teacher = TestLogits("teacher", right, labels)
+    student = [TestLogits("kd", wrong, labels), TestLogits("kd", right, labels)]
+    drawn = per_class_figure({"kd": student}, teacher, ["ant", "bee", "<cat>"])
+    assert drawn is not None
+    rows = list(csv.DictReader(io.StringIO(drawn.csv)))
+    assert [(r["name"], r["kd"], r["teacher"]) for r in rows] == [
+        ("bee", "0.75", "1.0"), ("ant", "1.0", "1.0"), ("<cat>", "1.0", "1.0"),
+    ]  # fmt: skip
+    assert "bee (kd 75.0 %)" in drawn.alt
+    assert per_class_figure({}, None, None) is None
+    unlabelled = TestLogits("kd", right, torch.full((7,), -1))
+    assert per_class_figure({"kd": [unlabelled]}, None, None) is None
 
 
 def test_toy_case_is_the_published_one() -> None:
@@ -212,6 +317,11 @@ def test_warnings_of_runs_are_told(students: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"warnings": [warning]}))
     report([tmp_path / "runs"], [], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
+    assert page.index("T = 20") < page.index("Results, best first")
+    # Its teacher is not named, and lies beside the store that the runs name.
+    assert 'id="heatmap-0-raw"' in page
+    assert ">gap closed, %<" in page
+    assert re.search(r"teacher&#x27;s top-1 on the test split is \d+\.\d\d %", page)
     assert page.count("T = 20 &gt; 5. Remedy: use 4.") == 1
 
 
@@ -273,8 +383,12 @@ def test_command_writes_the_same_report(
     assert done.code == 0, done.err
     assert done.json["page"] == str(tmp_path / "index.html")
     assert all(Path(file).exists() for file in done.json["files"])
-    for name in ("index.html", "curve-accuracy.csv", "teacher-samples.csv"):
+    for name in ("curve-accuracy.csv", "teacher-samples.csv"):
         assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+    page, other = ((folder / "index.html").read_text("utf-8") for folder in (tmp_path, written))
+    made = re.compile(r"<br>.*?</p>")  # when, and by which command
+    assert f"kdcache report {students}" in page
+    assert made.sub("", page, count=1) == made.sub("", other, count=1)
 
 
 def test_command_refuses_what_it_cannot_report(

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo bench evidence test test-slow test-examples check docs format clean
+.PHONY: help install demo bench evidence test test-slow test-examples test-extras check docs format clean
 
 help:
 	@echo "make demo       train a teacher, dump it, distill students, compare (embedded data)"
@@ -13,6 +13,7 @@ help:
 	@echo "make evidence   what is claimed, each with the command that measures it"
 	@echo "make test       the tests (minutes)         make test-slow  the long ones"
 	@echo "make test-examples  the examples in other trainers, with the frameworks that they need"
+	@echo "make test-extras  exports, int8 and pruning, with the packages that they need"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make check      format, lint, types, tests  make format     rewrite the formatting"
 	@echo "make install    only make $(VENV)              make clean      remove it"
@@ -44,6 +45,10 @@ test-slow: $(STAMP)
 test-examples: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,examples]'
 	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/examples
+
+test-extras: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,onnx]'
+	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/kdcache/deploying tests/kdcache/training/test_evaluate.py
 
 # Strict: a page whose Python fails, or a link that leads nowhere, is an error.
 docs: $(STAMP)

@@ -31,6 +31,13 @@ NEEDS: dict[str, dict[str, str]] = {
         "--subset": "--dataset",
     },
     "evaluate": {"--augment": "--store"},
+    "export": {
+        "--quantize": "--format onnx",
+        "--calibration": "--quantize",
+        "--store": "--quantize",
+        "--data-root": "--quantize",
+        "--augment": "--store",
+    },
     "import": {
         "--augment": "--dataset",
         "--data-root": "--dataset",

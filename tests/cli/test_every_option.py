@@ -105,7 +105,9 @@ CASES = {
         ("kdcache.evaluation.measured:evaluate",),
     ),
     "export": Case(
-        ("run",), ("kdcache.deploy:export",), {"kdcache.runs:load_run_model": stand_in()}
+        ("run",),
+        ("kdcache.deploying.deploy:export", "kdcache.deploying.int8:export_int8"),
+        {"kdcache.runs:load_run_model": stand_in(config={"data": {"name": "digits"}})},
     ),
     "report": Case(("run", "--out", "page"), ("kdcache.report.building:report",)),
     "bench": Case(noted={
@@ -209,6 +211,15 @@ VALUES = {
     "check --recipe": value("s.zarr --recipe cifar100/kd-ls", "s.zarr --recipe cifar100/kd",
                             alone=True),
     "export --format": value("--format onnx"),
+    "export --quantize": value("--format onnx --quantize int8", "--format onnx"),
+} | {
+    f"export {flag}": value(f"--format onnx --quantize int8 {flag} {text}", "--format onnx --quantize int8")
+    for flag, text in {"--calibration": "9", "--store": "s.zarr", "--data-root": "there"}.items()
+} | {
+    "export --augment": value(
+        "--format onnx --quantize int8 --store s.zarr --augment own.views:crop",
+        "--format onnx --quantize int8 --store s.zarr",
+    ),
     "pull --views": value("--views 1:3"),
 } | {
     f"--{method.flag(option).replace('_', '-')}": of_method(method, option)

@@ -52,6 +52,8 @@ def fulfilled(command: str, need: str) -> list[str]:
     if not flag.startswith("--"):
         return ["s"]
     words = [flag, value] if value else given(command, flag)
+    if further := NEEDS[command].get(flag):  # what it needs itself
+        words = words + fulfilled(command, further.partition(" or ")[0])
     return words * 2 if need.startswith("several ") else words
 
 

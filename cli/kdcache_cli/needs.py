@@ -31,6 +31,7 @@ NEEDS: dict[str, dict[str, str]] = {
         "--subset": "--dataset",
     },
     "evaluate": {"--augment": "--store"},
+    "compare": {"--augment": "--store"},
     "export": {
         "--quantize": "--format onnx",
         "--calibration": "--quantize",

@@ -62,20 +62,18 @@ class Exported:
         file: where it lies.
         runtime: what runs it: "torch" or "ONNX Runtime".
         dtype: of its weights: "float32" or "int8".
-        shape: of one input, without the batch.
+        example: one input (1, *shape).
         logits: inputs (N, *shape) as they are stored -> float32 logits (N, K), on the CPU.
         parameters: numbers that the training found.
-        module: the network, where torch runs it.
-        macs: multiply-adds of one input, where the file's graph has them.
+        macs: multiply-adds of one input, where the file's graph has them; else count what torch runs.
     """
 
     file: Path
     runtime: str
     dtype: str
-    shape: tuple[int, ...]
+    example: Tensor
     logits: Callable[[Tensor], Tensor]
     parameters: int
-    module: nn.Module | None = None
     macs: int | None = None
 
 
@@ -115,7 +113,11 @@ def _program(file: Path, allow_code: bool) -> Exported:
         raise DataError(
             f"{file} is no program of torch.export ({error}); export it again."
         ) from error
-    (example,) = program.example_inputs[0] if program.example_inputs else (torch.empty(0),)
+    if program.example_inputs is None or len(program.example_inputs[0]) != 1:
+        raise DataError(
+            f"{file} is no export of kdcache, whose programs keep one example of their input."
+        )
+    (examples,) = program.example_inputs[0]
     module = program.module()
     dtypes = {t.dtype for t in program.state_dict.values()} | {
         t.dtype for t in program.constants.values() if isinstance(t, Tensor)
@@ -127,8 +129,8 @@ def _program(file: Path, allow_code: bool) -> Exported:
         return given
 
     return Exported(
-        file, "torch", "int8" if torch.int8 in dtypes else "float32", tuple(example.shape[1:]),
-        logits, sum(p.numel() for p in module.parameters()), module,
+        file, "torch", "int8" if torch.int8 in dtypes else "float32", examples[:1],
+        logits, sum(p.numel() for p in module.parameters()),
     )  # fmt: skip
 
 
@@ -146,8 +148,11 @@ def _safetensors(file: Path, allow_code: bool) -> Exported:
     network.load_state_dict(safetensors.torch.load_file(file))
     inputs = inputs_from_dict(preprocessing)
     packaged = Packaged(network, inputs).eval()
-    side = trained_size(spec) or ()
-    shape = inputs.shape if isinstance(inputs, Item) else (spec["channels"], *side)
+    if isinstance(inputs, Item):
+        example = inputs.examples(1, network)
+    else:
+        side = trained_size(spec) or ()
+        example = torch.zeros(1, spec["channels"], *side, dtype=torch.uint8)
 
     @torch.no_grad()
     def logits(images: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ def _safetensors(file: Path, allow_code: bool) -> Exported:
         return given
 
     count = sum(p.numel() for p in network.parameters())
-    return Exported(file, "torch", "float32", shape, logits, count, packaged)
+    return Exported(file, "torch", "float32", example, logits, count)
 
 
 def _onnx(file: Path, allow_code: bool) -> Exported:
@@ -184,12 +189,14 @@ def _onnx(file: Path, allow_code: bool) -> Exported:
         values = session.run([given.name], {taken.name: inputs.numpy()})[0]
         return torch.from_numpy(np.asarray(values))
 
-    shape = tuple(taken.shape[1:])
+    example = torch.zeros(1, *taken.shape[1:], dtype=_DTYPES.get(taken.type, torch.float32))
     parameters, macs = _counted(model, taken.name)
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    return Exported(
-        file, "ONNX Runtime", "int8" if quantized else "float32", shape, logits, parameters, None, macs
-    )  # fmt: skip
+    weights = "int8" if quantized else "float32"
+    return Exported(file, "ONNX Runtime", weights, example, logits, parameters, macs)
+
+
+_DTYPES = {"tensor(uint8)": torch.uint8, "tensor(int64)": torch.int64}
 
 
 def _counted(model: Any, name: str) -> tuple[int, int]:
@@ -204,8 +211,9 @@ def _counted(model: Any, name: str) -> tuple[int, int]:
     for value in model.graph.input:
         if value.name == name:
             value.type.tensor_type.shape.dim[0].dim_value = 1
-    for value in (*model.graph.output, *model.graph.value_info):
-        value.type.tensor_type.ClearField("shape")  # they were inferred for any number of inputs
+    del model.graph.value_info[:]  # what was inferred for any number of inputs
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
     graph = infer_shapes(model).graph
     shapes: dict[str, tuple[int, ...]] = {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

@@ -104,6 +104,9 @@ CASES = {
         ("run", "--dataset", "digits"),
         ("kdcache.evaluation.measured:evaluate",),
     ),
+    "compare": Case(
+        ("run", "int8.onnx", "--dataset", "digits"), ("kdcache.evaluation.comparison:compare",)
+    ),
     "export": Case(
         ("run",),
         ("kdcache.deploying.deploy:export", "kdcache.deploying.int8:export_int8"),
@@ -187,6 +190,8 @@ VALUES = {
     "check --seed": value("--dataset digits --seed 3", "--dataset digits"),
     "check --subset": value("--dataset digits --subset", "--dataset digits"),
     "evaluate --augment": value("--store s.zarr --augment own.views:crop", "--store s.zarr"),
+    "compare --augment": value("--store s.zarr --augment own.views:crop", "--store s.zarr"),
+    "compare --batch-size": value("--batch-size 3"),
     "--device": value("--device cpu:0"),
     "--ema": value("--ema 0.9"),
     "--image-column": value("--dataset hf:a --image-column x", "--dataset hf:a"),

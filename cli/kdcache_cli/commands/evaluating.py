@@ -1,4 +1,4 @@
-"""evaluate, export."""
+"""evaluate, compare, export."""
 
 from __future__ import annotations
 
@@ -115,6 +115,97 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency p50, ms": lambda f: f"{f['latency_p50_ms']:.2f}",
     "latency p95, ms": lambda f: f"{f['latency_p95_ms']:.2f}",
 }
+
+
+@groups.command(
+    "compare",
+    "kdcache compare runs/kd runs/kd/int8.onnx --dataset cifar100 --teacher runs/teacher --threads 1",
+    "kdcache compare student.onnx student.pt2 --dataset cifar100 --store teacher-test.zarr",
+)
+@click.argument("networks", nargs=-1, required=True, type=options.NETWORK)
+@options.dataset
+@groups.DATA.option("--split", default="test", show_default=True)
+@groups.TEACHER.option(
+    "--teacher",
+    type=options.NETWORK,
+    help="A run, or NAME@FILE: the first row, and whom the others are compared with.",
+)
+@groups.TEACHER.option(
+    "--store",
+    type=options.STORE,
+    help="Logits of the teacher on this split, to compare with instead.",
+)
+@groups.VIEWS.option(
+    "--augment",
+    type=options.AUGMENTATION,
+    help="With --store: needed where its augmentation is your own.",
+)
+@groups.MACHINE.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 64),
+    show_default=True,
+    help="Images per timed forward pass; may be given again.",
+)
+@groups.MACHINE.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Timed passes of each size; networks take turns.",
+)
+@options.workers
+@options.threads
+@options.allow_code
+@common
+def compare(
+    networks: tuple[str, ...], threads: int | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Size, speed and accuracy of NETWORKS, runs and exported files, in one table, on the CPU.
+
+    A run and a .pt2 or .safetensors file are run by torch, an .onnx file by ONNX Runtime.
+    """
+    from kdcache.evaluation.comparison import compare
+
+    options.resolve_device("cpu", threads)
+    results = compare(networks, options.source(given), **given)
+    emit(results, as_json)
+    if quiet:
+        return
+    sizes = list(results["networks"][0]["latency"])
+    agrees = "agreement" in results["networks"][0]
+    columns = ["", "run by", "weights", "parameters", "multiply-adds", "file",
+               *(f"ms p50 (p95) batch {count}" for count in sizes),
+               "top-1", "top-5", "NLL at T", "ECE at T",
+               *(["same top-1", "KL(teacher | it)"] if agrees else [])]  # fmt: skip
+    show_table(
+        "{dataset} {split}, {samples:,} samples; threads: {threads}".format(**results),
+        columns,
+        [_compared(row, sizes) for row in results["networks"]],
+    )
+    show_line("T is the temperature of each network that fits best, see kdcache evaluate")
+
+
+def _compared(row: dict[str, Any], sizes: list[str]) -> list[str]:
+    """A row of the table of `compare`."""
+    times = (row["latency"][count] for count in sizes)
+    agreement = row.get("agreement")
+    return [
+        row["network"] + (" (teacher)" if row["teacher"] else ""),
+        row["runtime"],
+        row["dtype"],
+        f"{row['parameters']:,}",
+        f"{row['macs']:,}",
+        _LINES["file of weights"](row),
+        *(f"{time['latency_p50_ms']:.2f} ({time['latency_p95_ms']:.2f})" for time in times),
+        percent(row["top1"]),
+        percent(row["top5"]),
+        f"{row['calibrated_nll']:.4f}",
+        percent(row["calibrated_ece"]),
+        *([percent(agreement["top1_agreement"]), f"{agreement['kl']:.4f}"] if agreement else []),
+    ]
 
 
 @groups.command(

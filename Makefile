@@ -47,8 +47,8 @@ test-examples: $(STAMP)
 	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/examples
 
 test-extras: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,onnx]'
-	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/kdcache/deploying tests/kdcache/training/test_evaluate.py
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,onnx,prune]'
+	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/kdcache/deploying tests/kdcache/pruning tests/kdcache/training/test_evaluate.py
 
 # Strict: a page whose Python fails, or a link that leads nowhere, is an error.
 docs: $(STAMP)

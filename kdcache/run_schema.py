@@ -52,6 +52,7 @@ CONFIG: dict[str, Any] = {
     "model.projector.channels": range(1, 2**16),
     "model.projector.factor": range(1, 2**16),
     "model.projector.height": range(1, 2**13 + 1),
+    "model.widths": dict,
     "preprocessing": dict,
     "objective": dict,
     "objective.method": str,

@@ -18,6 +18,8 @@ NEEDS: dict[str, dict[str, str]] = {
         "--momentum": "--optimizer sgd",
         "--nesterov": "--optimizer sgd",
         "--resident-views": "--schedule random",
+        "--prune-by": "--prune",
+        "--prune-epochs": "--prune",
         "--subset": "--store",
         "--cache-size": "--store",
         "--combine": "several --store or several --online",

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from kdcache.data.item import Item
-from kdcache.deploying.exported import Packaged, load_exported, require_package
+from kdcache.deploying.exported import Packaged, load_exported
+from kdcache.imports import require_package
 from kdcache.runs import RunModel, trained_size, write_atomically
 from kdcache_stores import DataError, UnknownName
 from kdcache_stores.objects.urls import require_local

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.data.item import Item
+from kdcache.imports import require_package
 from kdcache.models.taps import as_fields
 from kdcache.preprocessing import Inputs, inputs_from_dict
 from kdcache.runs import build, trained_size
-from kdcache_stores import DataError, UnknownName, UsageError
+from kdcache_stores import DataError, UnknownName
 from kdcache_stores.objects.urls import require_local
 
 #: The usual ending of each format's file.
@@ -75,11 +76,6 @@ class Exported:
     logits: Callable[[Tensor], Tensor]
     parameters: int
     macs: int | None = None
-
-
-def require_package(what: str, extra: str, error: ImportError) -> UsageError:
-    """What to raise where an extra is not installed: which, and how to get it."""
-    return UsageError(f"{what} needs the package {error.name}: pip install 'kdcache[{extra}]'")
 
 
 def load_exported(

@@ -22,9 +22,10 @@ from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.deploying.deploy import onnx_program, random_inputs
-from kdcache.deploying.exported import Packaged, load_exported, require_package
+from kdcache.deploying.exported import Packaged, load_exported
 from kdcache.evaluation.agreement import agreement, agreement_with_store
 from kdcache.evaluation.scores import CleanImages, scores
+from kdcache.imports import require_package
 from kdcache.runs import RunModel, trained_size, write_atomically
 from kdcache_stores import MismatchError, UsageError, open_store
 from kdcache_stores.objects.urls import require_local

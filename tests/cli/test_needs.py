@@ -16,7 +16,12 @@ from tests.conftest import Result
 ROWS = [(command, flag) for command, needs in NEEDS.items() for flag in needs]
 
 #: Values that a callback of the option accepts.
-TEXTS = {"--milestones": "0.5,0.7", "--teacher-weights": "2,1", "--cache-size": "2GB"}
+TEXTS = {
+    "--milestones": "0.5,0.7",
+    "--teacher-weights": "2,1",
+    "--cache-size": "2GB",
+    "--prune": "structured:0.5",
+}
 
 
 def parsed(command: str, words: list[str]) -> click.Context:

@@ -204,7 +204,11 @@ def _compared(row: dict[str, Any], sizes: list[str]) -> list[str]:
         percent(row["top5"]),
         f"{row['calibrated_nll']:.4f}",
         percent(row["calibrated_ece"]),
-        *([percent(agreement["top1_agreement"]), f"{agreement['kl']:.4f}"] if agreement else []),
+        *(
+            [percent(agreement["top1_agreement"]), f"{max(agreement['kl'], 0.0):.4f}"]
+            if agreement
+            else []
+        ),
     ]
 
 

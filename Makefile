@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo bench evidence test test-slow test-examples test-extras check docs format clean
+.PHONY: help install demo bench evidence test test-slow test-examples test-extras test-wheel check docs format clean
 
 help:
 	@echo "make demo       train a teacher, dump it, distill students, compare (embedded data)"
@@ -13,7 +13,8 @@ help:
 	@echo "make evidence   what is claimed, each with the command that measures it"
 	@echo "make test       the tests (minutes)         make test-slow  the long ones"
 	@echo "make test-examples  the examples in other trainers, with the frameworks that they need"
-	@echo "make test-extras  exports, int8 and pruning, with the packages that they need"
+	@echo "make test-extras    exports, int8 and pruning, with the packages that they need"
+	@echo "make test-wheel     the built wheel, in an empty environment: demo and tests"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make check      format, lint, types, tests  make format     rewrite the formatting"
 	@echo "make install    only make $(VENV)              make clean      remove it"
@@ -50,6 +51,20 @@ test-extras: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,onnx,prune]'
 	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/kdcache/deploying tests/kdcache/pruning tests/kdcache/training/test_evaluate.py
 
+# What people install: sdist and wheel are built, the wheel passes the demo and the tests of the unpacked sdist, from
+# which the packages are taken away; the three files of tests about the text of the source stay behind with it.
+test-wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m pip install --disable-pip-version-check -q build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/kdcache-*
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt "$$(ls dist/kdcache-*.whl)[test]"
+	mkdir dist/source && tar -xzf dist/kdcache-*.tar.gz -C dist/source --strip-components 1
+	rm -r dist/source/kdcache dist/source/cli dist/source/stores/kdcache_stores
+	cd dist/source && ../venv/bin/kdcache demo && ../venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		--ignore tests/test_architecture.py --ignore tests/test_words.py --ignore tests/cli/test_remedies.py
+
 # Strict: a page whose Python fails, or a link that leads nowhere, is an error.
 docs: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,docs]'
@@ -66,4 +81,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

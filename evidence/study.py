@@ -32,7 +32,7 @@ from scipy.stats import t as student_t
 import kdcache
 from kdcache import Training, ViewPlan, dump, load_dataset, load_teacher, make_augmentation, train
 from kdcache.methods.config import ObjectiveConfig
-from kdcache.preprocessing import PREPROCESSINGS
+from kdcache.preprocessing import PREPROCESSINGS, slow_precision
 from kdcache.runs import SUMMARY, read_summary
 from kdcache.training.optim import Optimization
 from kdcache_stores import describe, open_store
@@ -65,7 +65,7 @@ class Study:
         add("--epochs", type=int, default=12)
         add("--batch-size", type=int, default=64)
         add("--lr", type=float, default=0.05)
-        add("--precision", default="bf16", help="of the student")
+        add("--precision", help="of the student [default: bf16 where the device has it]")
         add("--views", type=int, default=16)
         add("--seeds", type=int, default=4)
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -75,6 +75,8 @@ class Study:
         add("--out", type=Path, required=True)
         parser.set_defaults(**defaults)
         self.args = parser.parse_args()
+        fast = not slow_precision(torch.device(self.args.device), "bf16")
+        self.args.precision = self.args.precision or ("bf16" if fast else "float32")
         self.folder: Path = self.args.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)

@@ -234,6 +234,28 @@ def require_precision(name: str) -> None:
         raise UnknownName("precision", name, PRECISIONS)
 
 
+def slow_precision(
+    device: str | torch.device, precision: str, capabilities: Mapping[str, Any] | None = None
+) -> list[str]:
+    """What to say of a precision that makes this machine slower, if it does: a sentence or none.
+
+    Args:
+        device: where the network runs; nothing is known of others than x86 processors.
+        precision: a name of `PRECISIONS`.
+        capabilities: of the processor, as `torch.cpu.get_capabilities` names them, which None asks.
+    """
+    needed = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
+    if torch.device(device).type != "cpu" or precision not in needed:
+        return []
+    has = torch.cpu.get_capabilities() if capabilities is None else capabilities
+    if has.get("architecture") != "x86_64" or any(has.get(name) for name in needed[precision]):
+        return []
+    return [
+        f"--precision {precision}: this processor has none of {', '.join(needed[precision])} and computes it "
+        "by way of float32, up to nine times slower: leave it out, unless its rounding is wanted"
+    ]
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context in which a network of that precision runs on a device."""
     dtype = PRECISIONS[precision]

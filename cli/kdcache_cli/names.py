@@ -56,7 +56,7 @@ def _encodings() -> dict[str, str]:
 def _recipes() -> dict[str, str]:
     from kdcache.recipes.published import names
 
-    return names()
+    return dict(names())
 
 
 def _words() -> dict[str, str]:

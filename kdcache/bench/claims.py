@@ -22,6 +22,8 @@ from kdcache._version import __version__
 from kdcache.augment.specs import make_augmentation
 from kdcache.bench.dump_bench import bench_dump, random_dumps
 from kdcache.bench.photo_bench import bench_photos
+from kdcache.bench.random_data import random_images
+from kdcache.bench.saving_bench import PAIRS, bench_saving
 from kdcache.bench.store_bench import bench_encodings, bench_memory, bench_reading
 from kdcache.bench.students_bench import bench_students
 from kdcache.bench.training_bench import bench_graph, bench_train
@@ -75,15 +77,21 @@ class Scale:
     train_rounds: int
     student_files: int
     photo_rows: int
+    saving_images: int
+    saving_photos: int
     factors: tuple[int, ...] = (1, 4, 16)
 
 
-QUICK = Scale("resnet20", "resnet8", 128, 2048, 4000, 1000, 20_000, 512, 256, 2, 2, 128, 64, (1, 4))
-CPU = Scale("resnet56", "resnet20", 512, 20_000, 50_000, 10_000, 20_000, 2048, 2048, 7, 5, 512, 256)
+QUICK = Scale(
+    "resnet20", "resnet8", 128, 2048, 4000, 1000, 20_000, 512, 256, 2, 2, 128, 64, 32, 8, (1, 4)
+)
+CPU = Scale(
+    "resnet56", "resnet20", 512, 20_000, 50_000, 10_000, 20_000, 2048, 2048, 7, 5, 512, 256, 256, 32
+)
 #: Sized to take two minutes on a GPU that nobody has had yet.
 GPU = Scale(
     "resnet32x4", "resnet8x4", 25_600, 50_000, 50_000, 10_000, 20_000, 50_000, 8192, 3, 3, 2048, 1024,
-    (1, 4),
+    6400, 512, (1, 4),
 )  # fmt: skip
 
 
@@ -102,8 +110,8 @@ def bench(
             CIFAR-100's shapes).
         device: where the networks run.
         store: a store to take the logits for the encodings from, instead of synthetic ones.
-        only: names of `SECTIONS`, which alone are measured; none: all, but "graph" on a GPU alone,
-            since compiling takes a CPU a minute.
+        only: names of `SECTIONS`, which alone are measured; none: all, but "saving", which takes minutes
+            on a CPU, and "graph" on a GPU alone, since compiling takes a CPU a minute.
         watch: called with the name of each section before it is measured.
         photos: a folder of photographs by class, in train and val or test, for the section "photos";
             None: generated ones.
@@ -123,7 +131,8 @@ def bench(
     encodings: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     seconds = {}
-    usual = [name for name in SECTIONS if name != "graph" or device != "cpu"]
+    left_out = ("saving", "graph") if device == "cpu" else ("saving",)
+    usual = [name for name in SECTIONS if name not in left_out]
     for name in [name for name in SECTIONS if name in (only or usual)]:
         watch(name)
         begun = time.perf_counter()
@@ -168,7 +177,7 @@ def _processor() -> str:
 
 def _with_teacher(scale: Scale, device: str, folder: Path) -> tuple[Training, str, str]:
     """A student with a store, its teacher, and the same store as `compact`."""
-    name = _random_images(folder / "images.npz", scale.train_images)
+    name = random_images(folder / "images.npz", scale.train_images)
     base = Training(
         dataset=name,
         model=scale.teacher,
@@ -263,6 +272,34 @@ def training_claims(scale: Scale, device: str) -> list[Claim]:
     ]
 
 
+def saving_claims(scale: Scale, device: str) -> list[Claim]:
+    """An epoch with the teacher in the loop over one from the cache, of teachers of rising cost."""
+    rounds = min(3, scale.train_rounds)
+    measured = bench_saving(PAIRS, scale.saving_images, scale.saving_photos, rounds, device)
+    claims = []
+    for pair in measured:
+        epochs = pair["epochs"]
+        ways = {name: epochs[name]["seconds"] for name in ("online", "cached", "step", "forward")}
+        bound = [(a + b) / a for a, b in zip(ways["step"], ways["forward"], strict=True)]
+        crossing = pair["crossing"]
+        claims.append(
+            Claim.of(
+                f"saving: {pair['teacher']} -> {pair['student']}",
+                f"seconds of an epoch online, against cached; the teacher takes {pair['macs']:.1f} times the "
+                f"student's multiply-adds; (step + forward) / step: {np.median(bound):.2f}; a view that is "
+                "stored has paid for itself after "
+                + (
+                    "no number of epochs here"
+                    if crossing is None
+                    else f"{crossing:.2f} student epochs"
+                ),
+                [a / b for a, b in zip(ways["online"], ways["cached"], strict=True)],
+                pair | {"bound": bound},
+            )
+        )
+    return claims
+
+
 def student_claims(scale: Scale, device: str) -> list[Claim]:
     """Students side by side from one stream of JPEG files, against one alone."""
     measured = bench_students(scale.student_files, 4, rounds=scale.train_rounds, device=device)
@@ -289,20 +326,6 @@ def _over_float16(
     ratios = zip(compact["cpu_seconds"], float16["cpu_seconds"], strict=True)
     about = f"processor seconds of {of} with `compact`, against `float16`; 1: small costs no time"
     return Claim.of(f"{what}: compact / float16", about, [a / b for a, b in ratios], details)
-
-
-def _random_images(file: Path, images: int) -> str:
-    """CIFAR-100's shapes with random content: speed does not depend on it."""
-    rng = np.random.default_rng(0)
-    np.savez(
-        file,
-        x_train=rng.integers(0, 256, (images, 32, 32, 3), np.uint8),
-        y_train=np.arange(images) % 100,
-        x_test=rng.integers(0, 256, (100, 32, 32, 3), np.uint8),
-        y_test=np.arange(100),
-        class_names=np.array([str(label) for label in range(100)]),
-    )
-    return f"arrays:{file}"
 
 
 def dump_claims(scale: Scale, device: str) -> list[Claim]:
@@ -410,6 +433,7 @@ def view_claims(scale: Scale, device: str) -> list[Claim]:
 
 CLAIMS: dict[str, Callable[[Scale, str], list[Claim]]] = {
     "epochs": training_claims,
+    "saving": saving_claims,
     "graph": graph_claims,
     "students": student_claims,
     "dump": dump_claims,

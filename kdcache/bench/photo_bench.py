@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from kdcache.augment.specs import make_augmentation
 from kdcache.bench.dump_bench import random_teacher
-from kdcache.bench.students_bench import random_photos
+from kdcache.bench.random_data import random_photos
 from kdcache.data.loading import load_dataset
 from kdcache.dumping.dump import dump
 from kdcache.dumping.opening import Target

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
+from kdcache.bench.random_data import random_photos
 from kdcache.training.optim import Optimization
 from kdcache.training.preparation import prepared_together
 from kdcache.training.settings import Training
@@ -82,26 +81,3 @@ def bench_students(
     settings = {"files": used, "students": students, "model": model, "rounds": rounds,
                 "size": size, "device": device, "threads": torch.get_num_threads()}  # fmt: skip
     return {"settings": settings, "stream_cpu_seconds": stream, **times}
-
-
-def random_photos(
-    folder: Path, count: int, height: int = 375, width: int = 500, grain: int = 0
-) -> Path:
-    """A folder of JPEG files of two classes, in train and val: noise as smooth as photos are.
-
-    Args:
-        grain: added to each pixel at most. A file takes 58 kB without it, and with 24 the 110 kB that
-            ImageNet's take on average.
-    """
-    rng = np.random.default_rng(0)
-    for split, many in (("train", count), ("val", 8)):
-        for number in range(many):
-            coarse = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-            photo = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-            if grain:
-                added = rng.integers(-grain, grain + 1, (height, width, 1))
-                photo = Image.fromarray((np.asarray(photo) + added).clip(0, 255).astype(np.uint8))
-            file = folder / split / f"class{number % 2}" / f"{number}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            photo.save(file, quality=90)
-    return folder

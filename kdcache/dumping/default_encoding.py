@@ -14,25 +14,31 @@ MANY_VIEWS = 8
 #: `compact:2.5e-5` takes 11 bytes instead of 20 and moves logits by up to 0.2; at 1,000 it takes 629 and
 #: `float16` 2,000.
 MANY_CLASSES = 32
+#: Of fewer rows a class the basis, 4 bytes for each pair of classes, weighs more than `compact` saves: at 1,000
+#: classes 4 MB, as much as 5,400 of its rows.
+ROWS_PER_CLASS = 8
 
 
 def choose_encodings(
     paths: Iterable[str | os.PathLike[str]],
     fields: Sequence[str],
     views: int,
+    rows: int,
     classes: int,
     asked: str | Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The encoding of each field of a dump of so many views into these stores.
 
     A store that is there keeps its own, however many views it grows to. New logits are
-    `compact:2.5e-5` from `MANY_VIEWS` views and `MANY_CLASSES` classes on (a sixth of the bytes of
-    `float16` at 16 views of 100 classes), else `float16`; every other new field is `float16`.
+    `compact:2.5e-5` from `MANY_VIEWS` views, `MANY_CLASSES` classes and `ROWS_PER_CLASS` rows a class on (a
+    sixth of the bytes of `float16` at 16 views of 100 classes), else `float16`; every other new field is
+    `float16`.
 
     Args:
         paths: of the stores.
         fields: their fields.
         views: of the dump.
+        rows: of the dump: views times samples.
         classes: of the logits.
         asked: by field, however it is spelled, "attention" for its maps of all sizes; a name alone is
             that of the logits.
@@ -47,7 +53,7 @@ def choose_encodings(
             f"{', '.join(fields)}: give it as FIELD=ENCODING for one of them"
         )
     begun = [begun_encodings(path) for path in paths]
-    return {name: asked.get(name) or _default(name, begun, views, classes) for name in fields}
+    return {name: asked.get(name) or _default(name, begun, views, rows, classes) for name in fields}
 
 
 def _by_stored_name(asked: Mapping[str, str], fields: Sequence[str]) -> dict[str, str]:
@@ -60,7 +66,9 @@ def _by_stored_name(asked: Mapping[str, str], fields: Sequence[str]) -> dict[str
     return result | rest
 
 
-def _default(field: str, begun: Sequence[Mapping[str, str]], views: int, classes: int) -> str:
+def _default(
+    field: str, begun: Sequence[Mapping[str, str]], views: int, rows: int, classes: int
+) -> str:
     begun_with = {encodings[field] for encodings in begun if field in encodings}
     if len(begun_with) > 1:
         raise UsageError(
@@ -69,5 +77,5 @@ def _default(field: str, begun: Sequence[Mapping[str, str]], views: int, classes
         )
     if begun_with:
         return begun_with.pop()
-    compact = field == "logits" and views >= MANY_VIEWS and classes >= MANY_CLASSES
-    return "compact:2.5e-5" if compact else "float16"
+    many = views >= MANY_VIEWS and classes >= MANY_CLASSES and rows >= ROWS_PER_CLASS * classes
+    return "compact:2.5e-5" if field == "logits" and many else "float16"

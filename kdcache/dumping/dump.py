@@ -147,7 +147,7 @@ def dump(
     begun, where, ranks = time.perf_counter(), torch.device(device), ranks or Ranks()
     wanted = [Target(*target) for target in targets]
     _require_distinct(wanted)
-    encodings = target_encodings(wanted, views, encoding)
+    encodings = target_encodings(wanted, views, views * len(plan.dataset), encoding)
     with ExitStack() as opened:
         jobs: list[_Job] = []
 

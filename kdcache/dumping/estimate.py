@@ -92,7 +92,7 @@ def estimate(
 
     The other arguments are those of `dump`. Raises what `dump` would raise on opening a store.
     """
-    encodings = target_encodings(targets, views, encoding)
+    encodings = target_encodings(targets, views, views * len(plan.dataset), encoding)
     todo = [
         _missing(plan, target, views, part, encodings=encodings, batch_size=batch_size,
                  device=device, hash_keys=hash_keys, shard_rows=shard_rows)

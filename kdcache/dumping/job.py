@@ -30,6 +30,7 @@ from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import AGAIN, CHECKED, check_outputs
 from kdcache.dumping.plans import choose_plan, require_views
 from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.preprocessing import slow_precision
 from kdcache.teachers.load import require_known
 from kdcache.teachers.posterior import posterior_samples
 from kdcache.teachers.teacher import Teacher
@@ -142,6 +143,7 @@ def prepare_dump(
 
         for asked in request.teachers:
             require_known(asked.spec)
+        tell(slow_precision(device, request.precision))
         plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
                                   request.views, request.plan_from)  # fmt: skip
         if request.plan_from is not None:

@@ -33,12 +33,12 @@ Targets = Sequence[Target | tuple[Teacher, str | os.PathLike[str]]]
 
 
 def target_encodings(
-    targets: Sequence[Target], views: int, asked: str | Mapping[str, str] | None
+    targets: Sequence[Target], views: int, rows: int, asked: str | Mapping[str, str] | None
 ) -> dict[str, str]:
-    """The encoding of every field that some target has."""
+    """The encoding of every field that some target has, for so many rows of so many views."""
     fields = dict.fromkeys(name for target in targets for name in target.teacher.fields)
     paths, classes = [target.path for target in targets], targets[0].teacher.classes
-    return choose_encodings(paths, list(fields), views, classes, asked)
+    return choose_encodings(paths, list(fields), views, rows, classes, asked)
 
 
 def provenance(device: torch.device, command: str) -> dict[str, Any]:

@@ -3,22 +3,41 @@
 A file holds a ``[base]`` table of options (named as the flags of `kdcache train-student`, without the
 dashes in front), then what a student, a method, or a method for a pair of teacher and student changes:
 ``[student.NAME]``, ``[method.NAME]``, ``[pair."TEACHER>STUDENT".METHOD]``. Later tables win in this order;
-flags given on the command line win over all. Sources are named in the files.
+flags given on the command line win over all. ``[like]`` takes whole tables and methods from another file, over
+which the file's own are laid. Sources are named in the files; ``ours = true`` marks a file, or a method, whose
+settings nobody has published.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from kdcache_stores.errors import UnknownName
 
+OURS = "not published, ours"
 
-def load(dataset: str) -> dict[str, Any]:
-    """One recipe file as it is."""
+#: Keys of a method's table that are no options of a training.
+_NO_OPTIONS = ("about", "ours", "student")
+
+
+@cache
+def load(dataset: str) -> Mapping[str, Any]:
+    """One recipe file, with what it takes from another. To be read only: it is read once."""
     text = files("kdcache.recipes").joinpath(f"{dataset}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    recipe = tomllib.loads(text)
+    like = recipe.pop("like", None)
+    if like is None:
+        return recipe
+    other = load(like["dataset"])
+    for table in like.get("tables", ()):
+        recipe[table] = other[table] | recipe.get(table, {})
+    own = recipe.get("method", {})
+    recipe["method"] = {name: other["method"][name] | own.get(name, {}) for name in like["methods"]}
+    return recipe
 
 
 def datasets() -> list[str]:
@@ -27,13 +46,16 @@ def datasets() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
-def names() -> dict[str, str]:
+@cache
+def names() -> Mapping[str, str]:
     """Every recipe, "dataset/method", with what it is."""
     recipes = {}
     for dataset in datasets():
         recipe = load(dataset)
         for method, options in recipe["method"].items():
-            recipes[f"{dataset}/{method}"] = options.get("about", recipe["about"])
+            ours = recipe.get("ours") or options.get("ours")
+            what = f"{recipe['name']}, {options['about']}" + (f"; {OURS}" if ours else "")
+            recipes[f"{dataset}/{method}"] = what
     return recipes
 
 
@@ -63,6 +85,4 @@ def resolve(name: str, student: str, teacher: str | None = None) -> dict[str, An
         pair.get(method, {}),
     ):
         options |= {key.replace("-", "_"): value for key, value in table.items()}
-    options.pop("about", None)
-    options.pop("student", None)
-    return options
+    return {key: value for key, value in options.items() if key not in _NO_OPTIONS}

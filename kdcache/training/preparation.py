@@ -19,7 +19,7 @@ from kdcache.data.item import Item
 from kdcache.distributed import Ranks, join
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.nets import Shapes
-from kdcache.preprocessing import normalisation, origin
+from kdcache.preprocessing import normalisation, origin, slow_precision
 from kdcache.runs import Run, is_run, read_config, writing
 from kdcache.stages import stage
 from kdcache.teachers.load import load_teacher
@@ -178,7 +178,10 @@ def prepared_together(
         note = watched[0].note
         trainset, testset = shared.source.load("train"), shared.source.load("test")
         require_alike(trainset, testset)
-        for remark in dict.fromkeys(trainset.remarks + testset.remarks):
+        slow = [
+            text for training in trainings for text in slow_precision(device, training.precision)
+        ]
+        for remark in dict.fromkeys((*trainset.remarks, *testset.remarks, *slow)):
             note(remark)
         stores = [
             opened.enter_context(open_store(path, expect=digest))

@@ -283,11 +283,18 @@ def test_exhaustive_needs_no_views(trained: Trained, dump: Run, tmp_path: Path) 
 
 
 def test_many_views_of_many_classes_are_compact(tmp_path: Path) -> None:
-    def chosen(views: int, classes: int) -> dict[str, str]:
-        return choose_encodings([tmp_path / "new"], ["logits", "pooled"], views, classes)
+    def chosen(views: int, classes: int, rows: int = 0) -> dict[str, str]:
+        return choose_encodings(
+            [tmp_path / "new"], ["logits", "pooled"], views, rows or 8 * classes, classes
+        )
 
     assert chosen(8, 32) == {"logits": "compact:2.5e-5", "pooled": "float16"}
-    assert chosen(7, 1000) == chosen(8, 31) == {"logits": "float16", "pooled": "float16"}
+    assert (
+        chosen(8, 1000, 7999)
+        == chosen(7, 1000)
+        == chosen(8, 31)
+        == {"logits": "float16", "pooled": "float16"}
+    )
 
 
 def test_a_store_keeps_its_encoding(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import zarr
 
-import kdcache_stores
 from kdcache_stores import (
     DataError,
     FieldSpec,
@@ -138,7 +137,7 @@ def test_the_target_is_reached_for_few_bytes(tmp_path: Path, kl: float) -> None:
 def test_the_five_lines_of_the_format(tmp_path: Path) -> None:
     logits = teacher_like(views=2, n=64, classes=10)
     store = dump(tmp_path, logits)
-    document = Path(kdcache_stores.__file__).parents[1].joinpath("FORMAT.md").read_text()
+    document = (Path(__file__).parents[2] / "stores" / "FORMAT.md").read_text()
     (code,) = re.findall(r"```python\n(signed = .*?)```", document, re.DOTALL)
     arrays = zarr.open_group(tmp_path / "logits", mode="r").arrays()
     names = {"f": {name: array[:] for name, array in arrays}, "v": 1, "np": np}

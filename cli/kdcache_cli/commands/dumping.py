@@ -95,7 +95,7 @@ class Bar:
     multiple=True,
     callback=lambda c, p, v: options.encodings(v),
     help="Of the logits, or FIELD=ENCODING [default: a store's own; of new logits compact:2.5e-5 from "
-    "8 views and 32 classes on, else float16].",
+    "8 views, 32 classes and 8 rows a class on, else float16].",
 )
 @groups.MACHINE.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
 @groups.MACHINE.option(

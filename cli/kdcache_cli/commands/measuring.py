@@ -27,8 +27,8 @@ from kdcache_cli.output import emit, percent, say, show_line, show_table, size
 @groups.OUTPUT.option(
     "--only",
     multiple=True,
-    help="Sections: epochs, graph, students, dump, photos, reading, views, encodings, memory [default: "
-    "all, but graph on a GPU alone].",
+    help="Sections: epochs, saving, graph, students, dump, photos, reading, views, encodings, memory "
+    "[default: all but saving, and graph on a GPU alone].",
 )
 @groups.DATA.option(
     "--photos",

@@ -18,7 +18,7 @@ from tests.conftest import Result, Trained
 
 TINY = Scale(
     "resnet8", "resnet8", 64, 128, 300, 200, 300, 64, 32, rounds=1, train_rounds=1, student_files=16,
-    photo_rows=16, factors=(1, 2)
+    photo_rows=16, saving_images=16, saving_photos=4, factors=(1, 2)
 )  # fmt: skip
 
 
@@ -57,6 +57,33 @@ def test_one_section_alone(kdcache: Callable[..., Result], monkeypatch: pytest.M
     refused = kdcache("bench", "--only", "student")
     assert refused.code == 2
     assert "did you mean 'students'" in " ".join(refused.err.split())
+
+
+def test_what_a_cached_teacher_saves(
+    kdcache: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcache.bench.saving_bench import Pair
+
+    pairs = (Pair("resnet14", "resnet8"), Pair("resnet8", "resnet8", 32))
+    monkeypatch.setattr(measured, "QUICK", TINY)
+    monkeypatch.setattr(measured, "PAIRS", pairs)
+    done = kdcache("bench", "--quick", "--only", "saving", "--json")
+    assert done.code == 0, done.err
+    claims = done.json["claims"]
+    assert [claim["what"] for claim in claims] == [f"saving: {t} -> {s}" for t, s, _ in pairs]
+    for claim, images in zip(claims, (16, 4), strict=True):
+        pair, epochs = claim["details"], claim["details"]["epochs"]
+        assert epochs["images_per_epoch"] == images
+        (step,), (forward,) = epochs["step"]["seconds"], epochs["forward"]["seconds"]
+        assert pair["bound"] == [(step + forward) / step]
+        (online,), (cached,) = epochs["online"]["seconds"], epochs["cached"]["seconds"]
+        assert claim["median"] == online / cached
+        assert pair["dump_seconds"] > 0
+        saved = online - cached
+        assert pair["crossing"] == (pair["dump_seconds"] / saved if saved > 0 else None)
+    # Multiply-adds of resnet14 and resnet8 at 32 pixels, 100 classes; alike at the same size.
+    assert claims[0]["details"]["macs"] == 26_663_168 / 12_507_392
+    assert claims[1]["details"]["macs"] == 1
 
 
 def test_the_bound_of_an_epoch_is_measured_beside_it(trained: Trained) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from kdcache.preprocessing import PREPROCESSINGS, Preprocessing
+from kdcache.preprocessing import PREPROCESSINGS, Preprocessing, slow_precision
 from kdcache_stores.errors import DataError, UnknownName, UsageError
 
 CIFAR = PREPROCESSINGS["cifar100"]
@@ -141,3 +141,21 @@ def test_constant_images_have_no_statistics() -> None:
 def test_one_image_is_a_batch_of_one() -> None:
     image = views(1, 3, 4, 4)
     assert torch.equal(CIFAR(image[0]), CIFAR(image)[0])
+
+
+def test_a_precision_that_the_processor_has_not_is_spoken_of() -> None:
+    cpu, x86 = torch.device("cpu"), {"architecture": "x86_64", "avx512_bf16": False}
+    (text,) = slow_precision(cpu, "bf16", x86)
+    assert text.startswith("--precision bf16: this processor has none of avx512_bf16, amx_bf16")
+    assert len(slow_precision(cpu, "fp16", x86 | {"amx_bf16": True})) == 1
+    for device, precision, has in (
+        (cpu, "float32", x86),
+        (cpu, "bf16", x86 | {"avx512_bf16": True}),
+        (cpu, "bf16", x86 | {"amx_bf16": True}),
+        (cpu, "fp16", x86 | {"amx_fp16": True}),
+        (cpu, "bf16", {"architecture": "arm64"}),
+        (torch.device("cuda"), "bf16", x86),
+    ):
+        assert slow_precision(device, precision, has) == []
+    here = torch.cpu.get_capabilities()
+    assert slow_precision(cpu, "bf16") == slow_precision(cpu, "bf16", here)

@@ -40,6 +40,10 @@ SUMMED |= {  # these compare samples with each other, or remember them
     }
     for method, own in (("rkd", {}), ("crd", {"negatives": 40}), ("ps-kd", {}))
 }
+SUMMED["two views a decode"] = {
+    "objective": {"method": "kd", "noise": "gaussian:0.1"}, "views_per_decode": 2,
+    "optimization": {"epochs": 2, "batch_size": 18, "lr": 0.1},
+}  # fmt: skip
 NORMED = {
     "model": "resnet8", "objective": {"method": "kd"}, "ema": 0.9,
     "optimization": {"epochs": 2, "batch_size": 25},

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kdcache.methods.config import ObjectiveConfig
+from kdcache.methods.noise import Noise
 from kdcache.methods.table import METHODS
 from kdcache.models.zoo import MODELS
 from kdcache.recipes.published import datasets, load, names, resolve
@@ -119,6 +120,7 @@ def test_standardized_mlkd_of_pairs(pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
+        ("cifar10", (240, 64, 0.05, 5e-4, [150, 180, 210])),
         ("cifar100", (240, 64, 0.05, 5e-4, [150, 180, 210])),
         ("imagenet", (100, 512, 0.2, 1e-4, [30, 60, 90])),
         ("tiny-imagenet", (200, 256, 0.2, 5e-4, [60, 120, 160])),
@@ -142,6 +144,47 @@ def test_schedules(dataset: str, expected: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("student", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
 def test_light_students_learn_slower(student: str) -> None:
     assert resolve("cifar100/kd", student)["lr"] == 0.01
+    assert resolve("cifar10/kd", student)["lr"] == 0.01
+
+
+LOGIT_METHODS = {
+    "ce", "kd", "kd-ls", "dkd", "dkd-ls", "ctkd", "ctkd-ls", "mlkd", "mlkd-ls", "dist", "tald"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "stl10", "tiny-imagenet"])
+def test_every_logit_method_has_a_recipe_that_says_it_is_ours(dataset: str) -> None:
+    ours = {name: what for name, what in names().items() if name.startswith(f"{dataset}/")}
+    assert {name.partition("/")[2] for name in ours} == LOGIT_METHODS
+    assert all(what.endswith("; not published, ours") for what in ours.values())
+    assert set(load("cifar100")["method"]) > LOGIT_METHODS
+
+
+def test_what_is_published_is_not_called_ours() -> None:
+    ours = [name for name, what in names().items() if what.endswith("; not published, ours")]
+    assert [n for n in ours if n.startswith(("cifar100/", "imagenet/"))] == [
+        "cifar100/tald", "imagenet/tald",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dataset", datasets())
+def test_tald_is_labels_and_noisy_kd(dataset: str) -> None:
+    tald = resolve(f"{dataset}/tald", "resnet8x4")
+    noise = Noise.parse(tald["noise"])
+    assert (tald["method"], tald["ce_weight"], tald["kd_weight"]) == ("kd", 1, 1)
+    assert (noise.family, noise.scale, noise.relative) == ("gaussian", 0.1, True)
+    assert tald["temperature"] == (1 if dataset == "imagenet" else 4)
+
+
+def test_mlkd_of_tiny_imagenet() -> None:
+    """Half the rate, twice the epochs when standardized, for every student; the schedule of its own base."""
+    for student in ("resnet8x4", "ShuffleV2"):
+        plain = resolve("tiny-imagenet/mlkd", student)
+        assert (plain["epochs"], plain["lr"], plain["batch_size"]) == (200, 0.1, 256)
+        assert plain["milestones"] == [0.3, 0.6, 0.8]
+        ls = resolve("tiny-imagenet/mlkd-ls", student)
+        assert (ls["epochs"], ls["lr"], ls["milestones"]) == (400, 0.1, [0.15, 0.3, 0.4])
+        assert (ls["ce_weight"], ls["kd_weight"], ls["temperature"]) == (0.1, 9, 2)
 
 
 def test_imagenet_weights() -> None:
@@ -177,7 +220,11 @@ def test_recipes_name_what_there_is(name: str) -> None:
     for pair in pairs.values():
         assert set(pair) <= set(recipe["method"])
         tables += pair.values()
-    used = {key.replace("-", "_") for table in tables for key in table} - {"about", "student"}
+    used = {key.replace("-", "_") for table in tables for key in table} - {
+        "about",
+        "ours",
+        "student",
+    }
     assert used <= options
     assert models <= {*MODELS, "mobilenetv1"}
 
@@ -202,7 +249,7 @@ def test_every_recipe_is_a_training(name: str) -> None:
 def test_unknown_recipes_are_answered_with_the_closest() -> None:
     with pytest.raises(UnknownName, match="cifar100/kd-ls"):
         resolve("cifar100/kdls", "resnet8x4")
-    assert datasets() == ["cifar100", "imagenet", "stl10", "tiny-imagenet"]
+    assert datasets() == ["cifar10", "cifar100", "imagenet", "stl10", "tiny-imagenet"]
 
 
 def test_a_recipe_with_flags_that_override_it(

@@ -69,6 +69,9 @@ CONFIG: dict[str, Any] = {
     "training": dict,
     "training.seed": int,
     "training.epochs": int,
+    "training.prune": str,
+    "training.prune_by": str,
+    "training.prune_epochs": int,
 }
 OF_A_RUN = ("data.name", "model.name", "objective.method", "training.seed", "training.epochs")
 """What the config of every run says."""

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from kdcache.augment.specs import make_augmentation
+from kdcache.checks.rules.smaller import int8_loss
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
@@ -59,7 +60,8 @@ def export_int8(
         file, format, quantized ("int8"), bytes, float_bytes (of the same file in float32), calibration_samples,
         split and samples of the comparison; "float" and "int8", each with top1, top5, nll and ece, and with a
         store "teacher" (`agreement_with_store`); "agreement" of the int8 with the float network, and
-        "disagreements": samples where float alone is right ("lost") and where int8 alone is ("won").
+        "disagreements": samples where float alone is right ("lost") and where int8 alone is ("won"), and
+        "findings", of `int8_loss`.
 
     Raises:
         UsageError: the packages of the extra `onnx` are not there, or the dataset has fewer samples.
@@ -91,6 +93,9 @@ def export_int8(
     if store is not None:
         for name, compared in _with_store(networks, source, store, augment).items():
             results[name]["teacher"] = compared
+    known = int((labels >= 0).sum())
+    lost = int((right["float"] & ~right["int8"]).sum())
+    won = int((right["int8"] & ~right["float"]).sum())
     return {
         "file": str(out),
         "format": "onnx",
@@ -102,10 +107,8 @@ def export_int8(
         "samples": len(labels),
         **results,
         "agreement": agreement(int8_logits, float_logits),
-        "disagreements": {
-            "lost": int((right["float"] & ~right["int8"]).sum()),
-            "won": int((right["int8"] & ~right["float"]).sum()),
-        },
+        "disagreements": {"lost": lost, "won": won},
+        "findings": [f.to_dict() for f in int8_loss(lost, won, known, calibration)],
     }
 
 

@@ -24,6 +24,7 @@ FRAMEWORKS = {
     "plain_pytorch": "torch",
     "with_accelerate": "accelerate",
     "with_lightning": "lightning",
+    "with_peft": "peft",
     "with_timm": "timm",
     "with_torchvision": "torchvision",
     "with_transformers": "transformers",

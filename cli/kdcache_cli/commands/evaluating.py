@@ -327,3 +327,5 @@ def _show_int8(done: dict[str, Any], store: str | None) -> None:
     show_table(title, ("", "float", "int8"), rows)
     lost, won = done["disagreements"]["lost"], done["disagreements"]["won"]
     show_line(f"float alone is right on {lost} samples, int8 alone on {won}")
+    for finding in done["findings"]:
+        show_line("warning: {message} Remedy: {remedy} [{rule}]".format(**finding))

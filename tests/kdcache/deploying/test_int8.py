@@ -74,6 +74,34 @@ def test_the_integers_of_the_processor_are_those_of_the_file(exported: tuple[Pat
     assert agreement(run, defined)["kl"] < 0.2 * rounding
 
 
+def test_int8_of_a_wrong_range_is_named(trained: Trained, tmp_path: Path) -> None:
+    """Calibrated on black images; the one calibrated on digits has no finding."""
+    needs("onnxruntime")
+    needs("onnxscript")
+    from kdcache.checks.rules.smaller import int8_loss
+    from kdcache.deploying.deploy import onnx_program, random_inputs
+    from kdcache.deploying.exported import Packaged
+    from kdcache.deploying.int8 import write_int8
+
+    model, data = load_run_model(trained.teacher), load_dataset("digits", "test")
+    assert data.images is not None
+    packaged = Packaged(model.module, model.preprocessing).eval()
+    program = onnx_program(packaged, random_inputs(model)[:2])
+    write_int8(program, iter([torch.zeros(8, 1, 8, 8, dtype=torch.uint8)]), tmp_path / "sick.onnx")
+    labels = torch.from_numpy(data.labels)
+    with torch.no_grad():
+        right = packaged(data.images).argmax(1) == labels
+    sick = logits_of(tmp_path / "sick.onnx", data.images, True).argmax(1) == labels
+    lost, won = int((right & ~sick).sum()), int((sick & ~right).sum())
+    (finding,) = int8_loss(lost, won, len(labels), 8)
+    assert finding.rule == "int8-loss"
+    assert f"{lost} that float has right" in finding.message
+
+
+def test_a_sound_int8_has_no_finding(exported: tuple[Path, Any]) -> None:
+    assert exported[1]["findings"] == []
+
+
 def test_weights_are_unsigned_with_a_scale_per_channel_and_logits_are_float(
     exported: tuple[Path, Any],
 ) -> None:

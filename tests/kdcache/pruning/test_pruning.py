@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdcache import build_model, train
+from kdcache.checks.check import CheckRequest, check_stores
 from kdcache.pruning.narrowing import narrow, widths_of
 from kdcache.pruning.request import PruneRequest
 from kdcache.runs import load_run_model, read_summary
@@ -259,3 +260,18 @@ def convolutional(classes: int, channels: int, size: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(channels, 8, 3), nn.Conv2d(8, classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ratio", "named"), [(0.25, False), (0.5, False), (0.875, True)])
+def test_a_pruning_past_the_knee_is_named(
+    trained: Trained, tmp_path: Path, ratio: float, named: bool
+) -> None:
+    needs("torch_pruning")
+    options = how(trained, f"structured:{ratio}", train_samples=None,
+                  optimization={"epochs": 8, "batch_size": 64})  # fmt: skip
+    run = train(training(options), tmp_path / "run")
+    rules = [warning["rule"] for warning in read_summary(run.path, ())["warnings"]]
+    assert ("pruned-too-far" in rules) == named
+    again = check_stores(CheckRequest.of_run(run.path))
+    assert ("pruned-too-far" in [finding.rule for finding in again]) == named

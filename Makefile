@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo bench evidence test test-slow test-examples test-wheel check docs format clean
+.PHONY: help install demo bench evidence test test-slow test-examples test-extras test-wheel check docs format clean
 
 help:
 	@echo "make demo       train a teacher, dump it, distill students, compare (embedded data)"
@@ -13,6 +13,7 @@ help:
 	@echo "make evidence   what is claimed, each with the command that measures it"
 	@echo "make test       the tests (minutes)         make test-slow  the long ones"
 	@echo "make test-examples  the examples in other trainers, with the frameworks that they need"
+	@echo "make test-extras    exports, int8 and pruning, with the packages that they need"
 	@echo "make test-wheel     the built wheel, in an empty environment: demo and tests"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make check      format, lint, types, tests  make format     rewrite the formatting"
@@ -45,6 +46,10 @@ test-slow: $(STAMP)
 test-examples: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,examples]'
 	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/examples
+
+test-extras: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,onnx,prune]'
+	KDCACHE_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/kdcache/deploying tests/kdcache/pruning tests/kdcache/training/test_evaluate.py
 
 # What people install: sdist and wheel are built, the wheel passes the demo and the tests of the unpacked sdist, from
 # which the packages are taken away; the three files of tests about the text of the source stay behind with it.

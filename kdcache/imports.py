@@ -35,3 +35,8 @@ def import_own(name: str) -> ModuleType:
         sys.path.remove(here)
         if here not in sys.path:  # last, for worker processes that unpickle what came from it
             sys.path.append(here)
+
+
+def require_package(what: str, extra: str, error: ImportError) -> UsageError:
+    """What to raise where an extra is not installed: which, and how to get it."""
+    return UsageError(f"{what} needs the package {error.name}: pip install 'kdcache[{extra}]'")

@@ -52,6 +52,7 @@ CONFIG: dict[str, Any] = {
     "model.projector.channels": range(1, 2**16),
     "model.projector.factor": range(1, 2**16),
     "model.projector.height": range(1, 2**13 + 1),
+    "model.widths": dict,
     "preprocessing": dict,
     "objective": dict,
     "objective.method": str,
@@ -68,6 +69,9 @@ CONFIG: dict[str, Any] = {
     "training": dict,
     "training.seed": int,
     "training.epochs": int,
+    "training.prune": str,
+    "training.prune_by": str,
+    "training.prune_epochs": int,
 }
 OF_A_RUN = ("data.name", "model.name", "objective.method", "training.seed", "training.epochs")
 """What the config of every run says."""

@@ -1,6 +1,7 @@
 """A run: the directory that a training leaves behind.
 
-    RUN/config.toml        everything that decides the result, resolved, with the digests of the stores read;
+    RUN/config.toml        everything that decides the result, resolved, with the digests of the stores read,
+                           and of a pruned network the widths of its layers;
                            [[resumed]] for each resume by another version of kdcache than began it
     RUN/metrics.jsonl      one line per epoch
     RUN/model.safetensors  the weights after the last epoch
@@ -37,6 +38,7 @@ from kdcache.methods.config import ObjectiveConfig
 from kdcache.models.projected import from_spec
 from kdcache.models.zoo import build_model
 from kdcache.preprocessing import Inputs, inputs_from_dict
+from kdcache.pruning.narrowing import narrow
 from kdcache_stores.errors import (
     DataError,
     MismatchError,
@@ -389,9 +391,9 @@ def build(spec: Mapping[str, Any], allow_code: bool) -> nn.Module:
         network = build_model(name, spec["classes"], item=Item.from_dict(spec["item"]))
     else:
         network = build_model(name, spec["classes"], spec["channels"], spec["size"])
-    return (
-        from_spec(network, spec["classes"], spec["projector"]) if "projector" in spec else network
-    )
+    if "projector" in spec:
+        network = from_spec(network, spec["classes"], spec["projector"])
+    return narrow(network, spec["widths"]) if "widths" in spec else network
 
 
 def trained_size(spec: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # faster for networks as small as these, and the same on every machine
+
+
+def needs(framework: str) -> ModuleType:
+    """Import it; without it skip, but fail where all are required, as `make test-examples` does."""
+    if os.environ.get("KDCACHE_REQUIRE_FRAMEWORKS"):
+        return importlib.import_module(framework)
+    module: ModuleType = pytest.importorskip(framework)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,10 @@ COMMANDS = {
         "Check stores, settings or a run: what will likely go wrong, and a remedy.",
     ),
     "evaluate": ("evaluating:evaluate", "Accuracy, calibration, cost and agreement of a network."),
+    "compare": (
+        "evaluating:compare",
+        "Size, speed and accuracy of runs and exported files in one table.",
+    ),
     "export": ("evaluating:export", "Write a trained network as a file that others can run."),
     "report": ("reporting:report", "A page of figures about runs and stores."),
     "bench": ("measuring:bench", "Measure the claims of the README on this machine."),

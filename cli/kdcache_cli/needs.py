@@ -18,6 +18,8 @@ NEEDS: dict[str, dict[str, str]] = {
         "--momentum": "--optimizer sgd",
         "--nesterov": "--optimizer sgd",
         "--resident-views": "--schedule random",
+        "--prune-by": "--prune",
+        "--prune-epochs": "--prune",
         "--subset": "--store",
         "--cache-size": "--store",
         "--combine": "several --store or several --online",
@@ -31,6 +33,14 @@ NEEDS: dict[str, dict[str, str]] = {
         "--subset": "--dataset",
     },
     "evaluate": {"--augment": "--store"},
+    "compare": {"--augment": "--store"},
+    "export": {
+        "--quantize": "--format onnx",
+        "--calibration": "--quantize",
+        "--store": "--quantize",
+        "--data-root": "--quantize",
+        "--augment": "--store",
+    },
     "import": {
         "--augment": "--dataset",
         "--data-root": "--dataset",

@@ -209,17 +209,15 @@ device_alone = MACHINE.option(
     help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.",
 )
 
-device = together(
-    device_alone,
-    MACHINE.option(
-        "--workers",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Processes that decode image files.",
-    ),
-    threads,
+workers = MACHINE.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Processes that decode image files.",
 )
+
+device = together(device_alone, workers, threads)
 
 val_split = DATA.option(
     "--val-split", type=float, default=0.0, help="Fraction held out to choose an epoch."

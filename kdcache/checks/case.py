@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.checks.earlier_runs import Baseline, Fit
+from kdcache.checks.earlier_runs import Baseline, Fit, Pruned
 from kdcache.checks.sample import Sample, draw
 from kdcache.data.dataset import Rows
 from kdcache.methods.config import ObjectiveConfig
@@ -38,6 +38,7 @@ class Case:
         batch_size: samples per step.
         baseline: a student of this kind trained by cross-entropy alone.
         fit: how well a student fits these stores, from its run.
+        prune: what went of the student in the training that `fit` is of.
         trials: what a live teacher predicts with other preprocessing.
     """
 
@@ -50,6 +51,7 @@ class Case:
     batch_size: int | None = None
     baseline: Baseline | None = None
     fit: Fit | None = None
+    prune: Pruned | None = None
     trials: Trials | None = None
 
     @property

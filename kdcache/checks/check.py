@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
-from kdcache.checks.earlier_runs import Fit, read_baseline
+from kdcache.checks.earlier_runs import Fit, Pruned, read_baseline
 from kdcache.checks.finding import Finding
 from kdcache.checks.needed_fields import missing_fields
 from kdcache.data.choice import choose
@@ -157,7 +157,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
             case = replace(case, baseline=read_baseline(request.baseline, known))
         if request.run:
             _require_stores_of(request.run, stores)
-            case = replace(case, fit=Fit.of_run(request.run))
+            case = replace(case, fit=Fit.of_run(request.run), prune=Pruned.of_run(request.run))
         if objective is not None:
             missing = list(missing_fields(objective, stores, request.student, image))
         return missing + run_rules(case)

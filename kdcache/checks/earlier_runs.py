@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.methods.table import without_teacher
+from kdcache.pruning.request import PruneRequest
 from kdcache.runs import SUMMARY, is_run, read_config, read_metrics, read_summary
 from kdcache_stores import DataError, MismatchError
 
@@ -78,6 +79,43 @@ def _entry(config: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What went of a student as it trained.
+
+    Attributes:
+        ratio: of its channels or weights.
+        epochs: the first ones, at whose ends parts went.
+        trained: whether it began from given weights.
+    """
+
+    ratio: float
+    epochs: int
+    trained: bool
+
+    @classmethod
+    def of(cls, prune: PruneRequest | None, init_weights: str | None) -> Pruned | None:
+        """Of a training; None where nothing went."""
+        if prune is None:
+            return None
+        return cls(prune.ratio, prune.epochs, init_weights is not None)
+
+    @classmethod
+    def of_run(cls, path: str | os.PathLike[str]) -> Pruned | None:
+        """Of a run, as its config says."""
+        config = read_config(path)
+        training = config["training"]
+        if "prune" not in training:
+            return None
+        request = PruneRequest.parse(
+            training["prune"],
+            training.get("prune_by", "magnitude"),
+            training.get("prune_epochs"),
+            training["epochs"],
+        )
+        return cls.of(request, config["model"].get("init_weights"))
 
 
 @dataclass(frozen=True)

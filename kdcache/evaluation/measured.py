@@ -127,11 +127,11 @@ def measure(
         stores = [] if store is None else [opened.enter_context(open_store(store))]
         networks, filled = [], False
         for (spec, file), wish in zip(specs, wishes, strict=True):
-            loaded, whence = _load(
+            loaded, whence = load_network(
                 spec, file, dataset, stores, wish, preprocessing, device, allow_code
             )
             filled |= whence == FROM_STORE
-            networks.append(_Network(spec, file, loaded, _side(spec, dataset)))
+            networks.append(_Network(spec, file, loaded, side_of(spec, dataset)))
             if loaded.weights_entry is not None:
                 note(f"{loaded.architecture}: weights of the entry {loaded.weights_entry}")
             note(f"{loaded.architecture}: preprocessing {whence}: {loaded.preprocessing}")
@@ -173,7 +173,7 @@ def measure(
 FROM_STORE = "of the store that it filled"
 
 
-def _load(
+def load_network(
     spec: str,
     weights: str | Path | None,
     dataset: Dataset,
@@ -183,7 +183,10 @@ def _load(
     device: str,
     allow_code: bool,
 ) -> tuple[Teacher, str]:
-    """The network, and where its preprocessing comes from."""
+    """A network as `load_teacher` takes it, and where its preprocessing comes from.
+
+    Arguments and errors as of `measure`.
+    """
     name, given = spec.partition("@")[0], asked.normalisation
     full = spec if weights is None else f"{spec}@{weights}"
     if given is None and (
@@ -198,7 +201,7 @@ def _load(
             weights,
             classes=dataset.classes,
             channels=dataset.image_shape[0] if dataset.image_shape else 3,
-            size=_side(spec, dataset)[1],
+            size=side_of(spec, dataset)[1],
             preprocessing=preprocessing if zoo else given,
             fallback=dataset.item,
             device=device,
@@ -228,7 +231,7 @@ def _timed(network: _Network, count: int) -> torch.Tensor:
     return torch.zeros(count, inputs.channels, *network.side, dtype=torch.uint8)
 
 
-def _side(spec: str, dataset: Dataset) -> tuple[int, int]:
+def side_of(spec: str, dataset: Dataset) -> tuple[int, int]:
     """Height and width of the images that a network was trained at."""
     name = spec.partition("@")[0]
     _, height, side = dataset.image_shape or (3, 224, 224)
@@ -240,17 +243,27 @@ def _side(spec: str, dataset: Dataset) -> tuple[int, int]:
 
 
 def _quality(network: _Network, dataset: Dataset, device: str, workers: int) -> dict[str, Any]:
-    spec = network.spec
     logits, labels = clean_logits(network.teacher.logits, dataset, network.side, device, workers)
-    quality: dict[str, Any] = dict(scores(logits, labels))
+    return quality(network.spec, logits, labels)
+
+
+def quality(spec: str, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """`scores` and `calibration` of a network, at the temperature that its run fitted to held-out samples.
+
+    Args:
+        spec: of the network: a run, or anything else, whose temperature is fitted to these samples.
+        logits: float (N, K).
+        labels: int64 (N,).
+    """
+    measured: dict[str, Any] = dict(scores(logits, labels))
     if (Path(spec) / SUMMARY).is_file():
         summary = read_summary(spec)
         if summary.get("temperature_fitted_on") == "held-out training samples":
             at = scores(logits / summary["temperature"], labels)
-            return quality | {
+            return measured | {
                 "temperature": summary["temperature"],
                 "calibrated_nll": at["nll"],
                 "calibrated_ece": at["ece"],
                 "temperature_fitted_on": "training samples held out in its run",
             }
-    return quality | calibration(logits, labels) | {"temperature_fitted_on": "the same samples"}
+    return measured | calibration(logits, labels) | {"temperature_fitted_on": "the same samples"}

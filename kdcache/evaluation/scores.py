@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -67,6 +67,12 @@ class CleanImages:
             way = f"center-crop:size={width},resize={round(width * 256 / 224)}"
         self.plan = ViewPlan(dataset, make_augmentation(way, dataset), seed=0)
 
+    def batches(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+        """Uint8 images (B, C, H, W) and int64 labels (B,) on the device, at most ``size`` at a time."""
+        rows = [(self.rows[i : i + size], 0) for i in range(0, len(self.rows), size)]
+        for batch in self.plan.stream(rows, device=self.device, workers=self.workers):
+            yield batch.images, batch.labels
+
     @torch.inference_mode()
     def logits_of(
         self, networks: Sequence[Callable[[Tensor], Tensor]]
@@ -76,13 +82,12 @@ class CleanImages:
         Args:
             networks: uint8 images (B, C, H, W) -> logits (B, K), in eval mode.
         """
-        batches = [(self.rows[i : i + BATCH], 0) for i in range(0, len(self.rows), BATCH)]
         logits: list[list[Tensor]] = [[] for _ in networks]
         labels = []
-        for batch in self.plan.stream(batches, device=self.device, workers=self.workers):
-            labels.append(batch.labels)
+        for images, batch_labels in self.batches():
+            labels.append(batch_labels)
             for network, parts in zip(networks, logits, strict=True):
-                parts.append(network(batch.images).float())
+                parts.append(network(images).float())
         return [(torch.cat(parts), torch.cat(labels)) for parts in logits]
 
 

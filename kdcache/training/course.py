@@ -169,7 +169,7 @@ class Course:
         """All epochs are over: write the weights and the summary."""
         if self.ranks.is_first:
             warnings = {"warnings": self._warnings()}
-            self.run.finish(self.learner.evaluated, {**summary, **warnings})
+            self.run.finish(self.learner.finished(), {**summary, **warnings})
 
     def _warnings(self) -> list[dict[str, str]]:
         """What was said before the first step, and what the training showed since."""

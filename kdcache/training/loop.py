@@ -71,6 +71,7 @@ class Loop:
                     self.teachers,
                     self.ranks.world,
                     getattr(course.learner.model, "spec", None),
+                    course.learner.widths,
                     [c.training.named for c in course.group] if len(course.group) > 1 else [],
                 )
             )
@@ -115,6 +116,8 @@ class Loop:
                     self.ranks.share_buffers(course.learner.evaluated)
                 tested: list[dict[str, float]] = [{} for _ in here]
                 done = epoch + each
+                for course in here:
+                    course.learner.prune(done)
                 if done // every > epoch // every or done == epochs:
                     tested = self._test(here)
                 for course, test in zip(here, tested, strict=True):

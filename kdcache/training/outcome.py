@@ -12,6 +12,7 @@ from kdcache._version import __version__
 from kdcache.data.item import Item
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Inputs
+from kdcache.pruning.narrowing import Widths
 from kdcache.teachers.teacher import Teacher
 from kdcache.training.settings import Training
 from kdcache.training.tuning import computing
@@ -28,12 +29,14 @@ def resolved(
     teachers: list[Teacher],
     ranks: int,
     projector: dict[str, int] | None = None,
+    widths: Widths | None = None,
     peers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that decides the result, as tables of TOML values.
 
     Args:
         projector: what the network has beside its model, see `kdcache.models.projected`.
+        widths: of the layers that a pruning makes narrower than its model has them.
         peers: the students that teach each other, in the order of their steps, this one among them.
     """
     t, dataset, plan = training, views.dataset, views.plan.to_store()
@@ -60,12 +63,15 @@ def resolved(
         "model": {
             "name": t.model, "classes": dataset.classes, **inputs,
             "init_weights": t.init_weights, "projector": projector,
+            "widths": widths or None,
         },
         "preprocessing": preprocessing.to_dict(),
         "objective": objective.to_dict(),
         "training": asdict(t.optimization) | {
             "seed": t.seed, "precision": t.precision, "channels_last": t.channels_last,
             "compile": t.compile, "ema": t.ema, "device": t.device, "threads": t.threads,
+            "prune": t.prune, "prune_by": t.prune_by if t.prune else None,
+            "prune_epochs": t.pruning.epochs if t.pruning else None,
             "ranks": ranks, "eval_every": t.eval_every if t.eval_every > 1 else None,
         },
         "computing": computing(t),

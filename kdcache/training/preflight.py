@@ -9,8 +9,9 @@ from typing import Any
 
 from kdcache.checks.all_rules import run_rules
 from kdcache.checks.case import Case
-from kdcache.checks.earlier_runs import Baseline, Fit, baseline_beside, read_baseline
+from kdcache.checks.earlier_runs import Baseline, Fit, Pruned, baseline_beside, read_baseline
 from kdcache.checks.finding import Finding
+from kdcache.checks.rules.smaller import pruned_too_far
 from kdcache.checks.rules.view_count import fit
 from kdcache.training.settings import Training
 from kdcache.views.cached import CachedViews
@@ -58,6 +59,7 @@ class Preflight:
             epochs=training.optimization.epochs,
             batch_size=training.optimization.batch_size,
             baseline=_baseline(training, views, out, baseline) if distills else None,
+            prune=Pruned.of(training.pruning, training.init_weights),
         )
         self.findings = run_rules(self.case)
 
@@ -78,7 +80,8 @@ class Preflight:
         end = Fit.of(records)
         if not self.case.stores or end is None:
             return []
-        return list(fit(self.case.finished(end)))
+        case = self.case.finished(end)
+        return [*fit(case), *pruned_too_far(case)]
 
 
 def _baseline(

@@ -10,6 +10,7 @@ from typing import Any
 from kdcache.data.loading import DatasetSource
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import require_precision
+from kdcache.pruning.request import PruneRequest
 from kdcache.recipes.published import resolve
 from kdcache.training.optim import Optimization
 from kdcache_stores import UsageError, open_store
@@ -43,6 +44,9 @@ class Training:
         precision: "float32", or "bf16"/"fp16" autocast; the loss is float32 always.
         graph: compile the whole step and, on a GPU, capture it, see `kdcache.training.learning.static_step`.
         tf32: a float32 network on a GPU computes its convolutions in TF32, see `kdcache.training.tuning`.
+        prune: what to prune over the first epochs, as `PruneRequest.parse` takes it: "structured:0.5".
+        prune_by: one of `kdcache.pruning.request.IMPORTANCES`.
+        prune_epochs: at the end of each of so many a part goes (default: a third of all).
         ema: decay of an exponential moving average of the weights that is evaluated and saved instead.
         eval_every: measure the test set after every so many epochs, and after the last.
         threads: compute threads on the CPU (default: as torch chooses; 1 is fastest for tiny networks).
@@ -73,6 +77,9 @@ class Training:
     tf32: bool = True
     eval_every: int = 1
     ema: float | None = None
+    prune: str | None = None
+    prune_by: str = "magnitude"
+    prune_epochs: int | None = None
     workers: int = 0
     threads: int | None = None
     data_root: str | None = None
@@ -96,6 +103,15 @@ class Training:
         begun = f", from {self.init_weights}" if self.init_weights else ""
         return f"{self.model}, seed {self.seed}{begun}"
 
+    @property
+    def pruning(self) -> PruneRequest | None:
+        """What is to be pruned, if anything is."""
+        if self.prune is None:
+            return None
+        return PruneRequest.parse(
+            self.prune, self.prune_by, self.prune_epochs, self.optimization.epochs
+        )
+
     def __post_init__(self) -> None:
         if self.objective.needs_teacher and not self.stores and not self.online:
             raise UsageError(
@@ -117,15 +133,34 @@ class Training:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema {self.ema} must be between 0 and 1, such as 0.999.")
+        if self.pruning is not None:
+            self._require_prunable(self.pruning)
         if self.eval_every < 1:
             raise UsageError(f"--eval-every {self.eval_every} must be at least 1.")
         if not 0 <= self.val_split < 1:
             raise UsageError(f"--val-split {self.val_split} must be in [0, 1).")
 
+    def _require_prunable(self, pruning: PruneRequest) -> None:
+        """Refuse what would not notice that the network becomes another."""
+        together = {
+            "--ema": self.ema is not None,
+            "--compile": self.compile,
+            "--graph": self.graph,
+            "--precision fp16": self.precision == "fp16" and pruning.by == "gradient",
+        }
+        if clash := [option for option, given in together.items() if given]:
+            raise UsageError(f"--prune changes the network as it trains: leave out {clash[0]}.")
+        fields = {*self.objective.student_fields} - {"logits"}
+        if pruning.kind == "structured" and fields:
+            raise UsageError(
+                f"--method {self.objective.method} reads {', '.join(sorted(fields))} of the student, which "
+                "--prune structured changes: use a method on logits, or prune single weights (unstructured)."
+            )
+
 
 #: What trainings side by side may differ in; the rest makes the stream of batches, or is the process's.
 OWN = ("model", "objective", "optimization", "init_weights", "seed", "data_seed", "precision",
-       "channels_last", "compile", "graph", "ema")  # fmt: skip
+       "channels_last", "compile", "graph", "ema", "prune", "prune_by", "prune_epochs")  # fmt: skip
 
 
 def require_one_stream(trainings: Sequence[Training]) -> None:

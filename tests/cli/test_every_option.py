@@ -104,8 +104,13 @@ CASES = {
         ("run", "--dataset", "digits"),
         ("kdcache.evaluation.measured:evaluate",),
     ),
+    "compare": Case(
+        ("run", "int8.onnx", "--dataset", "digits"), ("kdcache.evaluation.comparison:compare",)
+    ),
     "export": Case(
-        ("run",), ("kdcache.deploy:export",), {"kdcache.runs:load_run_model": stand_in()}
+        ("run",),
+        ("kdcache.deploying.deploy:export", "kdcache.deploying.int8:export_int8"),
+        {"kdcache.runs:load_run_model": stand_in(config={"data": {"name": "digits"}})},
     ),
     "report": Case(("run", "--out", "page"), ("kdcache.report.building:report",)),
     "bench": Case(noted={
@@ -185,6 +190,8 @@ VALUES = {
     "check --seed": value("--dataset digits --seed 3", "--dataset digits"),
     "check --subset": value("--dataset digits --subset", "--dataset digits"),
     "evaluate --augment": value("--store s.zarr --augment own.views:crop", "--store s.zarr"),
+    "compare --augment": value("--store s.zarr --augment own.views:crop", "--store s.zarr"),
+    "compare --batch-size": value("--batch-size 3"),
     "--device": value("--device cpu:0"),
     "--ema": value("--ema 0.9"),
     "--image-column": value("--dataset hf:a --image-column x", "--dataset hf:a"),
@@ -198,6 +205,9 @@ VALUES = {
     "--optimizer": value("--optimizer adamw"),
     "--part": value("--part 1/4"),
     "--precision": value("--precision bf16"),
+    "--prune": value("--prune structured:0.5"),
+    "--prune-by": value("--prune structured:0.5 --prune-by gradient", "--prune structured:0.5"),
+    "--prune-epochs": value("--prune structured:0.5 --prune-epochs 3", "--prune structured:0.5"),
     "--recipe": value("--recipe cifar100/kd-ls", "--recipe cifar100/kd"),
     "--schedule": value("--schedule random"),
     "--std": value("--mean 0.5 --std 0.3", "--mean 0.5 --std 0.2"),
@@ -209,6 +219,15 @@ VALUES = {
     "check --recipe": value("s.zarr --recipe cifar100/kd-ls", "s.zarr --recipe cifar100/kd",
                             alone=True),
     "export --format": value("--format onnx"),
+    "export --quantize": value("--format onnx --quantize int8", "--format onnx"),
+} | {
+    f"export {flag}": value(f"--format onnx --quantize int8 {flag} {text}", "--format onnx --quantize int8")
+    for flag, text in {"--calibration": "9", "--store": "s.zarr", "--data-root": "there"}.items()
+} | {
+    "export --augment": value(
+        "--format onnx --quantize int8 --store s.zarr --augment own.views:crop",
+        "--format onnx --quantize int8 --store s.zarr",
+    ),
     "pull --views": value("--views 1:3"),
 } | {
     f"--{method.flag(option).replace('_', '-')}": of_method(method, option)

@@ -16,7 +16,12 @@ from tests.conftest import Result
 ROWS = [(command, flag) for command, needs in NEEDS.items() for flag in needs]
 
 #: Values that a callback of the option accepts.
-TEXTS = {"--milestones": "0.5,0.7", "--teacher-weights": "2,1", "--cache-size": "2GB"}
+TEXTS = {
+    "--milestones": "0.5,0.7",
+    "--teacher-weights": "2,1",
+    "--cache-size": "2GB",
+    "--prune": "structured:0.5",
+}
 
 
 def parsed(command: str, words: list[str]) -> click.Context:
@@ -52,6 +57,8 @@ def fulfilled(command: str, need: str) -> list[str]:
     if not flag.startswith("--"):
         return ["s"]
     words = [flag, value] if value else given(command, flag)
+    if further := NEEDS[command].get(flag):  # what it needs itself
+        words = words + fulfilled(command, further.partition(" or ")[0])
     return words * 2 if need.startswith("several ") else words
 
 

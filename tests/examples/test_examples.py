@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import itertools
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -19,13 +17,14 @@ from torch import Tensor
 
 from kdcache import CachedDataset, Preprocessing, ViewSampler, load_dataset, load_teacher
 from kdcache_stores import open_store
-from tests.conftest import Trained
+from tests.conftest import Trained, needs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FRAMEWORKS = {
     "plain_pytorch": "torch",
     "with_accelerate": "accelerate",
     "with_lightning": "lightning",
+    "with_peft": "peft",
     "with_timm": "timm",
     "with_torchvision": "torchvision",
     "with_transformers": "transformers",
@@ -38,14 +37,6 @@ def example(name: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
-
-
-def needs(framework: str) -> ModuleType:
-    """Import it; without it skip, but fail where all are required, as `make test-examples` does."""
-    if os.environ.get("KDCACHE_REQUIRE_FRAMEWORKS"):
-        return importlib.import_module(framework)
-    module: ModuleType = pytest.importorskip(framework)
     return module
 
 

@@ -1,4 +1,4 @@
-"""evaluate, export."""
+"""evaluate, compare, export."""
 
 from __future__ import annotations
 
@@ -118,9 +118,105 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 @groups.command(
+    "compare",
+    "kdcache compare runs/kd runs/kd/int8.onnx --dataset cifar100 --teacher runs/teacher --threads 1",
+    "kdcache compare student.onnx student.pt2 --dataset cifar100 --store teacher-test.zarr",
+)
+@click.argument("networks", nargs=-1, required=True, type=options.NETWORK)
+@options.dataset
+@groups.DATA.option("--split", default="test", show_default=True)
+@groups.TEACHER.option(
+    "--teacher",
+    type=options.NETWORK,
+    help="A run, or NAME@FILE: the first row, and whom the others are compared with.",
+)
+@groups.TEACHER.option(
+    "--store",
+    type=options.STORE,
+    help="Logits of the teacher on this split, to compare with instead.",
+)
+@groups.VIEWS.option(
+    "--augment",
+    type=options.AUGMENTATION,
+    help="With --store: needed where its augmentation is your own.",
+)
+@groups.MACHINE.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 64),
+    show_default=True,
+    help="Images per timed forward pass; may be given again.",
+)
+@groups.MACHINE.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Timed passes of each size; networks take turns.",
+)
+@options.workers
+@options.threads
+@options.allow_code
+@common
+def compare(
+    networks: tuple[str, ...], threads: int | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Size, speed and accuracy of NETWORKS, runs and exported files, in one table, on the CPU.
+
+    A run and a .pt2 or .safetensors file are run by torch, an .onnx file by ONNX Runtime.
+    """
+    from kdcache.evaluation.comparison import compare
+
+    options.resolve_device("cpu", threads)
+    results = compare(networks, options.source(given), **given)
+    emit(results, as_json)
+    if quiet:
+        return
+    sizes = list(results["networks"][0]["latency"])
+    agrees = "agreement" in results["networks"][0]
+    columns = ["", "run by", "weights", "parameters", "multiply-adds", "file",
+               *(f"ms p50 (p95) batch {count}" for count in sizes),
+               "top-1", "top-5", "NLL at T", "ECE at T",
+               *(["same top-1", "KL(teacher | it)"] if agrees else [])]  # fmt: skip
+    show_table(
+        "{dataset} {split}, {samples:,} samples; threads: {threads}".format(**results),
+        columns,
+        [_compared(row, sizes) for row in results["networks"]],
+    )
+    show_line("T is the temperature of each network that fits best, see kdcache evaluate")
+
+
+def _compared(row: dict[str, Any], sizes: list[str]) -> list[str]:
+    """A row of the table of `compare`."""
+    times = (row["latency"][count] for count in sizes)
+    agreement = row.get("agreement")
+    return [
+        row["network"] + (" (teacher)" if row["teacher"] else ""),
+        row["runtime"],
+        row["dtype"],
+        f"{row['parameters']:,}",
+        f"{row['macs']:,}",
+        _LINES["file of weights"](row),
+        *(f"{time['latency_p50_ms']:.2f} ({time['latency_p95_ms']:.2f})" for time in times),
+        percent(row["top1"]),
+        percent(row["top5"]),
+        f"{row['calibrated_nll']:.4f}",
+        percent(row["calibrated_ece"]),
+        *(
+            [percent(agreement["top1_agreement"]), f"{max(agreement['kl'], 0.0):.4f}"]
+            if agreement
+            else []
+        ),
+    ]
+
+
+@groups.command(
     "export",
     "kdcache export runs/kd",
     "kdcache export runs/kd --format onnx --out student.onnx",
+    "kdcache export runs/kd --format onnx --quantize int8 --store teacher-test.zarr",
 )
 @click.argument("run", type=options.LOCAL_PATH)
 @groups.OUTPUT.option(
@@ -131,31 +227,105 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     help="torch-export, onnx or safetensors.",
 )
 @groups.OUTPUT.option(
+    "--quantize",
+    help="int8: weights and activations of eight bits, by ONNX Runtime; the file is compared with the float "
+    "network on the test split of the run's dataset.",
+)
+@groups.DATA.option(
+    "--calibration",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Training samples that the ranges of int8 are measured on.",
+)
+@options.data_root
+@groups.TEACHER.option(
+    "--store",
+    type=options.STORE,
+    help="With --quantize: logits of the teacher, whom both networks are compared with.",
+)
+@groups.VIEWS.option(
+    "--augment",
+    type=options.AUGMENTATION,
+    help="With --store: needed where its augmentation is your own.",
+)
+@groups.OUTPUT.option(
     "--out",
     type=options.LOCAL_PATH,
-    help="The file [default: RUN/exported with its ending].",
+    help="The file [default: RUN/exported, or RUN/int8, with its ending].",
 )
 @options.allow_code
 @common
 def export(
-    run: Path, form: str, out: Path | None, allow_code: bool, as_json: bool, quiet: bool
+    run: Path,
+    form: str,
+    quantize: str | None,
+    out: Path | None,
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Write the network of a RUN as a file: uint8 images (or other items) in, logits out.
 
     The file is run to check it.
     """
-    from kdcache.deploy import FORMATS, SUFFIXES
-    from kdcache.deploy import export as write
+    from kdcache.deploying.deploy import FORMATS
+    from kdcache.deploying.deploy import export as write
+    from kdcache.deploying.exported import SUFFIXES
     from kdcache.runs import load_run_model
     from kdcache_stores.errors import UnknownName
 
     if form not in FORMATS:
         raise UnknownName("format", form, FORMATS)
+    if quantize not in (None, "int8"):
+        raise UnknownName("quantization", quantize, ["int8"])
     model = load_run_model(run, allow_code)
-    done: dict[str, Any] = write(model, form, out or run / f"exported{SUFFIXES[form]}")
+    out = out or run / f"{quantize or 'exported'}{SUFFIXES[form]}"
+    if quantize:
+        from kdcache.deploying.int8 import export_int8
+
+        own = options.source(
+            {"dataset": model.config["data"]["name"], **_taken(given, "data_root")}
+        )
+        done = export_int8(model, out, own, **given)
+    else:
+        done = write(model, form, out)
     emit(done, as_json)
+    if quiet:
+        return
+    if quantize:
+        _show_int8(done, given["store"])
+        return
     show_line(
         f"{done['file']}: {size(done['bytes'])}, {done['dtype']} {tuple(done['input'])} to logits; run "
-        f"and compared with the network, largest difference {done['max_difference']:.1e}",
-        quiet,
+        f"and compared with the network, largest difference {done['max_difference']:.1e}"
     )
+
+
+def _taken(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some of the options, which are taken out of them."""
+    return {name: given.pop(name) for name in names}
+
+
+def _show_int8(done: dict[str, Any], store: str | None) -> None:
+    columns = [done["float"], done["int8"]]
+    names = ("top-1", "top-5", "negative log-likelihood (nats)", "expected calibration error")
+    rows: list[tuple[str, ...]] = [
+        ("bytes", size(done["float_bytes"]), size(done["bytes"])),
+        *((name, *(_LINES[name](column) for column in columns)) for name in names),
+        ("same top-1 as float", "", percent(done["agreement"]["top1_agreement"])),
+        ("KL(float | int8), nats", "", f"{done['agreement']['kl']:.5f}"),
+    ]
+    if store is not None:
+        of = [column["teacher"] for column in columns]
+        rows += [
+            ("same top-1 as the teacher", *(percent(each["top1_agreement"]) for each in of)),
+            ("KL(teacher | network), nats", *(f"{each['kl']:.4f}" for each in of)),
+        ]
+    title = "{file}: {split}, {samples:,} samples".format(**done)
+    show_table(title, ("", "float", "int8"), rows)
+    lost, won = done["disagreements"]["lost"], done["disagreements"]["won"]
+    show_line(f"float alone is right on {lost} samples, int8 alone on {won}")
+    for finding in done["findings"]:
+        show_line("warning: {message} Remedy: {remedy} [{rule}]".format(**finding))

@@ -237,6 +237,22 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
     "--init-weights", type=options.LOCAL_PATH, help="File of weights to start from."
 )
 @groups.STUDENT.option(
+    "--prune",
+    help="structured:0.5 takes out half of the channels of each layer (extra `prune`), unstructured:0.8 zeroes "
+    "80% of the weights, a part after each of the first epochs; the others are for recovery.",
+)
+@groups.STUDENT.option(
+    "--prune-by",
+    default="magnitude",
+    show_default=True,
+    help="Choose what goes by magnitude, or by the gradient of the loss.",
+)
+@groups.STUDENT.option(
+    "--prune-epochs",
+    type=click.IntRange(1),
+    help="At the end of each of so many epochs a part goes [default: a third of --epochs].",
+)
+@groups.STUDENT.option(
     "--generations",
     type=click.IntRange(1),
     help="So many students, each taught by the one before (born-again networks); --out holds a run and a "

@@ -18,6 +18,8 @@ from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
 from kdcache.philox import derive_seed
 from kdcache.preprocessing import Inputs, autocast, channels_last
+from kdcache.pruning.gradual import Pruning
+from kdcache.pruning.narrowing import Widths
 from kdcache.teachers.teacher import Teacher
 from kdcache.teachers.vocabulary import require_ids
 from kdcache.training.assembly import (
@@ -54,6 +56,7 @@ class Learner:
         objective: its loss.
         forward: the network as the step calls it: its fields, over all ranks, compiled if asked for.
         average: the moving average of the weights, where there is one.
+        pruning: what goes of the network, where anything does.
         static: a faster way to the loss of a full batch, where there is one, see `StaticStep`.
         not_static: why there is none, where one was asked for.
     """
@@ -79,6 +82,11 @@ class Learner:
             student = student_shapes(self.model, training.objective, image)
             nets = nets_of(views, student, fields, teachers)
             self.model, self.objective = assembled(self.model, training.objective, nets)
+            self.pruning = None
+            if training.pruning is not None:
+                self._require_alone(ranks)
+                inputs = blank_inputs(image, 2, self.model)
+                self.pruning = Pruning(training.pruning, training.model, self.model, inputs)
         self.objective.check(views.labels, len(teachers) or len(views.teachers))
         self.model.to(self.device)
         if training.channels_last:
@@ -97,12 +105,7 @@ class Learner:
         optimization, self.steps = training.optimization, len(views)
         total = self.steps * (optimization.epochs // views.views_per_decode)
         self.batch_size = optimization.batch_size
-        learned = [
-            parameter
-            for parameter in (*self.model.parameters(), *self.objective.parameters())
-            if parameter.requires_grad
-        ]
-        self.optimizer = optimization.make_optimizer(learned)
+        self.optimizer = optimization.make_optimizer(self._learned())
         self.scheduler = optimization.make_scheduler(self.optimizer, total)
         # From torch's own 65536 the gradients of a standardized loss overflow in the first steps.
         self.scaler = torch.amp.GradScaler(
@@ -113,6 +116,19 @@ class Learner:
         self.sums = torch.zeros(())
         self.static: Callable[[Batch, int], Losses | None] | None = None
         self.not_static: str | None = None
+
+    def _learned(self) -> list[nn.Parameter]:
+        """What the optimizer changes."""
+        both = (*self.model.parameters(), *self.objective.parameters())
+        return [parameter for parameter in both if parameter.requires_grad]
+
+    def _require_alone(self, ranks: Ranks) -> None:
+        """Refuse to prune a network that several processes hold copies of."""
+        if ranks.world > 1:
+            raise UsageError(
+                f"--prune is for a training in a single process, and {ranks.world} divide the batches: start "
+                "it without torchrun."
+            )
 
     def _require_one_view(self, views_per_decode: int) -> None:
         """Refuse several views of a sample in a batch where the loss remembers one thing of each."""
@@ -187,6 +203,19 @@ class Learner:
         sums = dict(zip(self.names, self.sums.tolist(), strict=True))
         return {f"train_{name}": value / seen for name, value in sums.items()} | {"lr": self.rate}
 
+    def prune(self, epochs: int) -> None:
+        """After so many epochs, take out of the network what is due; momentum begins anew then."""
+        if self.pruning is not None and self.pruning.end_epoch(epochs):
+            self._renew()
+
+    def _renew(self) -> None:
+        """Have the optimizer go on with the parameters that the network has now."""
+        if self.training.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer.state.clear()
+        (group,) = self.optimizer.param_groups
+        group["params"] = self._learned()
+
     def step(self, batch: Batch, epoch: int, index: int) -> Losses:
         """Forward: the loss, with its gradient, and its parts, on the device."""
         pairs = self.objective.needs_pair
@@ -217,6 +246,8 @@ class Learner:
         """Backward, and what follows of it for the weights."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if self.pruning is not None:
+            self.pruning.observe()
         if self.training.optimization.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.optimization.clip)
@@ -227,11 +258,14 @@ class Learner:
             self.average.update_parameters(self.model)
 
     def how_it_stepped(self) -> dict[str, Any]:
-        """For the summary: whether the steps were compiled, and why not; nothing where nobody asked."""
+        """For the summary: whether the steps were compiled, and why not; what a pruning left."""
+        pruned = {} if self.pruning is None else self.pruning.summary()
         if not self.training.graph:
-            return {}
-        return {"graph": self.static is not None} | (
-            {} if self.not_static is None else {"graph_not_used": self.not_static}
+            return pruned
+        return (
+            pruned
+            | {"graph": self.static is not None}
+            | ({} if self.not_static is None else {"graph_not_used": self.not_static})
         )
 
     def inputs(self, images: Tensor) -> Tensor:
@@ -251,6 +285,17 @@ class Learner:
 
     # -- what it has learnt ---------------------------------------------------------------------
     @property
+    def widths(self) -> Widths:
+        """Of the layers that a pruning makes narrower."""
+        return self.pruning.widths if self.pruning is not None else {}
+
+    def finished(self) -> nn.Module:
+        """What is saved in the end: `evaluated`, masks of a pruning made part of it."""
+        if self.pruning is not None:
+            self.pruning.finish()
+        return self.evaluated
+
+    @property
     def evaluated(self) -> nn.Module:
         """What is measured and saved: the weights, or their moving average."""
         return self.model if self.average is None else self.average.module
@@ -264,6 +309,8 @@ class Learner:
     def _stateful(self) -> dict[str, Any]:
         parts = {"model": self.model, "objective": self.objective, "optimizer": self.optimizer,
                  "scheduler": self.scheduler, "scaler": self.scaler, "losses": self.losses}  # fmt: skip
+        if self.pruning is not None:
+            parts |= {"pruning": self.pruning}
         return parts if self.average is None else parts | {"average": self.average}
 
     def state(self) -> dict[str, Any]:
@@ -272,7 +319,11 @@ class Learner:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        for name, part in self._stateful().items():
+        parts = self._stateful()
+        # First, since the others are of its parameters.
+        if self.pruning is not None and parts.pop("pruning").load_state_dict(state["pruning"]):
+            self._renew()
+        for name, part in parts.items():
             if name != "losses" or name in state:  # checkpoints of 0.1.0 have none
                 part.load_state_dict(state[name])
 

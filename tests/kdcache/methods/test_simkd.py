@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcache.deploy import export
+from kdcache.deploying.deploy import export
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.methods.features.simkd import SimKD, simkd, with_projector
 from kdcache.methods.features.target_fields import choose_last

@@ -20,7 +20,7 @@ from kdcache.evaluation.scores import calibration, fit_temperature, scores
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import load_run_model, read_config, read_summary
 from kdcache.teachers.teacher import Teacher
-from tests.conftest import Result, Trained
+from tests.conftest import Result, Trained, needs
 
 
 def test_scores_are_those_of_the_definitions() -> None:
@@ -192,8 +192,8 @@ def test_an_export_gives_the_same_logits(
     trained: Trained, tmp_path: Path, kdcache: Any, form: str
 ) -> None:
     if form == "onnx":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
+        needs("onnxruntime")
+        needs("onnxscript")
     out = tmp_path / {"torch-export": "m.pt2", "onnx": "m.onnx"}.get(form, "m.safetensors")
     done: Result = kdcache("export", trained.teacher, "--format", form, "--out", out, "--json")
     assert done.code == 0, done.err

@@ -15,46 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcache.data.item import Item
-from kdcache.models.taps import as_fields
-from kdcache.preprocessing import Inputs, inputs_from_dict
-from kdcache.runs import RunModel, build, trained_size, write_atomically
-from kdcache_stores import DataError, UnknownName, UsageError
+from kdcache.deploying.exported import Packaged, load_exported
+from kdcache.imports import require_package
+from kdcache.runs import RunModel, trained_size, write_atomically
+from kdcache_stores import DataError, UnknownName
 from kdcache_stores.objects.urls import require_local
 
 #: Largest difference between a logit of the export and of the network, relative to the largest logit.
 TOLERANCE = 1e-4
-
-
-class Packaged(nn.Module):
-    """A network with its preprocessing: uint8 (N, C, H, W), or items, -> float32 logits (N, K)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, preprocessing: Inputs) -> None:
-        super().__init__()
-        self.network, self.preprocessing = network, preprocessing
-        if isinstance(preprocessing, Item):
-            return
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images as they are stored."""
-        if not isinstance(self.preprocessing, Item):
-            images = (images.float() / 255 - self.mean) / self.std
-        return as_fields(self.network(images))["logits"]
-
-    @property
-    def input_name(self) -> str:
-        """What an exported program calls its input."""
-        return "items" if isinstance(self.preprocessing, Item) else "images"
 
 
 def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,10 +52,11 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
     out = Path(require_local(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     packaged = Packaged(model.module, model.preprocessing).eval()
-    images = _random_inputs(model)
+    images = random_inputs(model)
     with torch.no_grad():
         expected = packaged(images)
-    run = FORMATS[form](packaged, images[:2], model, out)
+    FORMATS[form](packaged, images[:2], model, out)
+    run = load_exported(out, allow_code=True, form=form).logits  # its code ran when it was loaded
     # Another number of images than the export saw: a frozen batch size would show.
     logits = torch.cat([run(images[:5]), run(images[5:])])
     difference = (logits - expected).abs().max().item()
@@ -102,7 +76,7 @@ def export(model: RunModel, form: str, out: str | os.PathLike[str]) -> dict[str,
     }
 
 
-def _random_inputs(model: RunModel) -> Tensor:
+def random_inputs(model: RunModel) -> Tensor:
     """Eight images as they are stored, or other items."""
     if isinstance(model.preprocessing, Item):
         return model.preprocessing.examples(8, model.module)
@@ -113,27 +87,30 @@ def _random_inputs(model: RunModel) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-Runner = Callable[[Tensor], Tensor]
-
-
-def _torch_export(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
+def _torch_export(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> None:
     batch = torch.export.Dim("N", min=1)
     program = torch.export.export(packaged, (example,), dynamic_shapes=({0: batch},))
     buffer = io.BytesIO()  # its writer goes back in the file, and dies of an error under it
     torch.export.save(program, buffer)
     write_atomically(out, lambda stream: stream.write(buffer.getbuffer()))
-    loaded: Runner = torch.export.load(out).module()
-    return loaded
 
 
-def _onnx(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
+def _onnx(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> None:
+    content = onnx_program(packaged, example).SerializeToString()
+    write_atomically(out, lambda stream: stream.write(content))
+
+
+def onnx_program(packaged: Packaged, example: Tensor) -> Any:
+    """The network as a ModelProto of ONNX that takes any number of inputs.
+
+    Raises:
+        UsageError: without the packages of the extra `onnx`.
+    """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UsageError(
-            f"--format onnx needs the package {error.name}: pip install 'kdcache[onnx]'"
-        ) from None
+        raise require_package("--format onnx", "onnx", error) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own insides
         program = torch.onnx.export(
@@ -145,16 +122,11 @@ def _onnx(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Ru
             output_names=["logits"],
             verbose=False,
         )
-        assert program is not None
-    content = program.model_proto.SerializeToString()
-    write_atomically(out, lambda stream: stream.write(content))
-    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(
-        np.asarray(session.run(None, {packaged.input_name: images.numpy()})[0])
-    )
+    assert program is not None
+    return program.model_proto
 
 
-def _safetensors(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> Runner:
+def _safetensors(packaged: Packaged, example: Tensor, model: RunModel, out: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     header = {
         "format": "pt",
@@ -163,26 +135,11 @@ def _safetensors(packaged: Packaged, example: Tensor, model: RunModel, out: Path
     }
     blob = safetensors.torch.save(state, header)
     write_atomically(out, lambda stream: stream.write(blob))
-    network = build(model.config["model"], allow_code=True)  # its code ran when it was loaded
-    network.load_state_dict(safetensors.torch.load_file(out))
-    with safetensors.safe_open(out, "pt") as file:
-        preprocessing = inputs_from_dict(json.loads(file.metadata()["preprocessing"]))
-    again = Packaged(network.eval(), preprocessing)
-
-    @torch.no_grad()
-    def run(images: Tensor) -> Tensor:
-        logits: Tensor = again(images)
-        return logits
-
-    return run
 
 
-#: Name -> function that writes the file and returns what runs it.
-FORMATS: dict[str, Callable[[Packaged, Tensor, RunModel, Path], Runner]] = {
+#: Name -> function that writes the file.
+FORMATS: dict[str, Callable[[Packaged, Tensor, RunModel, Path], None]] = {
     "torch-export": _torch_export,
     "onnx": _onnx,
     "safetensors": _safetensors,
 }
-
-#: The usual ending of each format's file.
-SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}

@@ -1,0 +1,1 @@
+"""Trained networks as files that others run, in float32 or int8."""

@@ -22,7 +22,7 @@ ADDED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
 #: Options of other programs that messages name.
 OTHERS = {"--nproc-per-node", "--nnodes", "--nfc", "--nfd"}
 #: Files that commands write, which are not kdcache's own.
-WRITTEN = {"README.md", "config.toml"}
+WRITTEN = {"students.toml", "README.md", "config.toml"}
 
 
 def _texts() -> Iterator[tuple[str, str]]:

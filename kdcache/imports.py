@@ -21,8 +21,10 @@ def import_own(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        module = name.removesuffix(".py")
+        named = f", named without .py: {module}" if module != name else ""
         raise UsageError(
-            f"{error}: expected a module {name} in the Python path or in {here}"
+            f"{error}: expected a module {module} in the Python path or in {here}{named}"
         ) from error
     except Exception as error:  # whatever a user's code raises
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,7 @@ def before(targets: Sequence[Target], cost: Estimate, given: dict[str, Any], qui
     """The estimate, for people."""
     for target in targets:
         if target.clean_top1:
-            clean = ", ".join(f"{name} {percent(v)}" for name, v in target.clean_top1.items())
-            say(f"{target.teacher.architecture}: top-1 on a sample of clean images: {clean}", quiet)
+            say(f"{target.teacher.architecture}: top-1 {', '.join(_clean(target))}", quiet)
     if cost.stored:
         say(f"{cost.stored:,} rows are stored already and are not forwarded again", quiet)
     if not cost.rows:
@@ -73,7 +73,8 @@ def after(
 
     stores: list[dict[str, Any]] = []
     for target in prepared.targets:
-        entry: dict[str, Any] = {"store": str(target.path), "clean_top1": target.clean_top1}
+        entry: dict[str, Any] = {"store": str(target.path), "clean_top1": target.clean_top1,
+                                 "clean_images": target.clean_images}  # fmt: skip
         if done.sealed:
             with open_store(target.path) as store:
                 entry["info"] = describe(store)
@@ -92,18 +93,18 @@ def after(
         for target in prepared.targets:
             show_line(f"when all {parts} parts are: kdcache seal {shlex.quote(str(target.path))}")
         return
-    for entry in stores:
+    for entry, target in zip(stores, prepared.targets, strict=True):
         if given["verbose"]:
             rows = [written, skipped, *page(entry["info"])]
             show_facts(f"store {entry['store']}", rows)
         else:
-            for line in _summary(entry, speed, done.skipped):
+            for line in _summary(entry, speed, done.skipped, target):
                 show_line(line)
     if "logits" in given["fields"] and prepared.plan.dataset.split == "train":
         show_line("next: " + student_command(given))
 
 
-def _summary(entry: dict[str, Any], speed: str, skipped: int) -> list[str]:
+def _summary(entry: dict[str, Any], speed: str, skipped: int, target: Target) -> list[str]:
     """Rows, size, accuracy and fidelity of a store."""
     info = entry["info"]
     rows = info["views"] * info["samples"]
@@ -120,10 +121,7 @@ def _summary(entry: dict[str, Any], speed: str, skipped: int) -> list[str]:
     logits = info["fields"].get(LOGITS)
     if logits is None:
         return lines
-    of = [
-        f"{percent(v)} of a sample of clean {name} images"
-        for name, v in (entry["clean_top1"] or {}).items()
-    ]
+    of = _clean(target)
     if logits["top1"] is not None:
         of.append(f"{percent(logits['top1'])} of the views")
     lines.append(
@@ -135,6 +133,18 @@ def _summary(entry: dict[str, Any], speed: str, skipped: int) -> list[str]:
             f"{percent(measured['top1_agreement'])} of the rows measured"
         )
     return lines
+
+
+def _clean(target: Target) -> list[str]:
+    """Its top-1 on clean images, of so many of each split, with two standard errors."""
+    words = []
+    for name, top1 in (target.clean_top1 or {}).items():
+        n = (target.clean_images or {})[name]
+        p = (top1 * n + 2) / (n + 4)  # Agresti and Coull 1998: no error of 0 at 0 and 1
+        words.append(
+            f"{top1:.1%} ± {2 * sqrt(p * (1 - p) / (n + 4)):.1%} on {n} clean {name} images"
+        )
+    return words
 
 
 def duration(seconds: float) -> str:

@@ -539,7 +539,12 @@ foreign = together(
         help="What the network was trained with: cifar10, cifar100, imagenet, ... "
         "[default: its own, else its dataset's]",
     ),
-    TEACHER.option("--mean", "means", multiple=True, help="Instead: per channel, 0.5,0.5,0.5."),
+    TEACHER.option(
+        "--mean",
+        "means",
+        multiple=True,
+        help="Instead: of pixels from 0 to 1, 0.5,0.5,0.5 or 0.5 for all channels.",
+    ),
     TEACHER.option("--std", "stds", multiple=True, help="With --mean."),
     TEACHER.option(
         "--size",
@@ -587,9 +592,14 @@ def preprocessings(given: dict[str, Any], count: int) -> list[Any]:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(word) for word in text.split(","))
+        numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r}: expected numbers such as 0.5,0.5,0.5") from None
+    if max(numbers) > 10:  # none of pixels from 0 to 1 is
+        raise click.BadParameter(
+            f"{text!r}: mean and std are of pixels from 0 to 1; divide those of pixels from 0 to 255 by 255"
+        )
+    return numbers
 
 
 def encodings(given: tuple[str, ...]) -> dict[str, str]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
+from kdcache.evaluation.scores import CleanImages
 from kdcache.preprocessing import Preprocessing
 from kdcache.stages import stage
 from kdcache.teachers.sanity import Check, clean_check, require_trained, sample_size
 from kdcache.teachers.teacher import Teacher
-from kdcache.teachers.trials import LOWEST, TRIED, try_out
-from kdcache.views.plan import ViewPlan
-from kdcache_stores import DataError
+from kdcache.teachers.trials import LOWEST, TRIED, mean_and_std, try_out
+from kdcache_stores import DataError, UsageError
 
 
 def labelled_splits(source: DatasetSource, data: Dataset) -> dict[str, Dataset]:
@@ -37,76 +36,113 @@ class Clean(NamedTuple):
 
     Attributes:
         top1: by the name of the split.
+        images: on how many of each.
         advice: how it would be clearly better, if a way is known.
-        untried: that it is weak and other preprocessings were not tried, since the dump is too small.
+        untried: whether it is weak, or its preprocessing assumed, and others were not tried: the dump is
+            small, and the teacher slow.
     """
 
     top1: dict[str, float]
+    images: dict[str, int]
     advice: str | None = None
-    untried: str | None = None
+    untried: bool = False
 
 
 def clean_top1(
     teacher: Teacher,
     splits: Sequence[Dataset],
     allow_untrained: bool = False,
-    size: int = 224,
+    size: int | None = None,
     forwards: float = math.inf,
+    more: float = 0,
+    assumed: bool = False,
 ) -> Clean:
     """Top-1 on a sample of the clean images of each split; unlabelled ones are left out.
 
     The teacher is tested on all of them together: a test split may be too small to tell. One that is nearer
-    to chance than to 1 is tried with other preprocessings too (`try_out`).
+    to chance than to 1, or whose preprocessing is assumed, is tested on more images if need be, and tried with
+    other preprocessings (`try_out`).
 
     Args:
-        size: side of the central crop of images that differ in size: that of the views.
+        size: side of the views, see `clean_images`.
         forwards: of how many images it may cost; half of that is kept for trials where these would need it.
+        more: of how many it may cost instead where there is cause to look closer.
+        assumed: nobody has said which preprocessing the teacher was trained with.
 
     Raises:
-        MismatchError: the teacher guesses, or its classes are ordered otherwise; see
-            `require_trained`.
+        MismatchError: the teacher guesses, or its classes are ordered otherwise; see `require_trained`.
+        UsageError: its preprocessing is assumed, and another one fits it better.
     """
-    checks: dict[str, Check] = {}
     spent = forwards / 2 if forwards >= 2 * TRIED * LOWEST else forwards
+    checks = _tested(teacher, splits, size, spent)
+    if allow_untrained or not checks:
+        return _clean(checks)
+    doubted = _together(checks, teacher).low or (assumed and splits[0].item is None)
+    if doubted and more > forwards:
+        forwards = more
+        checks = _tested(teacher, splits, size, more / 2)
+    together = _together(checks, teacher)
+    left = forwards - len(together.labels)
+    tries = doubted and splits[0].item is None and left >= TRIED * LOWEST
+    best = max(checks, key=lambda split: checks[split].top1)  # where differences show most
+    known = next(dataset for dataset in splits if dataset.split == best)
+    better = _better(teacher, known, size, left) if tries else None
+    counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
+    where = f"clean images of {splits[0].name} ({counts})"
+    require_trained(teacher, together, where, better and better.advice)
+    if assumed and better is not None and better.option:
+        assert isinstance(teacher.preprocessing, Preprocessing)  # only images have others to try
+        raise UsageError(
+            f"nothing says which pixels {teacher.architecture} was trained on, and what was assumed is not it: "
+            f"{better.advice} To dump it as it is, give its own: "
+            f"{mean_and_std(teacher.preprocessing)}"
+        )
+    untried = doubted and splits[0].item is None and not tries
+    return _clean(checks)._replace(advice=better and better.advice, untried=untried)
+
+
+def _tested(
+    teacher: Teacher, splits: Sequence[Dataset], size: int | None, forwards: float
+) -> dict[str, Check]:
+    """What the teacher predicts for clean images of each split, by its name."""
+    checks = {}
     for dataset in splits:
-        images, labels = clean_images(dataset, size, spent / len(splits))
+        images, labels = clean_images(dataset, size, forwards / len(splits))
         if not len(labels):
             continue
         what = f"testing {teacher.architecture} on clean {dataset.split} images"
         with stage(what, "images", len(labels)) as advance:
             checks[dataset.split] = clean_check(teacher, images, labels)
             advance(len(labels))
-        tried = dataset, images, labels
-    top1 = {split: check.top1 for split, check in checks.items()}
-    if not checks or allow_untrained:
-        return Clean(top1)
+    return checks
+
+
+def _together(checks: Mapping[str, Check], teacher: Teacher) -> Check:
     labels, predictions = (np.concatenate(parts) for parts in zip(*(
         (check.labels, check.predictions) for check in checks.values()
     ), strict=True))  # fmt: skip
-    together = Check(labels, predictions, teacher.classes)
-    left = forwards - len(together.labels)
-    weak = together.low and splits[0].item is None
-    tries = weak and left >= TRIED * LOWEST
-    advice = _advice(teacher, *tried, left) if tries else None
-    counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
-    where = f"clean images of {splits[0].name} ({counts})"
-    require_trained(teacher, together, where, advice)
-    if not weak or tries:
-        return Clean(top1, advice)
-    return Clean(top1, untried=(
-        f"{teacher.architecture} is nearer to guessing than to 1, and a dump as small as this tries no "
-        "other preprocessing of it; once there is a store, `kdcache check STORE --dataset NAME --teacher "
-        "TEACHER` does"
-    ))  # fmt: skip
+    return Check(labels, predictions, teacher.classes)
 
 
-def _advice(
-    teacher: Teacher,
-    dataset: Dataset,
-    images: torch.Tensor,
-    labels: np.ndarray,
-    forwards: float,
-) -> str | None:
+def _clean(checks: Mapping[str, Check]) -> Clean:
+    return Clean(
+        {split: check.top1 for split, check in checks.items()},
+        {split: len(check.labels) for split, check in checks.items()},
+    )
+
+
+class _Better(NamedTuple):
+    """A preprocessing that suits a teacher better: in a sentence, and whether an option gives it."""
+
+    advice: str
+    option: bool
+
+
+def _better(
+    teacher: Teacher, dataset: Dataset, size: int | None, forwards: float
+) -> _Better | None:
+    """The preprocessing that helps on clean images of a split, if one does."""
+    images, labels = clean_images(dataset, size, max(LOWEST, forwards / TRIED))
     try:
         measured = None if dataset.images is None else Preprocessing.measured(dataset.images)
     except DataError:  # a constant channel
@@ -116,31 +152,40 @@ def _advice(
     if (better := trials.better()) is None:
         return None
     change, remedy, top1 = better
-    instead = f"dump it with {remedy}" if remedy.startswith("--") else remedy
-    return (
+    option = remedy.startswith("--")
+    advice = (
         f"{teacher.architecture} has a top-1 of {trials.top1:.1%} on {len(trials.right)} clean "
-        f"{dataset.split} images, and {top1:.1%} with {change}: {instead}."
+        f"{dataset.split} images, and {top1:.1%} with {change}: "
+        f"{f'dump it with {remedy}' if option else remedy}."
     )
+    return _Better(advice, option)
 
 
 def clean_images(
-    dataset: Dataset, size: int = 224, most: float = math.inf
+    dataset: Dataset, size: int | None = None, most: float = math.inf
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """A sample of the labelled images, or other items, as they are, and their labels int64 (N,).
+    """A sample of the labelled images, or other items, un-augmented, and their labels int64 (N,).
 
     Args:
-        size: side of the central crop of images that differ in size.
+        size: side of the views: larger and smaller images are prepared as test images are, see
+            `CleanImages`; None takes them as they are.
         most: so many of them at most.
     """
     labelled = np.flatnonzero(dataset.labels >= 0)
     count = int(min(sample_size(dataset.classes), len(labelled), most))
     if not count:  # of no shape that matters
-        return torch.zeros(0, 3, size, size, dtype=torch.uint8), np.zeros(0, np.int64)
+        return torch.zeros(0, 3, 1, 1, dtype=torch.uint8), np.zeros(0, np.int64)
     rows = labelled[np.arange(count) * len(labelled) // count]
-    view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
-    view = "none" if dataset.image_shape or dataset.item else view
-    plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
+    plan = CleanImages(dataset, rows, size).plan
     with stage(f"decoding clean {dataset.split} images", "images", count) as advance:
         images = plan.images(rows, np.zeros(count, np.int64))
         advance(count)
     return images, dataset.labels[rows]
+
+
+def clean_side(dataset: Dataset, height: int, width: int) -> int | None:
+    """The side that clean images are cropped to, for a teacher of views of height x width.
+
+    None where they stay as they are: views that are not square, of images of one size.
+    """
+    return width if height == width or dataset.image_shape is None else None

@@ -10,9 +10,11 @@ This is `kdcache dump-teacher` for programs::
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +24,14 @@ from kdcache.data.dataset import Rows
 from kdcache.data.item import Item
 from kdcache.data.loading import DatasetSource
 from kdcache.distributed import PATIENCE, Ranks, join
-from kdcache.dumping.clean_images import clean_top1, labelled_splits
+from kdcache.dumping.clean_images import Clean, clean_side, clean_top1, labelled_splits
 from kdcache.dumping.dump import Dumped, DumpObserver, dump
 from kdcache.dumping.estimate import Estimate, estimate
 from kdcache.dumping.first_rows import FirstRows, allowed
 from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import AGAIN, CHECKED, check_outputs
-from kdcache.dumping.plans import choose_plan, require_views
-from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.dumping.plans import choose_plan, require_views, usual_views
+from kdcache.dumping.requests import TeacherRequest, prepare_teacher, size_of_runs
 from kdcache.preprocessing import slow_precision
 from kdcache.teachers.load import require_known
 from kdcache.teachers.posterior import posterior_samples
@@ -39,6 +41,9 @@ from kdcache.views import replay
 from kdcache.views.plan import ViewPlan
 from kdcache.views.sizes import view_shape
 from kdcache_stores import open_store
+
+#: Seconds that a teacher may be looked at beyond `allowed`, where something is wrong with it, or may be.
+CLOSER_LOOK = 15.0
 
 
 @dataclass(frozen=True)
@@ -144,17 +149,27 @@ def prepare_dump(
         for asked in request.teachers:
             require_known(asked.spec)
         tell(slow_precision(device, request.precision))
+        trained_at = size_of_runs(request.teachers)
         plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
-                                  request.views, request.plan_from)  # fmt: skip
+                                  request.views, request.plan_from, trained_at)  # fmt: skip
+        usual = usual_views(plan.dataset, trained_at)
+        if request.augment is request.plan_from is None and usual != usual_views(plan.dataset):
+            tell(
+                [
+                    f"views: {usual}, the size that the teacher was trained at (--augment says otherwise)"
+                ]
+            )
         if request.plan_from is not None:
             with open_store(request.plan_from) as store:
                 tell([str(replay.check(plan, store, device))])
         require_views(plan, views, [teacher.out for teacher in request.teachers])
         tell(plan.dataset.remarks)
         splits = labelled_splits(request.dataset, plan.dataset)
-        teachers = []
+        teachers: list[tuple[Teacher, Path]] = []
+        specs: list[str] = []
+        assumed: list[bool] = []
         for asked in request.teachers:
-            teacher, origin = prepare_teacher(
+            teacher, origin, guessed = prepare_teacher(
                 asked, splits.get("train", plan.dataset), device=device, fields=request.fields,
                 precision=request.precision, channels_last=request.channels_last,
                 compile=request.compile, allow_untrained=request.allow_untrained,
@@ -166,9 +181,11 @@ def prepare_dump(
             require_ids(teacher.module, f"teacher {teacher.architecture}", plan.dataset)
             tell(heavy_fields(teacher))
             count = request.mc_dropout
-            teachers += (
-                posterior_samples(teacher, asked.out, count) if count else [(teacher, asked.out)]
-            )
+            made = posterior_samples(teacher, asked.out, count) if count else [(teacher, asked.out)]
+            teachers += made
+            assumed += [guessed] * len(made)
+            spec = asked.spec if asked.weights is None else f"{asked.spec}@{asked.weights}"
+            specs += [spec] * len(made)
         targets = [Target(*pair) for pair in teachers]
         shared: dict[str, Any] = {
             "batch_size": request.batch_size, "workers": request.workers, "device": device,
@@ -183,18 +200,33 @@ def prepare_dump(
         )  # fmt: skip
         tell(ranks.on_first(lambda: looked.remarks))
         labelled, shape = list(splits.values()) if cost.rows else [], view_shape(plan)
-        side = 0 if isinstance(shape, Item) else shape[-1]
+        side = None if isinstance(shape, Item) else clean_side(plan.dataset, *shape[1:])
         left = allowed(cost.rows) - looked.forwards
+        more = CLOSER_LOOK * cost.rows_per_second
         clean = ranks.on_first(
-            lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, left)
-                     for teacher, _ in teachers]
+            lambda: [clean_top1(teacher, labelled, request.allow_untrained, side, left, more, guess)
+                     for (teacher, _), guess in zip(teachers, assumed, strict=True)]
         )  # fmt: skip
-        tell([f"warning: {accuracy.advice}" for accuracy in clean if accuracy.advice is not None])
-        tell([accuracy.untried for accuracy in clean if accuracy.untried is not None])
-        targets = [target._replace(clean_top1=accuracy.top1 or None)
-                   for target, accuracy in zip(targets, clean, strict=True)]  # fmt: skip
+        targets = [target._replace(clean_top1=of_it.top1 or None, clean_images=of_it.images)
+                   for target, of_it in zip(targets, clean, strict=True)]  # fmt: skip
+        for target, of_it, spec in zip(targets, clean, specs, strict=True):
+            tell(_remarks(target, of_it, spec, request.dataset.name))
         settings = shared | {"repair": request.repair, "known": looked.first}
         yield PreparedDump(plan, targets, views, cost, ranks, settings)
+
+
+def _remarks(target: Target, clean: Clean, spec: str, dataset: str) -> list[str]:
+    """What clean images say of a teacher that may be worth more than it is."""
+    if clean.advice is not None:
+        return [f"warning: {clean.advice}"]
+    if not clean.untried:
+        return []
+    store, spec, dataset = (shlex.quote(str(word)) for word in (target.path, spec, dataset))
+    return [
+        f"warning: {target.teacher.architecture} may have been trained with another preprocessing; to try "
+        "some would cost too much of a dump as small as this. Before students train: "
+        f"kdcache check {store} --dataset {dataset} --teacher {spec}"
+    ]
 
 
 class _Look:

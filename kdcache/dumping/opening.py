@@ -22,11 +22,12 @@ HEAVY = 64
 
 
 class Target(NamedTuple):
-    """A teacher, the path of its store, and its top-1 on clean splits, if known."""
+    """A teacher, the path of its store, and its top-1 on so many clean images of each split, if known."""
 
     teacher: Teacher
     path: str | os.PathLike[str]
     clean_top1: dict[str, float] | None = None
+    clean_images: dict[str, int] | None = None
 
 
 Targets = Sequence[Target | tuple[Teacher, str | os.PathLike[str]]]
@@ -87,7 +88,8 @@ def store_settings(
             "channels_last": teacher.channels_last,
             "compile": teacher.compile,
         },
-        "provenance": provenance(torch.device(device), command),
+        "provenance": provenance(torch.device(device), command)
+        | ({"clean_images": target.clean_images} if target.clean_images else {}),
         "hash_keys": hash_keys,
         "shard_rows": shard_rows,
         "head": None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),

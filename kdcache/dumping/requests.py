@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from kdcache.data.dataset import Dataset
 from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import Preprocessing, normalisation, origin
+from kdcache.runs import is_run, read_config
 from kdcache.teachers.load import load_teacher, teacher_class_names
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import UsageError
@@ -35,11 +37,23 @@ class TeacherRequest:
     class_map: Path | None = None
 
 
+def size_of_runs(teachers: Sequence[TeacherRequest]) -> int | None:
+    """The side in pixels that they were trained at, where all are runs of one side and keep their own."""
+    sides = {
+        read_config(asked.spec)["model"].get("size")
+        if is_run(asked.spec) and asked.size is None
+        else None
+        for asked in teachers
+    }
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) else None
+
+
 def prepare_teacher(
     request: TeacherRequest,
     trainset: Dataset,
     **options: Any,
-) -> tuple[Teacher, str]:
+) -> tuple[Teacher, str, bool]:
     """Load a teacher for the views of a dataset.
 
     Args:
@@ -48,7 +62,8 @@ def prepare_teacher(
         options: further arguments of `load_teacher`.
 
     Returns:
-        The teacher, and in words where its preprocessing comes from.
+        The teacher, in words where its preprocessing comes from, and whether it is assumed: neither the
+        request nor what its weights come with says it.
     """
     if trainset.item is not None and (request.preprocessing or request.size):
         option = "--size" if request.size else "--normalize, --mean and --std"
@@ -84,10 +99,10 @@ def prepare_teacher(
         **options,
     )
     if given is not None:
-        return teacher, "as given"
+        return teacher, "as given", False
     if teacher.preprocessing is fallback:
-        return teacher, origin(trainset)
+        return teacher, origin(trainset), True
     if request.size is not None and isinstance(teacher.preprocessing, Preprocessing):
         sized = replace(teacher.preprocessing, size=request.size)
-        return replace(teacher, preprocessing=sized), "its own, at the size given"
-    return teacher, "its own"
+        return replace(teacher, preprocessing=sized), "its own, at the size given", False
+    return teacher, "its own", False

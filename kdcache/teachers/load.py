@@ -69,7 +69,8 @@ def load_teacher(
         classes: of the dataset.
         channels: of the views.
         size: side of the views in pixels.
-        preprocessing: of the model. None: what the library's weights or the run say.
+        preprocessing: of the model; one mean and std are of all channels. None: what the library's weights
+            or the run say.
         fallback: preprocessing where neither says it; the teacher then holds this very object. Of a
             dataset of other items than images, its `item`.
         class_map: the module's logit for each class of the dataset (`load_class_map`).
@@ -87,6 +88,9 @@ def load_teacher(
         DataError: no weights, or not readable ones.
         MismatchError: they do not fit the model, or the model does not fit the dataset.
     """
+    if isinstance(preprocessing, Preprocessing) and preprocessing.channels == 1 < channels:
+        mean, std = preprocessing.mean * channels, preprocessing.std * channels
+        preprocessing = replace(preprocessing, mean=mean, std=std)
     name, at, after = str(spec).partition("@")
     if at and weights is not None:
         raise UsageError(f"teacher {spec}: weights are given twice, {after} and {weights}")

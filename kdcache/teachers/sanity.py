@@ -153,9 +153,18 @@ def require_trained(teacher: Teacher, check: Check, where: str, advice: str | No
         )
     if check.near_chance():
         raise MismatchError(
-            f"teacher {teacher.architecture}: top-1 {check.top1:.1%} on {where} is what guessing "
-            f"gives ({check.chance:.1%}). "
+            f"teacher {teacher.architecture}: top-1 {check.top1:.1%} on {where} cannot be told from guessing, "
+            f"which has {check.chance:.1%} there on average. "
+            + _without_weights(teacher)
             + (f"{advice} " if advice else "")
             + f"Check the weights and the preprocessing ({teacher.preprocessing}); "
             "--allow-untrained dumps it all the same"
         )
+
+
+def _without_weights(teacher: Teacher) -> str:
+    """A user's own function may load weights itself, or none."""
+    name = teacher.architecture
+    if ":" not in name or teacher.file_sha256 or teacher.weights_entry:
+        return ""
+    return f"If {name} loads no weights itself, name their file: {name}@FILE. "

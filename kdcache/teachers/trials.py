@@ -150,7 +150,12 @@ def _preprocessings(
 
 
 def _given(preprocessing: Preprocessing) -> tuple[str, Preprocessing]:
+    return mean_and_std(preprocessing), preprocessing
+
+
+def mean_and_std(preprocessing: Preprocessing) -> str:
+    """The options that give a normalisation."""
     mean, std = (
         ",".join(f"{v:.6g}" for v in values) for values in (preprocessing.mean, preprocessing.std)
     )
-    return f"--mean {mean} --std {std}", preprocessing
+    return f"--mean {mean} --std {std}"

@@ -28,7 +28,7 @@ from kdcache_stores import TrainingError
 
 
 class Loop:
-    """One training, or several side by side from one stream of batches.
+    """One training, or several side by side, from one stream of batches for each order of the samples.
 
     Args:
         courses: the trainings; what they are shown and where they run is the same for all.
@@ -152,14 +152,19 @@ class Loop:
         for course in courses:
             course.learner.begin_epoch(epoch, alone=len(courses) == 1)
         total, seen, waited, begun = len(self.views), 0, 0.0, time.perf_counter()
-        batches = self.views.epoch(epoch // self.views.views_per_decode)
+        number = epoch // self.views.views_per_decode
+        streams = {
+            seed: self.views.epoch(number, seed=seed)
+            for seed in dict.fromkeys(course.training.stream_seed for course in courses)
+        }
         for index in range(total):
             asked = time.perf_counter()
-            batch = next(batches)
+            batches = {seed: next(stream) for seed, stream in streams.items()}
             waited += time.perf_counter() - asked
-            seen += batch.total
-            batch, forwards = self._with_teachers(batch)
+            seen += next(iter(batches.values())).total
+            shown = {seed: self._with_teachers(batch) for seed, batch in batches.items()}
             for course in courses:
+                batch, forwards = shown[course.training.stream_seed]
                 course.learner.learn(self._with_peers(batch, course), epoch, index)
                 course.teacher_forwards += forwards
                 course.watch.step(epoch + 1, index + 1, total)

@@ -37,7 +37,7 @@ from kdcache.training.learning.static_step import StaticStep, needs_eager
 from kdcache.training.loop import Loop
 from kdcache.training.observer import TrainingObserver, Unwatched
 from kdcache.training.preflight import Preflight
-from kdcache.training.settings import Training, require_one_stream
+from kdcache.training.settings import Training, require_one_stream, with_orders
 from kdcache.training.tensorboard import TensorBoard
 from kdcache.training.tuning import hold_freed_memory, tuned
 from kdcache.views.cached import CachedViews
@@ -188,6 +188,16 @@ def prepared_together(
             for path, digest in expected(shared.stores, options.get("expect", ()))
         ]
         _require_classes(stores, trainset)
+        trainings = with_orders(trainings, trainset.images is not None and not shared.augment)
+        shared = trainings[0]
+        orders = sorted({training.stream_seed for training in trainings})
+        if len(trainings) > 1:
+            of = (
+                f"in one order, of data seed {orders[0]}"
+                if len(orders) == 1
+                else "each in its own order"
+            )
+            note(f"{len(trainings)} students side by side see the samples {of}")
         rows, held_out = choose(
             trainset, shared.train_samples, shared.val_split, shared.stream_seed
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Training:
         init_weights: a file of weights to start from.
         seed: of the initial weights, the noise and what layers draw.
         data_seed: of the sample order, the choice of samples and, without a store, the views; None
-            is the seed.
+            is the seed, or that of the first of trainings that share an order, see `with_orders`.
         precision: "float32", or "bf16"/"fp16" autocast; the loss is float32 always.
         graph: compile the whole step and, on a GPU, capture it, see `kdcache.training.learning.static_step`.
         tf32: a float32 network on a GPU computes its convolutions in TF32, see `kdcache.training.tuning`.
@@ -167,7 +167,7 @@ def require_one_stream(trainings: Sequence[Training]) -> None:
     """Refuse trainings that cannot share a stream of batches.
 
     They may differ in their networks, losses, optimizers, seeds and precision, but for the number of
-    epochs, the batch size, the data seed (by default the seed) and whether views come in pairs.
+    epochs, the batch size and whether views come in pairs; of their orders see `with_orders`.
 
     Raises:
         UsageError: naming what differs; or there is none.
@@ -180,21 +180,48 @@ def require_one_stream(trainings: Sequence[Training]) -> None:
         for field in fields(Training)
         if field.name not in OWN
     } | {
-        "data_seed": lambda t: t.stream_seed,
         "epochs": lambda t: t.optimization.epochs,
         "batch_size": lambda t: t.optimization.batch_size,
         "weak and strong views": lambda t: t.objective.record.pairs,
         "batch norm of the teacher by each batch": lambda t: t.objective.batch_statistics,
     }
     for name, value in shared.items():
-        first, *others = (value(training) for training in trainings)
-        for number, other in enumerate(others, start=2):
-            if other != first:
-                raise UsageError(
-                    f"trainings side by side share their stream of batches: {name.replace('_', '-')} is "
-                    f"{first!r} in training 1 and {other!r} in training {number}. Give all the same, or "
-                    "train them one after the other."
-                )
+        _require_equal(name.replace("_", "-"), [value(training) for training in trainings])
+
+
+def _require_equal(name: str, values: Sequence[Any]) -> None:
+    for number, value in enumerate(values, start=1):
+        if value != values[0]:
+            raise UsageError(
+                f"trainings side by side share their stream of batches: {name} is {values[0]!r} in training 1 "
+                f"and {value!r} in training {number}. Give all the same, or train them one after the other."
+            )
+
+
+def with_orders(trainings: Sequence[Training], in_memory: bool) -> list[Training]:
+    """Trainings side by side, each with the order of samples that it sees.
+
+    Each has its own, of its data seed, where its stream costs next to nothing: images in memory, views and
+    logits from stores. One order is shared where that saves decoding, or teachers in the loop; where the data
+    seed chooses the samples or the views, too; and by students that teach each other. Trainings without a
+    data seed then have that of the first.
+
+    Args:
+        in_memory: the images are, and are augmented in batches.
+
+    Raises:
+        UsageError: data seeds differ where an order is shared.
+    """
+    first = trainings[0]
+    costly = not in_memory or not first.stores or bool(first.online)
+    chosen = first.train_samples is not None or first.val_split > 0
+    peers = any(training.objective.record.peers for training in trainings)
+    if len(trainings) == 1 or not (costly or chosen or peers):
+        return list(trainings)
+    seed = first.stream_seed
+    alike = [t if t.data_seed is not None else replace(t, data_seed=seed) for t in trainings]
+    _require_equal("data-seed", [training.stream_seed for training in alike])
+    return alike
 
 
 def _require_peers(trainings: Sequence[Training]) -> None:

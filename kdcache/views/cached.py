@@ -377,18 +377,20 @@ class CachedViews:
             "part": list(self.part),
         } | ({"views_per_decode": self.views_per_decode} if self.views_per_decode > 1 else {})
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, seed: int | None = None) -> Iterator[Batch]:
         """The batches of epoch ``epoch`` (counted from 0), the same at every call.
 
         Args:
             epoch: its number.
             start: how many of its first batches to leave out, fewer than there are.
+            seed: of the order; None is that of these views.
 
         Each iterator keeps the rows that it reads: several may be live at once, in any order and
         in several threads. One alone takes the memory of the window and of the view that comes
         next; each further one takes as much again where its views do not fit beside.
         """
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        key = [self.seed if seed is None else seed, epoch]
+        rng = np.random.Generator(np.random.Philox(key=key))
         order = rng.permutation(len(self.rows))
         views_of = self._views_of(epoch, rng)
         # A sample with each of its views, side by side.

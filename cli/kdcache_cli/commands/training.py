@@ -275,8 +275,8 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @groups.OPTIMIZATION.option(
     "--data-seed",
     type=options.SEED,
-    help="Of the order of the samples and their choice; students side by side share it "
-    "[default: the (first) --seed].",
+    help="Of the order of the samples and their choice [default: the --seed; for students side by side whose "
+    "images are decoded, the first one's].",
 )
 @options.device
 @common
@@ -285,8 +285,8 @@ def train_student(
 ) -> None:
     """Train students from labels and cached outputs of their teacher, without the teacher.
 
-    Several seeds, methods, recipes or --runs train side by side from one stream of batches: images are
-    decoded and logits read once for all, in one order. Each writes its run into a folder of --out.
+    Several seeds, methods, recipes or --runs train side by side: images are decoded once for all, in one order;
+    images in memory come to each in its own. Each writes its run into a folder of --out.
     """
     from kdcache.augment.custom import is_import_path
 
@@ -299,14 +299,7 @@ def train_student(
     listed = settings["runs"] is not None
     runs = student_runs(click.get_current_context(), settings)
     several = len(runs) > 1 or listed
-    shared = runs[0].settings["seed"] if several else None
-    trainings = [_student(run, shared) for run in runs]
-    if several:
-        seed = trainings[0].stream_seed
-        order = (
-            f"{len(runs)} students side by side see the samples in one order, of data seed {seed}"
-        )
-        say(order, quiet or not is_first())
+    trainings = [_student(run) for run in runs]
     titles = [
         run.name if several else f"student {training.model} by {training.objective.method}"
         for run, training in zip(runs, trainings, strict=True)
@@ -341,12 +334,10 @@ def _born_again(
         show_table(title, ("", "test top-1", "with those before, averaged"), rows)
 
 
-def _student(run: StudentRun, data_seed: int | None) -> Any:
+def _student(run: StudentRun) -> Any:
     settings = dict(run.settings)
     if recipe := settings.pop("recipe"):
         settings |= from_recipe(recipe, settings, run.given)
-    if settings["data_seed"] is None:
-        settings["data_seed"] = data_seed
     return _training(options.with_objective(settings))
 
 

@@ -121,5 +121,7 @@ def test_factory_refusals(factories: str) -> None:
         build_model(f"{factories}:absent", classes=4)
     with pytest.raises(DataError, match=r"expected an nn\.Module, found int"):
         build_model(f"{factories}:wrong", classes=4)
+    with pytest.raises(UsageError, match=r"a module networks .*, named without \.py: networks"):
+        build_model("networks.py:own", 10)
     with pytest.raises(UsageError, match=r"No module named 'nowhere'.*torchvision:NAME"):
         build_model("nowhere:net", classes=4)

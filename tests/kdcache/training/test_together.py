@@ -19,6 +19,7 @@ from kdcache.runs import read_config, read_metrics, read_summary
 from kdcache.training.observer import Unwatched
 from kdcache.training.optim import Optimization
 from kdcache.training.preparation import prepared_together, train_together
+from kdcache.training.settings import with_orders
 from kdcache.views.batches import ImageBatch
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import MismatchError, TrainingError, UsageError
@@ -78,6 +79,46 @@ def test_each_is_what_it_would_be_alone(trained: Trained, tmp_path: Path) -> Non
         assert one.pop("students_side_by_side") == 4  # the seconds are those of all
         assert one == other
         assert read_config(run.path)["data"]["seed"] == 5
+
+
+def test_of_images_in_memory_each_has_its_own_order(trained: Trained, tmp_path: Path) -> None:
+    """Runs and order are those of a training alone; after a cut too."""
+    how = trainings(trained, train_samples=None, val_split=0.0, data_seed=None)
+    how[3] = replace(how[3], data_seed=2)  # that of another
+    with prepared_together(how, folders(tmp_path / "looked at")) as loop:
+        first = [next(loop.views.epoch(1, seed=t.stream_seed)).rows.tolist() for t in how]
+    assert len({tuple(rows) for rows in first[:3]}) == 3
+    assert first[3] == first[2]
+    cut = folders(tmp_path / "together")
+    with pytest.raises(KeyboardInterrupt):
+        train_together(how, cut, [Unwatched(), Unwatched(), StopAt(3, 2), Unwatched()])
+    for training, run in zip(how, train_together(how, cut), strict=True):
+        alone = train(training, tmp_path / "alone" / run.path.name)
+        assert weights(run.path) == weights(alone.path)
+        assert without_times(run.path) == without_times(alone.path)
+        assert read_config(run.path) == read_config(alone.path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"train_samples": 80}, {"val_split": 0.1}, {"online": True}, {"stores": ()},
+])  # fmt: skip
+def test_one_order_where_it_saves_work_or_chooses_samples(
+    trained: Trained, changes: dict[str, Any]
+) -> None:
+    plain: dict[str, Any] = {"train_samples": None, "val_split": 0.0, "data_seed": None, "seed": 7}
+    if "online" in changes:
+        changes = {"online": (str(trained.teacher),)}
+    if "stores" in changes:
+        plain["objective"] = ObjectiveConfig(method="ce")
+    base = replace(trainings(trained)[0], **(plain | changes))
+    both = [base, replace(base, seed=8)]
+    assert [t.data_seed for t in with_orders(both, True)] == [7, 7]
+    base = replace(trainings(trained)[0], **plain)
+    both = [base, replace(base, seed=8)]
+    assert with_orders(both, True) == both
+    assert [t.data_seed for t in with_orders(both, False)] == [7, 7]
+    with pytest.raises(UsageError, match="data-seed is 7 in training 1 and 9 in training 2"):
+        with_orders([base, replace(base, data_seed=9)], False)
 
 
 def test_so_it_is_with_files(tmp_path: Path) -> None:

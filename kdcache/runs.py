@@ -267,7 +267,7 @@ class Run:
 
 
 # What to name first where a run's configuration differs.
-_NAMED_FIRST = ("objective.method", "data.name", "model.name", "data.fingerprint")
+_NAMED_FIRST = ("objective.method", "data.name", "model.name", "data.fingerprint", "training.prune")
 
 # Where a run's data and stores lie, and what computes it, may change between a start and its resume.
 _FREE_ON_RESUME = {"kdcache", "data.root", "training.device", "training.threads"}

@@ -58,6 +58,8 @@ class RunRecord:
         flat = {k: v for k, v in flatten(tables).items() if k not in _NOT_THE_SAME}
         if self.data_seed == self.seed:
             flat.pop("data.seed", None)
+        # Widths are what its pruning came to.
+        flat = {k: v for k, v in flat.items() if not k.startswith("model.widths.")}
         if "stores" not in tables:
             flat.pop("data.view_seed", None)  # without a store the views follow the training's seed
         return flat
@@ -230,6 +232,7 @@ def _labels(groups: list[list[RunRecord]]) -> list[str]:
         name = objective["method"]
         name += "+std" if objective.get("standardize") else ""
         name += "+noise" if objective.get("noise") else ""
+        name += f" {config['training'].get('prune', '')}".rstrip()
         name += " online" if config.get("online") else ""
         names.append(printable(f"{config['model']['name']} {name}" if len(models) > 1 else name))
     for name in {name for name in names if names.count(name) > 1}:

@@ -156,6 +156,11 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     show_default=True,
     help="Timed passes of each size; networks take turns.",
 )
+@groups.OUTPUT.option(
+    "--out",
+    type=options.LOCAL_PATH,
+    help="Folder for a page with a picture of size, latency and accuracy.",
+)
 @options.workers
 @options.threads
 @options.allow_code
@@ -186,6 +191,8 @@ def compare(
         [_compared(row, sizes) for row in results["networks"]],
     )
     show_line("T is the temperature of each network that fits best, see kdcache evaluate")
+    if given["out"]:
+        show_line(f"page: {given['out'] / 'index.html'}")
 
 
 def _compared(row: dict[str, Any], sizes: list[str]) -> list[str]:
@@ -214,7 +221,6 @@ def _compared(row: dict[str, Any], sizes: list[str]) -> list[str]:
 
 @groups.command(
     "export",
-    "kdcache export runs/kd",
     "kdcache export runs/kd --format onnx --out student.onnx",
     "kdcache export runs/kd --format onnx --quantize int8 --store teacher-test.zarr",
 )

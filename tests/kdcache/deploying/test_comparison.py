@@ -51,12 +51,19 @@ def test_a_run_and_a_file_beside_their_teacher(
     assert same["file_bytes"] == file.stat().st_size
 
 
-def test_the_page(trained: Trained, kdcache: Any) -> None:
-    done: Result = kdcache("compare", trained.teacher, *HERE, "--repeats", 1)
+def test_the_page(trained: Trained, tmp_path: Path, kdcache: Any) -> None:
+    out = tmp_path / "page"
+    done: Result = kdcache("compare", trained.teacher, *HERE, "--repeats", 1, "--out", out)
     assert done.code == 0, done.err
     assert "threads: 1" in done.out
     assert "763,520" in done.out
     assert "same top-1" not in done.out  # nobody to agree with
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "763,520" in page
+    (_, line) = (out / "size-and-accuracy.csv").read_text().splitlines()
+    weights = (trained.teacher / "model.safetensors").stat().st_size
+    assert line.split(",")[-1] == str(weights)
 
 
 def test_a_store_stands_for_the_teacher(trained: Trained) -> None:

@@ -16,9 +16,10 @@ from kdcache import build_model, train
 from kdcache.checks.check import CheckRequest, check_stores
 from kdcache.pruning.narrowing import narrow, widths_of
 from kdcache.pruning.request import PruneRequest
+from kdcache.report.collect import grouped, read_run
 from kdcache.runs import load_run_model, read_summary
 from kdcache.training.observer import Unwatched
-from kdcache_stores import DataError, UsageError
+from kdcache_stores import DataError, MismatchError, UsageError
 from tests.conftest import Result, Trained, needs
 from tests.kdcache.training.job import training
 
@@ -141,6 +142,22 @@ def test_channels_go_with_what_depends_on_them(trained: Trained, tmp_path: Path,
     assert (cut.path / "model.safetensors").read_bytes() == (
         run.path / "model.safetensors"
     ).read_bytes()
+
+
+def test_another_ratio_is_another_run_and_is_named(trained: Trained, tmp_path: Path) -> None:
+    needs("torch_pruning")
+    options = how(trained, "structured:0.5", optimization={"epochs": 1, "batch_size": 25})
+    train(training(options | {"prune_epochs": 1}), tmp_path / "half")
+    with pytest.raises(
+        MismatchError, match=r"training.prune was 'structured:0.5', now 'structured"
+    ):
+        train(
+            training(options | {"prune": "structured:0.25", "prune_epochs": 1}), tmp_path / "half"
+        )
+    plain = options | {"prune": None, "prune_epochs": None}
+    train(training(plain), tmp_path / "whole")
+    groups = grouped([read_run(tmp_path / name) for name in ("half", "whole")])
+    assert [group.label for group in groups] == ["kd structured:0.5", "kd"]
 
 
 def test_the_gradient_chooses_what_the_loss_needs_least(trained: Trained, tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_every_method_with_every_seed(trained: Trained, tmp_path: Path, kdcache:
     assert len({(run / "model.safetensors").read_bytes() for run in both}) == 1
 
 
+def test_a_log_tells_of_the_epochs(trained: Trained, tmp_path: Path, kdcache: Kdcache) -> None:
+    asked = (*command(trained, tmp_path / "a"), "--method", "kd", "--seed", 4, "--seed", 7)
+    done = kdcache(*asked, "--epochs", 2)
+    told = [line for line in done.err.splitlines() if "epoch 2/2: test top-1" in line]
+    assert [line.partition(",")[0] for line in told] == ["kd-seed4", "kd-seed7"]
+    quiet = kdcache(*command(trained, tmp_path / "b"), "--method", "kd", "-q")
+    assert (quiet.code, quiet.err) == (0, "")
+
+
 def test_a_list_of_runs(trained: Trained, tmp_path: Path, kdcache: Kdcache) -> None:
     listed = tmp_path / "runs.toml"
     listed.write_text(

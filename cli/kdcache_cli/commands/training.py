@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.output import (
+    LogLines,
     StageBars,
     emit,
     is_first,
@@ -27,10 +28,15 @@ from kdcache_cli.student_runs import StudentRun, student_runs
 
 
 class Bars:
-    """An epoch bar over one training, and a step bar that trainings side by side share."""
+    """An epoch bar over one training, and a step bar that trainings side by side share.
 
-    def __init__(self, bars: Progress, title: str, steps: TaskID | None = None) -> None:
-        self.bars, self.title = bars, title
+    In a log the epochs are lines of `log`, the last one in any case, and the steps of a long one.
+    """
+
+    def __init__(
+        self, bars: Progress, log: LogLines, title: str, steps: TaskID | None = None
+    ) -> None:
+        self.bars, self.log, self.title = bars, log, title
         self.steps = bars.add_task("  steps", total=None, note="") if steps is None else steps
         self.epochs: TaskID | None = None
         self.tested = ""
@@ -42,6 +48,8 @@ class Bars:
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
         self.bars.update(self.steps, completed=done, total=total)
+        if done < total:
+            self.log(f"{self.title}, epoch {epoch}: {done:,} of {total:,} steps", after=60)
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
         """Move the epoch bar and show where the training stands."""
@@ -55,6 +63,12 @@ class Bars:
             f"{record['images_per_second']:,.0f} images/s  wait {wait:.1%}"
         )
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
+        tested = f"test top-1 {percent(record['test_top1'])}, " if "test_top1" in record else ""
+        self.log(
+            f"{self.title}, epoch {record['epoch']}/{epochs}: {tested}loss {record['train_loss']:.3f}, "
+            f"{record['seconds']:.1f} s",
+            after=0 if record["epoch"] >= epochs else 10,
+        )
 
 
 def _train(
@@ -71,7 +85,8 @@ def _train(
     quiet, as_json = quiet or not is_first(), as_json and is_first()
     with progress(quiet, "") as bars, watching(StageBars(bars, quiet)):
         steps = bars.add_task("  steps", total=None, note="")
-        watches = [Bars(bars, title, steps) for title in titles]
+        log = LogLines(quiet)
+        watches = [Bars(bars, log, title, steps) for title in titles]
         runs = train_together(trainings, outs, watches, **options)
     summaries = [run.summary() or {} for run in runs]
     documents = [{"run": str(r.path)} | s for r, s in zip(runs, summaries, strict=True)]
@@ -311,7 +326,9 @@ def _born_again(
     from kdcache.training.generations import born_again
 
     with progress(quiet, "") as bars:
-        result = born_again(training, out, generations, Bars(bars, title), **beside)
+        result = born_again(
+            training, out, generations, Bars(bars, LogLines(quiet), title), **beside
+        )
     emit([generation.to_dict() for generation in result], as_json)
     if not quiet:
         rows = [(g.run.name, percent(g.top1), percent(g.ensemble_top1)) for g in result]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,53 @@ def _train(
     else:
         columns = ("", "last top-1", "best top-1", "NLL", "seconds per epoch of all")
         rows = [
+            (f"teacher {name}, clean test images", percent(top1), "-", "-", "-")
+            for name, top1 in _teachers(summaries)
+        ]
+        rows += [
             (title, percent(summary["last_top1"]), percent(summary["best_top1"]),
              f"{summary['last_nll']:.4f}", f"{summary['seconds_per_epoch']:.3f}")
             for title, summary in zip(titles, summaries, strict=True)
         ]  # fmt: skip
         show_table("students side by side", columns, rows)
+        for line in _means([run.path for run in runs]):
+            show_line(line)
         show_line(f"runs: {runs[0].path.parent}")
+
+
+def _teachers(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Name and top-1 of the teachers whose stores say what they reach on clean test images."""
+    named: dict[str, float] = {}
+    for summary in summaries:
+        named |= summary.get("teachers", {})
+    return list(named.items())
+
+
+def _means(runs: Sequence[Path]) -> list[str]:
+    """A line for each method that was trained with several seeds."""
+    from kdcache.report.side_by_side import means_over_seeds
+
+    lines = []
+    for mean in means_over_seeds(runs):
+        if mean.top1.n < 2:
+            continue
+        line = f"{mean.label}: {percent(mean.top1.mean)} over {mean.top1.n} seeds"
+        if mean.gain is not None:
+            spread = "" if math.isnan(mean.half) else f" +- {100 * mean.half:.2f}"
+            pairs = "seed by seed" if mean.gain.paired else "of other seeds"
+            line += f"; {mean.label} - {mean.baseline}: {100 * mean.gain.mean:+.2f}{spread} points "
+            line += f"(95%, {pairs})" if spread else f"({pairs})"
+        lines.append(line)
+    return lines
 
 
 def _page(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to know of a finished run."""
     return [
+        *(
+            (f"teacher {name}, top-1 of clean test images", percent(top1))
+            for name, top1 in _teachers([summary])
+        ),
         ("test top-1, last epoch", percent(summary["last_top1"])),
         (
             f"test top-1, best epoch ({summary['best_epoch']}, chosen on "

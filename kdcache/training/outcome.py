@@ -100,11 +100,8 @@ def summarized(
     last, best = records[-1], max(tested, key=lambda record: record[chosen_on])
     seconds = sum(record["seconds"] for record in records)
     each = views.views_per_decode
-    teachers = {
-        store.teacher.architecture: store.teacher.clean_top1["test"]
-        for store in views.stores
-        if "test" in (store.teacher.clean_top1 or {})
-    }
+    measured = {s.teacher.architecture: s.teacher.clean_top1 or {} for s in views.stores}
+    teachers = {name: top1["test"] for name, top1 in measured.items() if "test" in top1}
     random = training.schedule == "random" and views.views is not None
     return {
         "method": training.objective.method,

@@ -384,8 +384,9 @@ def build(spec: Mapping[str, Any], allow_code: bool) -> nn.Module:
     name = spec["name"]
     if ":" in name and name.partition(":")[0] not in ("torchvision", "timm") and not allow_code:
         raise UsageError(
-            f"the network is made by {name}, code that is not kdcache's. If you trust it, give "
-            "--allow-code (allow_code=True) to import and run it."
+            f"the network is made by {name}, code that is not kdcache's. If you trust it, "
+            "dump-teacher, train-student, evaluate and export import and run it with --allow-code "
+            "(allow_code=True)."
         )
     if "item" in spec:
         network = build_model(name, spec["classes"], item=Item.from_dict(spec["item"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,24 @@ def progress(quiet: bool, unit: str) -> Progress:
         transient=True,
         disable=quiet or not stderr.is_terminal,  # in a log file they leave nothing but blank lines
     )
+
+
+class LogLines:
+    """What bars would show, as lines now and then, where stderr is no terminal.
+
+    Args:
+        quiet: shown nowhere.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self.shown, self.told = not quiet and not stderr.is_terminal, time.monotonic()
+
+    def __call__(self, text: str, after: float = 10.0) -> None:
+        """Say it, if the last one, or the beginning, was ``after`` seconds ago."""
+        now = time.monotonic()
+        if self.shown and now - self.told >= after:
+            self.told = now
+            say(text)
 
 
 class StageBars:

@@ -31,7 +31,11 @@ def _loss(case: Case) -> Iterator[Finding]:
 
 
 #: What needs no logits.
-OF_SETTINGS: tuple[Rule, ...] = (_loss, class_prior.batches)
+OF_SETTINGS: tuple[Rule, ...] = (
+    _loss,
+    class_prior.batches,
+    teacher_accuracy.student_against_baseline,
+)
 #: What needs a store.
 OF_STORES: tuple[Rule, ...] = (
     teacher_accuracy.teacher_on_views,
@@ -46,6 +50,13 @@ OF_STORES: tuple[Rule, ...] = (
     class_prior.confidence,
     members.scales,
     members.alike,
+)
+#: What a finished training may show that was not known at its beginning.
+OF_THE_END: tuple[Rule, ...] = (
+    teacher_accuracy.teacher_against_baseline,
+    teacher_accuracy.student_against_baseline,
+    view_count.fit,
+    smaller.pruned_too_far,
 )
 RULES: tuple[Rule, ...] = OF_SETTINGS + OF_STORES
 

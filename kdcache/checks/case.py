@@ -95,9 +95,9 @@ class Case:
         )
         return stored if self.views is None else self.views
 
-    def finished(self, fit: Fit) -> Case:
-        """The same with the student trained; what was read is not read again."""
-        case = dataclasses.replace(self, fit=fit)
+    def finished(self, fit: Fit, baseline: Baseline | None = None) -> Case:
+        """The same with the student trained, and its baseline by now; what was read is not read again."""
+        case = dataclasses.replace(self, fit=fit, baseline=baseline)
         for name in ("sample", "uniform"):
             if name in vars(self):
                 vars(case)[name] = vars(self)[name]

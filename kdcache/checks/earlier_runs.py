@@ -125,10 +125,12 @@ class Fit:
     Attributes:
         kd: the distillation term, unweighted, mean over each epoch, in nats.
         top1: on the test set, 0 to 1.
+        images: of the test set; None where that is not known.
     """
 
     kd: tuple[float, ...]
     top1: float
+    images: int | None = None
 
     @property
     def epochs(self) -> int:
@@ -136,17 +138,16 @@ class Fit:
         return len(self.kd)
 
     @classmethod
-    def of(cls, records: Sequence[Mapping[str, Any]]) -> Fit | None:
+    def of(cls, records: Sequence[Mapping[str, Any]], images: int | None = None) -> Fit | None:
         """From the lines of ``metrics.jsonl``; None where they hold no distillation."""
         if not records or "train_kd" not in records[-1]:
             return None
         kd: list[float] = []
         for record in records:  # one that stands for several epochs counts as so many
             kd += [record["train_kd"]] * (record["epoch"] - len(kd))
-        return cls(tuple(kd), records[-1]["test_top1"])
+        return cls(tuple(kd), records[-1]["test_top1"], images)
 
     @classmethod
     def of_run(cls, path: str | os.PathLike[str]) -> Fit | None:
         """From a finished run."""
-        read_summary(path)
-        return cls.of(read_metrics(path))
+        return cls.of(read_metrics(path), read_summary(path).get("test_samples"))

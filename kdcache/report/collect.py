@@ -187,8 +187,11 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return runs
 
 
-def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+def grouped(runs: Sequence[RunRecord], equal: bool = False) -> list[Group]:
     """Runs that differ only in seed as one group each, in order of appearance.
+
+    Args:
+        equal: whether runs may be equal; the first of them counts.
 
     Raises:
         DataError: two runs of one group have the same seed.
@@ -198,6 +201,8 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
         for group in together:
             if all(_alike(run, other) for other in group):
                 twin = next((other for other in group if other.seed == run.seed), None)
+                if twin is not None and equal:
+                    break
                 if twin is not None:
                     raise DataError(
                         f"{run.path} and {twin.path} are the same run: equal configuration and seed "

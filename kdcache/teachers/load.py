@@ -93,7 +93,7 @@ def load_teacher(
         preprocessing = replace(preprocessing, mean=mean, std=std)
     name, at, after = str(spec).partition("@")
     if at and weights is not None:
-        raise UsageError(f"teacher {spec}: weights are given twice, {after} and {weights}")
+        raise UsageError(f"network {spec}: weights are given twice, {after} and {weights}")
     require_precision(precision)
     if not fields or len(set(map(stored_name, fields))) < len(fields):
         raise UsageError(f"fields {', '.join(fields)}: name one at least, and each once")
@@ -106,7 +106,7 @@ def load_teacher(
         name, loaded = _from_run(Path(name), source, allow_code)
     elif source is None and Path(name).is_file():
         raise UsageError(
-            f"teacher {name} is a file: name the network that its weights are of, NETWORK@{name}"
+            f"network {name} is a file: name the network that its weights are of, NETWORK@{name}"
         )
     elif source is not None or allow_untrained or prefix not in (*MODELS, *LIBRARIES):
         assumed = preprocessing or fallback
@@ -119,15 +119,13 @@ def load_teacher(
         loaded = _built(build, source, classes, mapped=class_map is not None)
     else:
         advice = f", or take the library's: {name}@DEFAULT" if rest else ""
-        raise DataError(
-            f"teacher {name}: no weights are given. Give a file, --weights FILE or {name}@FILE{advice}"
-        )
+        raise DataError(f"network {name}: no weights are given. Give a file, {name}@FILE{advice}")
     preprocessing = preprocessing or loaded.preprocessing or fallback
     if preprocessing is None:
         raise UsageError(
-            f"teacher {name}: the mean and std that it was trained with are not known. Give --mean and "
-            f"--std, or --normalize with one of {', '.join(PREPROCESSINGS)}; or the --store that it filled, "
-            "which says them"
+            f"network {name}: the mean and std that it was trained with are not known. dump-teacher and "
+            f"evaluate take --mean and --std, or --normalize with one of {', '.join(PREPROCESSINGS)}; a "
+            "--store that it filled says them too"
         )
     digest = weights_digest(loaded.module.state_dict())
     module = loaded.module.eval().requires_grad_(False).to(device)
@@ -163,7 +161,7 @@ def require_known(spec: str) -> None:
     if name in MODELS or ":" in name or Path(name).exists():
         return
     if "/" in name:
-        raise DataError(f"teacher {name}: there is no such directory")
+        raise DataError(f"network {name}: there is no such directory")
     raise unknown_model(name)
 
 
@@ -223,27 +221,28 @@ def _try_out(teacher: Teacher, views: Tensor) -> dict[str, tuple[int, ...]]:
         halved = {str(p.dtype) for p in teacher.module.parameters()} - {"torch.float32"}
         advice = (
             f"Its weights are {', '.join(sorted(halved))}: make them float32 (module.float()); "
-            "--precision chooses what is computed in"
+            "dump-teacher --precision chooses what is computed in"
             if halved
             else f"It must take {teacher.preprocessing}"
             if isinstance(teacher.preprocessing, Item)
-            else "Resize the views to a size that it takes: --size N"
+            else "dump-teacher and evaluate resize the views to a size that it takes: --size N"
         )
         raise MismatchError(
-            f"teacher {teacher.architecture} does not take {kind} of {shape}, which its "
+            f"network {teacher.architecture} does not take {kind} of {shape}, which its "
             f"preprocessing makes of the views: {type(error).__name__}: {error}. {advice}."
         ) from error
     outputs = read_outputs(teacher.architecture, given, ("logits", *teacher.fields), len(views))
     logits = outputs["logits"]
     if logits.ndim != 2:
         raise DataError(
-            f"teacher {teacher.architecture}: expected logits (B, K), found shape "
+            f"network {teacher.architecture}: expected logits (B, K), found shape "
             f"{tuple(logits.shape)}"
         )
     if teacher.class_map is None and logits.shape[1] != teacher.classes:
         raise MismatchError(
-            f"teacher {teacher.architecture} gives {logits.shape[1]} logits, the dataset has "
-            f"{teacher.classes} classes: choose another teacher, or give a class map (--class-map)"
+            f"network {teacher.architecture} gives {logits.shape[1]} logits, the dataset has "
+            f"{teacher.classes} classes: give a network for these classes, or dump it with a class map "
+            "(dump-teacher --class-map FILE)"
         )
     if teacher.class_map is not None and (
         len(teacher.class_map) != teacher.classes or max(teacher.class_map) >= logits.shape[1]
@@ -251,7 +250,7 @@ def _try_out(teacher: Teacher, views: Tensor) -> dict[str, tuple[int, ...]]:
         raise MismatchError(
             f"class map of {len(teacher.class_map)} classes up to the teacher's class "
             f"{max(teacher.class_map)}: the dataset has {teacher.classes} classes, "
-            f"teacher {teacher.architecture} has {logits.shape[1]}, counted from 0"
+            f"network {teacher.architecture} has {logits.shape[1]}, counted from 0"
         )
     if (head := head_of(teacher.module)) is not None:
         if "pooled" in teacher.fields:
@@ -276,7 +275,7 @@ def _require_head(
         pooled: (B, D), the field, or the mean of its map.
         images: (B, C, H, W), what it was made of.
     """
-    who, name = f"teacher {teacher.architecture}", spelled(field)
+    who, name = f"network {teacher.architecture}", spelled(field)
     if pooled.shape[1:] != (head.in_features,):
         raise DataError(
             f"{who}: expected {name} of {head.in_features} channels, the input of its head, found "

@@ -138,11 +138,11 @@ class Teacher:
         return outputs
 
     def _other_shape(self, name: str, shape: tuple[int, ...]) -> str:
-        who, expected = f"teacher {self.architecture}", self.shapes[name]
+        who, expected = f"network {self.architecture}", self.shapes[name]
         if name == "logits":
             return (
-                f"{who} gives logits of shape {shape} per row, {expected} was expected: use a teacher "
-                "trained for this dataset, or --class-map where its classes are ordered otherwise"
+                f"{who} gives logits of shape {shape} per row, {expected} was expected: use one "
+                "trained for this dataset, or dump-teacher --class-map where its classes are ordered otherwise"
             )
         return (
             f"{who} gives rows of {name} of shape {shape} here and of {expected} before: a field has "

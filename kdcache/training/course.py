@@ -168,14 +168,14 @@ class Course:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """All epochs are over: write the weights and the summary."""
         if self.ranks.is_first:
-            warnings = {"warnings": self._warnings()}
+            warnings = {"warnings": self._warnings(summary["test_samples"])}
             self.run.finish(self.learner.finished(), {**summary, **warnings})
 
-    def _warnings(self) -> list[dict[str, str]]:
+    def _warnings(self, test_samples: int) -> list[dict[str, str]]:
         """What was said before the first step, and what the training showed since."""
         if self.preflight is None:
             return []
-        late = self.preflight.after(self.records)
+        late = self.preflight.after(self.records, test_samples)
         for finding in late:
             self.watch.note(f"warning: {finding}")
         return [finding.to_dict() for finding in (*self.preflight.findings, *late)]

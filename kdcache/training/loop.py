@@ -15,6 +15,7 @@ from torch import Tensor
 from kdcache.data.dataset import Dataset, Rows
 from kdcache.distributed import Ranks
 from kdcache.evaluation.scores import CleanImages, calibration, scores
+from kdcache.methods.table import without_teacher
 from kdcache.preprocessing import Inputs
 from kdcache.runs import Run
 from kdcache.teachers.teacher import Teacher
@@ -81,7 +82,9 @@ class Loop:
         courses = [course for course in self.courses if course.run.summary() is None]
         if courses:
             self._train(courses)
+            # Those from labels alone first: the others are compared with them.
             sound = [course for course in courses if course.failure is None]
+            sound.sort(key=lambda course: not without_teacher(course.training.objective.method))
             for course, calibrated in zip(sound, self._calibration(sound), strict=True):
                 summary = summarized(
                     course.training,
@@ -89,6 +92,7 @@ class Loop:
                     course.records,
                     parameters=sum(p.numel() for p in course.learner.model.parameters()),
                     held_out="val" in self.clean,
+                    test_samples=self.clean["test"][1],
                     teacher_forwards=course.teacher_forwards,
                     side_by_side=len(self.courses),
                 )

@@ -93,15 +93,21 @@ def summarized(
     *,
     parameters: int,
     held_out: bool,
+    test_samples: int,
     teacher_forwards: int,
     side_by_side: int,
 ) -> dict[str, Any]:
-    """The summary of a finished training: last and best accuracy, seconds per epoch, what it read."""
+    """The summary of a finished training: last and best accuracy, seconds per epoch, what it read.
+
+    Its `teachers` are those whose dump measured them on clean test images, with that top-1.
+    """
     chosen_on = "val_top1" if held_out else "test_top1"
     tested = [record for record in records if chosen_on in record]
     last, best = records[-1], max(tested, key=lambda record: record[chosen_on])
     seconds = sum(record["seconds"] for record in records)
     each = views.views_per_decode
+    measured = {s.teacher.architecture: s.teacher.clean_top1 or {} for s in views.stores}
+    teachers = {name: top1["test"] for name, top1 in measured.items() if "test" in top1}
     random = training.schedule == "random" and views.views is not None
     return {
         "method": training.objective.method,
@@ -121,7 +127,9 @@ def summarized(
         "teacher_forwards": teacher_forwards,
         "train_samples": len(views.rows),
         "samples_left_out": views.left_out,
+        "test_samples": test_samples,
         "stores": views.digests,
+        **({"teachers": teachers} if teachers else {}),
         **({"students_side_by_side": side_by_side} if side_by_side > 1 else {}),
         **({"views_per_decode": each} if each > 1 else {}),
     } | ({"resident_views": views.window * views.group, "views": views.views} if random else {})

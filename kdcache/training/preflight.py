@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.checks.all_rules import run_rules
+from kdcache.checks.all_rules import OF_THE_END, run_rules
 from kdcache.checks.case import Case
 from kdcache.checks.earlier_runs import Baseline, Fit, Pruned, baseline_beside, read_baseline
 from kdcache.checks.finding import Finding
-from kdcache.checks.rules.smaller import pruned_too_far
-from kdcache.checks.rules.view_count import fit
 from kdcache.training.settings import Training
 from kdcache.views.cached import CachedViews
 from kdcache_stores import Store, TrainingError
@@ -42,6 +40,11 @@ class Preflight:
         baseline: str | os.PathLike[str] | None = None,
     ) -> None:
         self.notes: list[str] = []
+        self.training, self.out, self.named = training, out, baseline is not None
+        self.wanted = {
+            "model.name": training.model,
+            "data.fingerprint": views.dataset.fingerprint,
+        }
         fetched = [store.where for store in stores if not store.keeps]
         if fetched:
             stores = []
@@ -49,7 +52,9 @@ class Preflight:
                 f"{', '.join(fetched)}: the logits were not checked before the training, which without "
                 "a cache (--cache-size) would fetch some of them twice; `kdcache check` does"
             )
-        distills = training.objective.needs_teacher
+        first = None
+        if training.objective.needs_teacher:
+            first = self._beside() if baseline is None else read_baseline(baseline, self.wanted)
         self.case = Case(
             stores=stores,
             objective=training.objective,
@@ -58,7 +63,7 @@ class Preflight:
             views=range(views.first, views.first + (views.views or 0)),
             epochs=training.optimization.epochs,
             batch_size=training.optimization.batch_size,
-            baseline=_baseline(training, views, out, baseline) if distills else None,
+            baseline=first,
             prune=Pruned.of(training.pruning, training.init_weights),
         )
         self.findings = run_rules(self.case)
@@ -75,19 +80,29 @@ class Preflight:
                 *(f"- {finding}" for finding in self.findings),
             )
 
-    def after(self, records: Sequence[Mapping[str, Any]]) -> list[Finding]:
-        """What the records of all epochs show that nothing showed before."""
-        end = Fit.of(records)
-        if not self.case.stores or end is None:
+    def after(
+        self, records: Sequence[Mapping[str, Any]], test_samples: int | None = None
+    ) -> list[Finding]:
+        """What the records of all epochs show that nothing showed before.
+
+        Where the user named no baseline, it is now the one beside of as many epochs and the same seed,
+        which may have been trained side by side.
+
+        Args:
+            test_samples: that the accuracies are of.
+        """
+        end = Fit.of(records, test_samples)
+        if end is None:
             return []
-        case = self.case.finished(end)
-        return [*fit(case), *pruned_too_far(case)]
+        alike = {
+            "training.epochs": self.training.optimization.epochs,
+            "training.seed": self.training.seed,
+        }
+        case = self.case.finished(end, self.case.baseline if self.named else self._beside(alike))
+        before = {finding.rule for finding in self.findings}
+        return [finding for finding in run_rules(case, OF_THE_END) if finding.rule not in before]
 
-
-def _baseline(
-    training: Training, views: CachedViews, out: Path, given: str | os.PathLike[str] | None
-) -> Baseline | None:
-    wanted = {"model.name": training.model, "data.fingerprint": views.dataset.fingerprint}
-    if given is not None:
-        return read_baseline(given, wanted)
-    return baseline_beside(out, wanted | {"data.train_samples": training.train_samples})
+    def _beside(self, alike: Mapping[str, Any] | None = None) -> Baseline | None:
+        """A baseline beside that saw as many samples, and is alike in this too."""
+        samples = {"data.train_samples": self.training.train_samples}
+        return baseline_beside(self.out, self.wanted | samples | dict(alike or {}))

@@ -366,7 +366,7 @@ def _checked(
     """The checks before the first step, whose findings are told, each once, or refused."""
     reads = "logits" in training.objective.teacher_fields
     stores = views.holding("logits") if reads else []
-    with stage("checking the stored logits"):
+    with stage("checking the stored logits" if stores else "checking the settings"):
         preflight = Preflight(training, views, stores, out, options.get("baseline"))
     if options.get("strict"):
         preflight.require_no_findings()

@@ -168,6 +168,22 @@ def test_the_baseline_given_and_found(
     assert str(tmp_path / "ce") in strict.err
 
 
+def test_students_from_labels_side_by_side_are_baselines(
+    shuffled: Path, tmp_path: Path, kdcache: Run
+) -> None:
+    """The run of the same seed, though it comes after the student's."""
+    asked = student(
+        shuffled, tmp_path / "all", "--method", "ce", "--json", "--epochs", 30, "--lr", 0.1
+    )
+    done = kdcache(*asked)
+    assert done.code == 0, done.err
+    kd, ce = done.json
+    assert [w["rule"] for w in ce["warnings"]] == []
+    assert {"weak-teacher", "behind-labels"} <= {w["rule"] for w in kd["warnings"]}
+    assert f"by labels alone ({tmp_path / 'all' / 'ce-seed0'})" in done.err
+    assert kd["teachers"] == {"resnet8": 0.2}
+
+
 def shards(server: StaticServer) -> list[str]:
     return sorted(path for _, path, _ in server.requests if "/c/" in path)
 

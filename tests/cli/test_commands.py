@@ -84,6 +84,18 @@ def test_ce_needs_no_store(tmp_path: Path, kdcache: Run) -> None:
     assert done.json["stores"] == []
 
 
+def test_a_network_of_other_classes_is_called_one(
+    trained: Trained, tmp_path: Path, kdcache: Run
+) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (18, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "nine.npz", **{f"x_{s}": images for s in ("train", "test")},
+             **{f"y_{s}": np.arange(18) % 9 for s in ("train", "test")})  # fmt: skip
+    done = kdcache("evaluate", trained.teacher, "--dataset", f"arrays:{tmp_path / 'nine.npz'}")
+    assert done.code == 1
+    assert "network resnet8 gives 10 logits, the dataset has 9 classes: give a network" in done.err
+
+
 def test_evaluate_repeats_the_summary(trained: Trained, kdcache: Run) -> None:
     summary = json.loads((trained.teacher / "summary.json").read_text())
     found = kdcache("evaluate", trained.teacher, "--dataset", "digits", "--device", "cpu", "--json")

@@ -97,6 +97,22 @@ def test_every_option_that_a_text_gives_a_command_is_its_own() -> None:
     assert not wrong
 
 
+def test_what_loads_a_network_names_the_commands_of_its_options() -> None:
+    """Many commands load one: an option that some of them lack comes with the commands that have it."""
+    files = ("kdcache/teachers/load.py", "kdcache/teachers/teacher.py", "kdcache/runs.py:3",
+             "kdcache/models/")  # fmt: skip
+    texts = [(place, text) for place, text in TEXTS if place.startswith(files)]
+    commands, named, wrong = _commands(), 0, []
+    for place, text in texts:
+        for option in re.findall(r"(?<![\w{}-])(--[a-z][a-z0-9-]*[a-z0-9])(?![\w{}-])", text):
+            having = [n for n, c in commands.items() if any(option in p.opts for p in c.params)]
+            named += 1
+            if len(having) < len(commands) and not any(name in text for name in having):
+                wrong.append(f"{place}: {option}")
+    assert named > 5
+    assert not wrong
+
+
 def test_every_extra_that_a_text_installs_is_one() -> None:
     assert not _unknown(r"kdcache\[([\w-]+)\]", set(EXTRAS))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,27 @@ def test_every_method_with_every_seed(trained: Trained, tmp_path: Path, kdcache:
     assert alone.code == 0, alone.err
     both = (tmp_path / "all" / "kd-seed7", tmp_path / "alone")
     assert len({(run / "model.safetensors").read_bytes() for run in both}) == 1
+
+
+def test_a_log_tells_of_the_epochs(trained: Trained, tmp_path: Path, kdcache: Kdcache) -> None:
+    asked = (*command(trained, tmp_path / "a"), "--method", "kd", "--seed", 4, "--seed", 7)
+    done = kdcache(*asked, "--epochs", 2)
+    told = [line for line in done.err.splitlines() if "epoch 2/2: test top-1" in line]
+    assert [line.partition(",")[0] for line in told] == ["kd-seed4", "kd-seed7"]
+    quiet = kdcache(*command(trained, tmp_path / "b"), "--method", "kd", "-q")
+    assert (quiet.code, quiet.err) == (0, "")
+
+
+def test_the_table_names_the_teacher_and_the_means(
+    trained: Trained, tmp_path: Path, kdcache: Kdcache
+) -> None:
+    done = kdcache(*command(trained, tmp_path / "a"), "--method", "ce", "--method", "kd",
+                   "--seed", 0, "--seed", 1)  # fmt: skip
+    assert done.code == 0, done.err
+    assert "teacher resnet8, clean test images" in done.out
+    assert "\nce: " in done.out
+    assert re.search(r"\nkd: [\d.]+% over 2 seeds; kd - ce: [+-][\d.]+ \+- [\d.]+ points "
+                     r"\(95%, seed by seed\)\n", done.out)  # fmt: skip
 
 
 def test_a_list_of_runs(trained: Trained, tmp_path: Path, kdcache: Kdcache) -> None:

@@ -60,3 +60,13 @@ def test_a_log_has_a_line_for_what_took_a_second(monkeypatch: pytest.MonkeyPatch
         show(UnderWay("scanning", "images", seconds=0.0))
         show(UnderWay("scanning", "images", None, 1_281_167, seconds, over=True))
     assert text.getvalue().splitlines() == ["scanning: 36.0 s: 1,281,167 images, 35,588 images/s"]
+
+
+def test_a_log_has_a_line_now_and_then_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, clock = io.StringIO(), iter((0.0, 4.0, 12.0, 13.0, 14.0))
+    monkeypatch.setattr(output, "stderr", Console(file=text, width=200))
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    log = output.LogLines(quiet=False)
+    for line, after in (("too soon", 10), ("later", 10), ("too soon", 10), ("last", 0)):
+        log(line, after)
+    assert text.getvalue().splitlines() == ["later", "last"]

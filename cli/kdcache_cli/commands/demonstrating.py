@@ -8,7 +8,7 @@ from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.commands.dumping import Bar
 from kdcache_cli.commands.training import Bars
-from kdcache_cli.output import emit, percent, progress, say, show_line, show_table
+from kdcache_cli.output import LogLines, emit, percent, progress, say, show_line, show_table
 
 
 @groups.command(
@@ -33,9 +33,10 @@ def demo(out: Path, as_json: bool, quiet: bool) -> None:
         f"{len(SEEDS)} seeds, each with its own samples",
         quiet,
     )
+    log = LogLines(quiet)
     for step in steps(out):
         with progress(quiet, "") as bars:
-            step.run(Bar(bars) if step.title == "store" else Bars(bars, step.title))
+            step.run(Bar(bars, log) if step.title == "store" else Bars(bars, log, step.title))
         say(f"$ {step.brief or step.command}", quiet)
     outcome = results(out)
     emit(outcome, as_json)

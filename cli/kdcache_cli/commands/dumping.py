@@ -10,25 +10,25 @@ from rich.progress import Progress
 
 from kdcache_cli import dump_page, groups, options
 from kdcache_cli.app import common
-from kdcache_cli.output import StageBars, emit, is_first, percent, progress, say, size
+from kdcache_cli.output import LogLines, StageBars, emit, is_first, percent, progress, say, size
 
 if TYPE_CHECKING:
     from kdcache.dumping.job import DumpRequest
 
 
 class Bar:
-    """A bar over the rows of a dump, with what is known so far beside it."""
+    """A bar over the rows of a dump, with what is known so far beside it; in a log, lines."""
 
-    def __init__(self, bars: Progress) -> None:
-        self.bars = bars
+    def __init__(self, bars: Progress, log: LogLines) -> None:
+        self.bars, self.log = bars, log
         self.task = bars.add_task("dump", total=None, note="")
-        self.rows = self.done = self.nbytes = 0
+        self.rows = self.done = self.total = self.nbytes = 0
         self.begun = time.perf_counter()
 
     def start(self, done: int, total: int) -> None:
         """Begin where the stores already are."""
         self.bars.update(self.task, completed=done, total=total)
-        self.done, self.begun = done, time.perf_counter()
+        self.done, self.total, self.begun = done, total, time.perf_counter()
 
     def batch(self, rows: int, top1: float | None) -> None:
         """Advance, with the teacher's running accuracy on the views."""
@@ -37,6 +37,8 @@ class Bar:
         notes += [size(self.nbytes)] if self.nbytes else []
         notes += [] if top1 is None else [f"teacher top-1 {percent(top1)}"]
         self.bars.update(self.task, advance=rows, note=" · ".join(notes))
+        done = self.done + self.rows
+        self.log(f"dump, {done:,} of {self.total:,} rows: {', '.join(notes)}", after=30)
 
     def written(self, nbytes: int) -> None:
         """What was written, shown with the next batch."""
@@ -178,7 +180,7 @@ def dump_teacher(as_json: bool, quiet: bool, dry_run: bool, verbose: bool, **giv
             emit({"estimate": prepared.estimate.to_dict(), "clean_top1": clean}, as_json)
             return
         try:
-            done = prepared.run(Bar(bars), dump_page.command_line())
+            done = prepared.run(Bar(bars, LogLines(quiet)), dump_page.command_line())
         except KeyboardInterrupt:
             bars.stop()
             say(dump_page.interrupted(), quiet)

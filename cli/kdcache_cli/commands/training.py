@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.progress import Progress, TaskID
 from kdcache_cli import groups, options
 from kdcache_cli.app import common
 from kdcache_cli.output import (
+    LogLines,
     StageBars,
     emit,
     is_first,
@@ -27,10 +29,15 @@ from kdcache_cli.student_runs import StudentRun, student_runs
 
 
 class Bars:
-    """An epoch bar over one training, and a step bar that trainings side by side share."""
+    """An epoch bar over one training, and a step bar that trainings side by side share.
 
-    def __init__(self, bars: Progress, title: str, steps: TaskID | None = None) -> None:
-        self.bars, self.title = bars, title
+    In a log the epochs are lines of `log`, the last one in any case, and the steps of a long one.
+    """
+
+    def __init__(
+        self, bars: Progress, log: LogLines, title: str, steps: TaskID | None = None
+    ) -> None:
+        self.bars, self.log, self.title = bars, log, title
         self.steps = bars.add_task("  steps", total=None, note="") if steps is None else steps
         self.epochs: TaskID | None = None
         self.tested = ""
@@ -42,6 +49,8 @@ class Bars:
     def step(self, epoch: int, done: int, total: int) -> None:
         """Move the step bar."""
         self.bars.update(self.steps, completed=done, total=total)
+        if done < total:
+            self.log(f"{self.title}, epoch {epoch}: {done:,} of {total:,} steps", after=60)
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
         """Move the epoch bar and show where the training stands."""
@@ -55,6 +64,12 @@ class Bars:
             f"{record['images_per_second']:,.0f} images/s  wait {wait:.1%}"
         )
         self.bars.update(self.epochs, completed=record["epoch"], total=epochs, note=note)
+        tested = f"test top-1 {percent(record['test_top1'])}, " if "test_top1" in record else ""
+        self.log(
+            f"{self.title}, epoch {record['epoch']}/{epochs}: {tested}loss {record['train_loss']:.3f}, "
+            f"{record['seconds']:.1f} s",
+            after=0 if record["epoch"] >= epochs else 10,
+        )
 
 
 def _train(
@@ -71,7 +86,8 @@ def _train(
     quiet, as_json = quiet or not is_first(), as_json and is_first()
     with progress(quiet, "") as bars, watching(StageBars(bars, quiet)):
         steps = bars.add_task("  steps", total=None, note="")
-        watches = [Bars(bars, title, steps) for title in titles]
+        log = LogLines(quiet)
+        watches = [Bars(bars, log, title, steps) for title in titles]
         runs = train_together(trainings, outs, watches, **options)
     summaries = [run.summary() or {} for run in runs]
     documents = [{"run": str(r.path)} | s for r, s in zip(runs, summaries, strict=True)]
@@ -84,17 +100,53 @@ def _train(
     else:
         columns = ("", "last top-1", "best top-1", "NLL", "seconds per epoch of all")
         rows = [
+            (f"teacher {name}, clean test images", percent(top1), "-", "-", "-")
+            for name, top1 in _teachers(summaries)
+        ]
+        rows += [
             (title, percent(summary["last_top1"]), percent(summary["best_top1"]),
              f"{summary['last_nll']:.4f}", f"{summary['seconds_per_epoch']:.3f}")
             for title, summary in zip(titles, summaries, strict=True)
         ]  # fmt: skip
         show_table("students side by side", columns, rows)
+        for line in _means([run.path for run in runs]):
+            show_line(line)
         show_line(f"runs: {runs[0].path.parent}")
+
+
+def _teachers(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Name and top-1 of the teachers whose stores say what they reach on clean test images."""
+    named: dict[str, float] = {}
+    for summary in summaries:
+        named |= summary.get("teachers", {})
+    return list(named.items())
+
+
+def _means(runs: Sequence[Path]) -> list[str]:
+    """A line for each method that was trained with several seeds."""
+    from kdcache.report.side_by_side import means_over_seeds
+
+    lines = []
+    for mean in means_over_seeds(runs):
+        if mean.top1.n < 2:
+            continue
+        line = f"{mean.label}: {percent(mean.top1.mean)} over {mean.top1.n} seeds"
+        if mean.gain is not None:
+            spread = "" if math.isnan(mean.half) else f" +- {100 * mean.half:.2f}"
+            pairs = "seed by seed" if mean.gain.paired else "of other seeds"
+            line += f"; {mean.label} - {mean.baseline}: {100 * mean.gain.mean:+.2f}{spread} points "
+            line += f"(95%, {pairs})" if spread else f"({pairs})"
+        lines.append(line)
+    return lines
 
 
 def _page(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to know of a finished run."""
     return [
+        *(
+            (f"teacher {name}, top-1 of clean test images", percent(top1))
+            for name, top1 in _teachers([summary])
+        ),
         ("test top-1, last epoch", percent(summary["last_top1"])),
         (
             f"test top-1, best epoch ({summary['best_epoch']}, chosen on "
@@ -327,7 +379,9 @@ def _born_again(
     from kdcache.training.generations import born_again
 
     with progress(quiet, "") as bars:
-        result = born_again(training, out, generations, Bars(bars, title), **beside)
+        result = born_again(
+            training, out, generations, Bars(bars, LogLines(quiet), title), **beside
+        )
     emit([generation.to_dict() for generation in result], as_json)
     if not quiet:
         rows = [(g.run.name, percent(g.top1), percent(g.ensemble_top1)) for g in result]

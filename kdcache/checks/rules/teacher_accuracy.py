@@ -1,4 +1,4 @@
-"""Rules about the teacher: is it accurate enough, and are its images preprocessed as it needs them?"""
+"""Rules about accuracy: the teacher's, that of its student, and whether images are preprocessed as it needs."""
 
 from __future__ import annotations
 
@@ -129,6 +129,28 @@ def _clean_test_images(store: Store) -> int:
     counts = store.provenance.get("clean_images")
     count = counts.get("test") if isinstance(counts, dict) else None
     return count if isinstance(count, int) and count > 0 else sample_size(store.classes)
+
+
+def student_against_baseline(case: Case) -> Iterator[Finding]:
+    """A finished student should be no less accurate than its own training from labels alone.
+
+    It must fall short by more than two standard errors of the difference, as for separate test sets: of
+    students on one set, whose mistakes go together, that also covers what seeds make of it.
+    """
+    if case.baseline is None or case.fit is None or not case.fit.images:
+        return
+    labels, distilled = case.baseline.top1, case.fit.top1
+    error = math.sqrt(
+        sum(max(p * (1 - p), 1 / case.fit.images) for p in (labels, distilled)) / case.fit.images
+    )
+    if distilled + 2 * error < labels:
+        yield Finding(
+            "behind-labels",
+            f"The student has a top-1 of {percent(distilled)} on {case.fit.images:,} test images, and "
+            f"{percent(labels)} by labels alone ({case.baseline.path}): distillation made it worse.",
+            "heed the other warnings first; then more weight for the labels (--alpha), more --epochs, "
+            "which distillation needs more of, or a better teacher.",
+        )
 
 
 def teacher_preprocessing(case: Case) -> Iterator[Finding]:

@@ -110,6 +110,17 @@ def test_a_teacher_no_better_than_the_baseline(
     assert rules(taught(unknown, baseline=Baseline(tmp_path, top1))) == []
 
 
+@pytest.mark.parametrize(("top1", "expected"), [(0.74, []), (0.70, ["behind-labels"])])
+def test_a_student_behind_its_training_from_labels(
+    tmp_path: Path, top1: float, expected: list[str]
+) -> None:
+    """75% and 70% on 1000 images: the difference has a standard error of 2.0 points."""
+    good = store(tmp_path / "s", clean={"test": 0.9})
+    for images, warned in ((1000, expected), (None, [])):
+        fit = Fit((0.1,), top1, images)
+        assert rules(taught(good, baseline=Baseline(tmp_path, 0.75), fit=fit)) == warned
+
+
 # ---- targets ---------------------------------------------------------------------------------------
 
 

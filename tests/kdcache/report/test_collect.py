@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 
 from kdcache.report.collect import Spread, baseline_of, difference, find_runs, grouped, read_run
+from kdcache.report.side_by_side import means_over_seeds
 from kdcache_stores import DataError
 
 
@@ -184,3 +185,21 @@ def test_a_curve_shows_its_first_epoch_and_both_axes_are_named(
     assert limits[0][0] < 2 < 93.9 < limits[0][1]
     with pytest.raises(ValueError, match="needs a label on both axes"):
         figures.figure("x", "x", lambda axes: axes.set(xlabel="a"), alt="", columns=(), rows=())
+
+
+def test_means_over_seeds_and_what_they_gain(tmp_path: Path) -> None:
+    top1 = {"ce": (0.50, 0.54, 0.52), "kd": (0.46, 0.49, 0.47)}
+    runs = [
+        write_run(tmp_path / f"{method}{seed}", value, method=method, seed=seed)
+        for method, values in top1.items()
+        for seed, value in enumerate(values)
+    ]
+    runs.append(write_run(tmp_path / "kd-again", 0.46, method="kd"))
+    ce, kd = means_over_seeds(runs)
+    assert (ce.label, ce.top1.n, ce.baseline) == ("ce", 3, None)
+    assert (kd.label, kd.baseline, kd.top1.n) == ("kd", "ce", 3)
+    assert kd.gain is not None
+    assert kd.gain.mean == pytest.approx(-0.14 / 3)
+    assert kd.half == pytest.approx(4.3027 * 0.0057735 / math.sqrt(3), rel=1e-4)
+    (_, alone) = means_over_seeds([runs[0], runs[3]])
+    assert math.isnan(alone.half)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from kdcache.report.figures import COLOURS, Figure, figure
-from kdcache.report.page import Section, Table, write_page
+from kdcache.report.page import Heading, Section, Table, write_page
 
 #: Area of the largest disc, in square points.
 AREA = 900.0
@@ -24,7 +24,7 @@ def write_comparison(table: Mapping[str, Any], out: Path) -> list[Path]:
         tables=[_numbers(table, size)],
         figures=[size_and_accuracy(table, size)],
     )
-    return write_page(out, "Comparison", "Runs and exported files.", [section], [])
+    return write_page(out, Heading("Comparison", "Runs and exported files."), [section], [])
 
 
 def _numbers(table: Mapping[str, Any], size: str) -> Table:

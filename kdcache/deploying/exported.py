@@ -222,6 +222,9 @@ def _counted(model: Any, name: str) -> tuple[int, int]:
     held = Counter[str]()
     macs = 0
     for node in graph.node:
+        if node.op_type == "Gather" and scaled.get(node.input[0], node.input[0]) in weights:
+            table = scaled.get(node.input[0], node.input[0])  # of an embedding
+            held[table] = math.prod(shapes[table])
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         for source in (scaled.get(each, each) for each in node.input[1:]):

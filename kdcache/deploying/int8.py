@@ -2,9 +2,9 @@
 
 Weights and activations have eight bits, weights with a scale per output channel, activations with the range
 that they have on calibration rows. Both are unsigned: x86 processors without VNNI multiply unsigned by signed
-bytes with saturating sums, and with ONNX Runtime's default types (signed weights) their logits differ from the
-file's own definition by several times what rounding does. Unsigned weights do not saturate on any processor.
-The output of the last layer stays float, so that logits are no multiples of a step.
+bytes with saturating sums, and with ONNX Runtime's default types (signed weights) the logits of some networks
+differ there from the file's own definition by several times what rounding does. Unsigned weights saturate on no
+processor. The output of the last layer stays float, so that logits are no multiples of a step.
 """
 
 from __future__ import annotations

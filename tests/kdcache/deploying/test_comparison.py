@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from kdcache import build_model, load_dataset
+from kdcache.data.item import Item
 from kdcache.data.loading import DatasetSource
-from kdcache.deploying.deploy import export
-from kdcache.deploying.exported import load_exported
+from kdcache.deploying.deploy import export, onnx_program
+from kdcache.deploying.exported import Packaged, load_exported
 from kdcache.evaluation.comparison import compare
 from kdcache.runs import load_run_model
 from tests.conftest import Result, Trained, needs
@@ -112,3 +113,33 @@ def test_costs_are_read_from_the_file(trained: Trained, tmp_path: Path, form: st
     images = load_dataset("digits", "test").images
     assert images is not None
     assert load_exported(tmp_path / name).logits(images).shape == (360, 10)
+
+
+class Bag(torch.nn.Module):
+    """The mean of the embeddings of some tokens, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 3) of tokens (B, T)."""
+        logits: torch.Tensor = self.head(self.embedding(tokens).mean(1))
+        return logits
+
+
+def test_an_embedding_counts_in_float_and_in_int8(tmp_path: Path) -> None:
+    needs("onnxruntime")
+    needs("onnxscript")
+    from kdcache.deploying.int8 import write_int8
+
+    tokens = torch.randint(50, (16, 6))
+    program = onnx_program(Packaged(Bag(), Item("int64", (6,))).eval(), tokens[:2])
+    (tmp_path / "float.onnx").write_bytes(program.SerializeToString())
+    write_int8(program, iter([tokens]), tmp_path / "int8.onnx")
+    for name in ("float", "int8"):
+        file = load_exported(tmp_path / f"{name}.onnx")
+        assert (file.dtype, file.parameters, file.macs) == (
+            "float32" if name == "float" else "int8", 50 * 8 + 8 * 3 + 3, 8 * 3,
+        )  # fmt: skip
+        assert file.logits(tokens).shape == (16, 3)

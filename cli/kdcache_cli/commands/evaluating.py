@@ -144,7 +144,7 @@ def export(
 
     The file is run to check it.
     """
-    from kdcache.deploy import FORMATS, SUFFIXES
+    from kdcache.deploy import FORMATS, SUFFIXES, USAGE
     from kdcache.deploy import export as write
     from kdcache.runs import load_run_model
     from kdcache_stores.errors import UnknownName
@@ -159,3 +159,9 @@ def export(
         f"and compared with the network, largest difference {done['max_difference']:.1e}",
         quiet,
     )
+    use = done["use"]
+    show_line(f"input, as it was tested: {use['preparation']}", quiet)
+    if names := use["classes"]:
+        more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
+        show_line(f"classes, in the order of the logits: {', '.join(names[:10])}{more}", quiet)
+    show_line(f"the file says so too, as {USAGE}", quiet)

@@ -87,6 +87,8 @@ SUMMARY: dict[str, Any] = {
     **dict.fromkeys(_CHOICES, str),
     "best_epoch": int,
     "test_samples": int,
+    "class_names": list,
+    "class_names.*": str,
     "teachers": dict,
     "teachers.*": _NUMBER,
     "warnings": list,

@@ -315,13 +315,22 @@ def read_config(
     try:
         config = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(
-            f"{path} is not a run: it holds no {CONFIG}. Give a directory made by "
-            "`kdcache train-teacher` or `kdcache train-student`."
-        ) from None
+        raise DataError(f"{path} is not a run: {_instead(Path(path))}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{file} is not valid TOML: {error}") from error
     return run_schema.require_shape(config, run_schema.CONFIG, needed, file)
+
+
+def _instead(path: Path) -> str:
+    """Of a folder that is no run, what to give in its place."""
+    inside = sorted(child for child in path.iterdir() if is_run(child)) if path.is_dir() else []
+    if inside:
+        more = f", ... ({len(inside)} in all)" if len(inside) > 10 else ""
+        return f"it is a folder of runs. Give one of them: {', '.join(map(str, inside[:10]))}{more}"
+    return (
+        f"it holds no {CONFIG}. Give a directory made by `kdcache train-teacher` or "
+        "`kdcache train-student`."
+    )
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

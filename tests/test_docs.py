@@ -14,7 +14,10 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
+from kdcache.deploying.deploy import export
+from kdcache.runs import load_run_model
 from kdcache_cli.app import COMMANDS, app
 from kdcache_cli.names import KINDS
 from tests.conftest import Result, Trained
@@ -69,6 +72,9 @@ def test_python_runs(
     shutil.copytree(trained.store, tmp_path / "teacher.zarr")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    if page == "docs/howto/export.md":
+        export(load_run_model(trained.teacher), "torch-export", "student.pt2")
+        Image.new("RGB", (30, 20), "navy").save("photo.png")
     for code in blocks(page, "python"):
         if own := OWN_FILE.match(code):
             (tmp_path / own[1]).write_text(code)

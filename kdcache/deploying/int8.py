@@ -9,6 +9,7 @@ processor. The output of the last layer stays float, so that logits are no multi
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from kdcache.checks.rules.smaller import int8_loss
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
-from kdcache.deploying.deploy import onnx_program, random_inputs
+from kdcache.deploying.deploy import USAGE, onnx_program, random_inputs, usage
 from kdcache.deploying.exported import Packaged, load_exported
 from kdcache.evaluation.agreement import agreement, agreement_with_store
 from kdcache.evaluation.scores import CleanImages, scores
@@ -76,7 +77,8 @@ def export_int8(
         )
     packaged = Packaged(model.module, model.preprocessing).eval()
     size = trained_size(model.config["model"])
-    program = onnx_program(packaged, random_inputs(model)[:2])
+    program, use = onnx_program(packaged, random_inputs(model)[:2]), usage(model)
+    program.metadata_props.add(key=USAGE, value=json.dumps(use))
     rows, _ = choose(trainset, calibration, 0.0, seed=0)
     clean = CleanImages(trainset, rows, size, workers=source.workers)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +110,7 @@ def export_int8(
         **results,
         "agreement": agreement(int8_logits, float_logits),
         "disagreements": {"lost": lost, "won": won},
+        "use": use,
         "findings": [f.to_dict() for f in int8_loss(lost, won, known, calibration)],
     }
 
@@ -151,6 +154,7 @@ def write_int8(program: Any, batches: Iterator[Tensor], out: Path) -> None:
         UsageError: the packages of the extra `onnx` are not there.
     """
     try:
+        import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
@@ -179,5 +183,8 @@ def write_int8(program: Any, batches: Iterator[Tensor], out: Path) -> None:
             weight_type=QuantType.QUInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
-        content = quantized.read_bytes()
+        whole = onnx.load_model(quantized)
+        del whole.metadata_props[:]
+        whole.metadata_props.extend(program.metadata_props)
+        content = whole.SerializeToString()
     write_atomically(out, lambda stream: stream.write(content))

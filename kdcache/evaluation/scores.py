@@ -20,6 +20,11 @@ BATCH = 512
 ECE_BINS = 15
 
 
+def resized(side: int) -> int:
+    """The shorter side of an image before its central crop of that side, as usual on ImageNet."""
+    return round(side * 256 / 224)
+
+
 class CleanImages:
     """The un-augmented images of some rows of a dataset, to be measured on any number of times.
 
@@ -64,7 +69,7 @@ class CleanImages:
                     f"{'several sizes' if shape is None else f'{shape[1]}x{shape[2]}'}: a central crop is "
                     "square, so give them that size"
                 )
-            way = f"center-crop:size={width},resize={round(width * 256 / 224)}"
+            way = f"center-crop:size={width},resize={resized(width)}"
         self.plan = ViewPlan(dataset, make_augmentation(way, dataset), seed=0)
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 #: Where published checkpoints keep their state dict, in the order in which they are tried.
 NESTS = ("state_dict", "model", "net", "model_state_dict", "model_state")
+
+#: Networks by name: functions of (classes, channels).
+Networks = Mapping[str, Callable[[int, int], nn.Module]]
+NONE: Networks = {}
 
 #: What wrappers (DataParallel, torch.compile) put before every name.
 PREFIXES = ("module.", "_orig_mod.")
@@ -74,14 +78,25 @@ class Weights:
         alike = all(o[0] == classes and o[1:] == t[1:] for o, t in differ if len(o) and len(t))
         return counts.pop()[0] if alike and len(counts) == 1 and all(counts) else classes
 
-    def apply(self, module: nn.Module) -> None:
+    def apply(self, module: nn.Module, name: str | None = None, zoo: Networks = NONE) -> None:
         """Load into a module; every name and every shape must agree.
 
+        Args:
+            name: what errors call the module (default: its class).
+            zoo: networks that these weights may be of instead.
+
         Raises:
-            MismatchError: naming missing and unexpected names, shapes that differ, and a wrong
-                class count as such.
+            MismatchError: naming missing and unexpected names, shapes that differ, a wrong class count
+                as such, and networks of the zoo that the weights fit.
         """
-        apply_state(module, self.state, str(self.path))
+        name = name or type(module).__name__
+        try:
+            apply_state(module, self.state, str(self.path), name)
+        except MismatchError as error:
+            others = fitting(self.state, zoo, str(self.path))
+            if not others or name in others:
+                raise
+            raise MismatchError(f"{error}. They fit {' and '.join(others)}") from None
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -259,7 +274,33 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def fitting(state: Mapping[str, Tensor], zoo: Networks, source: str) -> list[str]:
+    """The networks of a zoo that have these names and shapes, for the classes and channels of the weights.
+
+    They are built on torch's meta device, which holds no values.
+
+    Args:
+        state: name -> tensor.
+        source: how errors name it.
+    """
+    layers = [tensor.shape for tensor in state.values() if tensor.ndim == 2]
+    images = [tensor.shape for tensor in state.values() if tensor.ndim == 4]
+    if not layers or not images:
+        return []
+    names = []
+    for name, make in zoo.items():
+        with torch.device("meta"):
+            expected = make(layers[-1][0], images[0][1]).state_dict()
+        if _shapes(expected) == _shapes(_within(expected, state, source)):
+            names.append(name)
+    return names
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {n: t.shape for n, t in state.items() if not n.endswith("num_batches_tracked")}
+
+
+def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
     """Load a state dict into a module, or report in full why it does not fit.
 
     A missing `num_batches_tracked` is no error: older files lack it and inference ignores it.
@@ -284,7 +325,6 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             ),
         ]
     if problems or missing or unexpected:
-        name = type(module).__name__
         if not both:
             problems.append("no name agrees, so they are of another network")
         raise MismatchError(f"weights {source} do not fit {name}: {'; '.join(problems)}")

@@ -113,10 +113,16 @@ def build_model(
                 f"found {size}x{size}: choose a larger size in its preprocessing"
             )
         return MODELS[name](classes, channels)
-    if source == "torchvision":
-        return library.build_torchvision(rest, classes, channels)
-    if source == "timm":
-        return library.build_timm(rest, classes, channels)
+    if source in ("torchvision", "timm"):
+        build = library.build_torchvision if source == "torchvision" else library.build_timm
+        try:
+            return build(rest, classes, channels)
+        except UnknownName:
+            if rest not in MODELS:
+                raise
+            raise UsageError(
+                f"model {name}: {source} has no {rest}; the zoo has it, without a prefix: {rest}"
+            ) from None
     if own:
         offered: dict[str, Any] = {"classes": classes}
         offered |= {"channels": channels, "size": size} if item is None else {"shape": item.shape}

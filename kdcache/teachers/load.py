@@ -116,7 +116,7 @@ def load_teacher(
             channels_in, side = channels, size
         item = assumed if isinstance(assumed, Item) else None
         build = partial(build_model, name, channels=channels_in, size=side, item=item)
-        loaded = _built(build, source, classes, mapped=class_map is not None)
+        loaded = _built(name, build, source, classes, mapped=class_map is not None)
     else:
         advice = f", or take the library's: {name}@DEFAULT" if rest else ""
         raise DataError(f"network {name}: no weights are given. Give a file, {name}@FILE{advice}")
@@ -176,7 +176,7 @@ def _random_views(inputs: Inputs, module: nn.Module, channels: int, size: int) -
 
 
 def _built(
-    build: Callable[[int], nn.Module], source: str | None, classes: int, *, mapped: bool
+    name: str, build: Callable[[int], nn.Module], source: str | None, classes: int, *, mapped: bool
 ) -> Pretrained:
     """A model with the weights of a file; with a class map, of as many classes as those.
 
@@ -189,7 +189,7 @@ def _built(
     module = build(classes)
     if mapped and (own := file.classes(module, classes)) != classes:
         module = build(own)
-    file.apply(module)
+    file.apply(module, name, MODELS)
     return Pretrained(module, file_sha256=file.file_sha256, entry=file.entry)
 
 
@@ -198,7 +198,7 @@ def _from_run(path: Path, source: str | None, allow_code: bool) -> tuple[str, Pr
     run = load_run_model(path, allow_code)
     file = load_weights(source or path / WEIGHTS)
     if source is not None:
-        file.apply(run.module)
+        file.apply(run.module, run.config["model"]["name"], MODELS)
     trained = Pretrained(run.module, run.preprocessing, file.file_sha256, file.entry)
     return run.config["model"]["name"], trained
 

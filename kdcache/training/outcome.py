@@ -97,7 +97,7 @@ def summarized(
     teacher_forwards: int,
     side_by_side: int,
 ) -> dict[str, Any]:
-    """The summary of a finished training: last and best accuracy, seconds per epoch, what it read.
+    """The summary of a finished training: last and best accuracy, seconds per epoch, what it read and knows.
 
     Its `teachers` are those whose dump measured them on clean test images, with that top-1.
     """
@@ -129,6 +129,7 @@ def summarized(
         "samples_left_out": views.left_out,
         "test_samples": test_samples,
         "stores": views.digests,
+        **({"class_names": names} if (names := views.dataset.class_names) else {}),
         **({"teachers": teachers} if teachers else {}),
         **({"students_side_by_side": side_by_side} if side_by_side > 1 else {}),
         **({"views_per_decode": each} if each > 1 else {}),

@@ -276,7 +276,7 @@ def export(
 
     The file is run to check it.
     """
-    from kdcache.deploying.deploy import FORMATS
+    from kdcache.deploying.deploy import FORMATS, USAGE
     from kdcache.deploying.deploy import export as write
     from kdcache.deploying.exported import SUFFIXES
     from kdcache.runs import load_run_model
@@ -307,6 +307,12 @@ def export(
         f"{done['file']}: {size(done['bytes'])}, {done['dtype']} {tuple(done['input'])} to logits; run "
         f"and compared with the network, largest difference {done['max_difference']:.1e}"
     )
+    use = done["use"]
+    show_line(f"input, as it was tested: {use['preparation']}", quiet)
+    if names := use["classes"]:
+        more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
+        show_line(f"classes, in the order of the logits: {', '.join(names[:10])}{more}", quiet)
+    show_line(f"the file says so too, as {USAGE}", quiet)
 
 
 def _taken(given: dict[str, Any], *names: str) -> dict[str, Any]:

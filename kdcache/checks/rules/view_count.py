@@ -86,13 +86,13 @@ def few_views(case: Case) -> Iterator[Finding]:
     views = len(case.used)
     if case.epochs is None or case.epochs <= views or _holds_all_views(case):
         return
-    spread = variances(case)
+    spread, most = variances(case), _shown(case, case.epochs)
     if spread is None and views == 1 and len(case.sample.rows) > 1:
         yield Finding(
             "few-views",
             f"A single view of a sample is seen {case.epochs} times: the student memorizes its pixels "
             "and targets. How much targets change from view to view cannot be measured on one.",
-            f"{_get(case, 4)}, or more.",
+            f"{_get(case, min(4, most))}{', or more' if most > 4 else ''}.",
         )
     if spread is None or spread.uncovered(views) <= UNCOVERED:
         return
@@ -101,7 +101,7 @@ def few_views(case: Case) -> Iterator[Finding]:
         f"{_views(views)} of a sample are {percent(spread.uncovered(views))} off the mean of all its views "
         f"(variance over views, divided by {views}, beside that between samples), and each is seen "
         f"{case.epochs / views:.0f} times in {case.epochs} epochs: the student memorizes these views.",
-        _more(case, spread),
+        _more(case, spread, most),
     )
 
 
@@ -130,7 +130,7 @@ def fit(case: Case) -> Iterator[Finding]:
                 f"The student is {percent(1 - left)} of the way to its targets, having seen each of "
                 f"{_views(views).lower()} {case.fit.epochs / views:.0f} times; the views that are not "
                 f"stored differ from these by {percent(spread.uncovered(views))} of what there is to learn.",
-                _more(case, spread),
+                _more(case, spread, _shown(case, case.fit.epochs)),
             )
 
 
@@ -162,11 +162,17 @@ def _views(count: int) -> str:
     return "A single view" if count == 1 else f"{count} views"
 
 
-def _more(case: Case, spread: Variances) -> str:
-    enough = spread.enough()
-    return (
-        f"{_get(case, enough)}: {enough} views bring that to {percent(spread.uncovered(enough))}."
-    )
+def _shown(case: Case, epochs: int) -> int:
+    """The most views of a sample that so many epochs show: one each, or a weak and a strong one."""
+    return epochs * (2 if case.augmentation == "weak+strong" else 1)
+
+
+def _more(case: Case, spread: Variances, most: int) -> str:
+    """Views that suffice, but no more than a training shows."""
+    views = min(spread.enough(), most)
+    limit = ", all that its epochs show," if views < spread.enough() else ""
+    left = percent(spread.uncovered(views))
+    return f"{_get(case, views)}: {views} views{limit} bring that to {left}."
 
 
 def _get(case: Case, views: int) -> str:

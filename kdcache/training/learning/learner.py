@@ -16,6 +16,7 @@ from kdcache.methods.step import Step
 from kdcache.models.network import batch_statistics
 from kdcache.models.taps import as_fields, tapped
 from kdcache.models.weights import load_weights
+from kdcache.models.zoo import MODELS
 from kdcache.philox import derive_seed
 from kdcache.preprocessing import Inputs, autocast, channels_last
 from kdcache.pruning.gradual import Pruning
@@ -78,7 +79,7 @@ class Learner:
             self.model = build_network(training.model, views.dataset.classes, image)
             require_ids(self.model, training.model, views.dataset)
             if training.init_weights:
-                load_weights(training.init_weights).apply(self.model)
+                load_weights(training.init_weights).apply(self.model, training.model, MODELS)
             student = student_shapes(self.model, training.objective, image)
             nets = nets_of(views, student, fields, teachers)
             self.model, self.objective = assembled(self.model, training.objective, nets)

@@ -174,6 +174,17 @@ def test_few_views(tmp_path: Path, within: float, epochs: int, expected: list[st
     assert rules(taught(few, epochs=epochs)) == expected
 
 
+def test_no_more_views_are_advised_than_the_epochs_show(tmp_path: Path) -> None:
+    """Thirty and more would do, of which eight epochs show eight; a single view is told of its own."""
+    few = store(tmp_path / "s", within=2.0, views=3)
+    (finding,) = run_rules(taught(few, epochs=8))
+    assert finding.remedy.startswith(
+        "dump-teacher --views 8: 8 views, all that its epochs show, bring that to "
+    )
+    (one,) = run_rules(taught(store(tmp_path / "t", views=1), epochs=3))
+    assert one.remedy == "dump-teacher --views 3."
+
+
 def test_as_many_views_as_it_says_are_enough(tmp_path: Path) -> None:
     (finding,) = run_rules(taught(store(tmp_path / "s", within=0.6)))
     count = int(finding.remedy.partition("--views ")[2].partition(":")[0])

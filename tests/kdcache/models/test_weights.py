@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kdcache.models.weights import load_weights, tensor_digest
 from kdcache.models.zoo import build_model
+from kdcache.teachers.load import load_teacher
 from kdcache_stores.errors import DataError, MismatchError, UnknownName, UsageError
 
 
@@ -321,3 +322,23 @@ def test_digest_is_of_the_documented_bytes() -> None:
     content = b"n\0int64\0scalar\0" + struct.pack("<q", 3)
     content += b"w\0float32\x001x2\0" + struct.pack("<2f", 1, -2)
     assert tensor_digest(state) == hashlib.sha256(content).hexdigest()
+
+
+def test_weights_of_another_network_of_the_zoo_are_told_which(tmp_path: Path) -> None:
+    file = tmp_path / "resnet20.pth"
+    torch.save(build_model("resnet20", 100, 3, 32).state_dict(), file)
+    with pytest.raises(MismatchError) as refused:
+        load_teacher(f"resnet32@{file}", classes=100, channels=3, size=32)
+    said = str(refused.value)
+    assert said.startswith(f"weights {file} do not fit resnet32: ")
+    assert said.endswith("They fit resnet20")
+    with pytest.raises(MismatchError) as refused:
+        load_teacher(f"resnet20@{file}", classes=10, channels=3, size=32)
+    assert "They fit" not in str(refused.value)
+
+
+def test_a_network_of_the_zoo_has_no_prefix() -> None:
+    with pytest.raises(
+        UsageError, match="torchvision has no resnet8; the zoo has it, without a prefix"
+    ):
+        build_model("torchvision:resnet8", 10, 3, 32)

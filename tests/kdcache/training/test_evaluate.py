@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.special import log_softmax
 from scipy.stats import spearmanr
 from torch import nn
 
 from kdcache import build_model, load_dataset
+from kdcache.deploying.deploy import USAGE
 from kdcache.evaluation.agreement import agreement
 from kdcache.evaluation.cost import macs
 from kdcache.evaluation.scores import calibration, fit_temperature, scores
@@ -202,19 +206,37 @@ def test_an_export_gives_the_same_logits(
     assert images is not None
     with torch.no_grad():
         expected = model.module(model.preprocessing(images))
+    files = {USAGE: ""}
     if form == "torch-export":
-        found = torch.export.load(out).module()(images)
+        found = torch.export.load(out, extra_files=files).module()(images)
     elif form == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(out))
+        files = session.get_modelmeta().custom_metadata_map
         found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     else:
         module = build_model("resnet8", 10, 1, 8)
         module.load_state_dict(load_file(out))
         with torch.no_grad():
             found = module.eval()(model.preprocessing(images))
+        with safe_open(out, "pt") as file:
+            files = file.metadata()
+    use = json.loads(files[USAGE])
+    assert use == done.json["use"]
+    assert (use["mode"], use["height"], use["resize"], use["crop"]) == ("L", 8, 9, 8)
+    assert use["classes"] == load_dataset("digits", "test").class_names
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_of_runs_names_them(trained: Trained, tmp_path: Path, kdcache: Any) -> None:
+    for seed in (0, 1):
+        (tmp_path / f"kd-seed{seed}").mkdir()
+        shutil.copy(trained.teacher / "config.toml", tmp_path / f"kd-seed{seed}")
+    done: Result = kdcache("export", tmp_path)
+    assert done.code == 1
+    runs = ", ".join(str(tmp_path / f"kd-seed{seed}") for seed in (0, 1))
+    assert f"{tmp_path} is not a run: it is a folder of runs. Give one of them: {runs}" in done.err
 
 
 def test_onnx_absent_is_said(trained: Trained, tmp_path: Path, kdcache: Any,

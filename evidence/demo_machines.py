@@ -27,7 +27,7 @@ from study import about
 
 from kdcache import demo
 from kdcache.report.collect import find_runs, grouped, read_run
-from kdcache.report.training_section import curve
+from kdcache.report.sections.training_section import curve
 from kdcache.runs import WEIGHTS
 
 WIDTH = 620  # pixels of the picture in a page

@@ -22,7 +22,7 @@ from kdcache.evaluation.measured import AskedPreprocessing, load_network, qualit
 from kdcache.evaluation.scores import clean_logits
 from kdcache.models.zoo import MODELS
 from kdcache.preprocessing import normalisation
-from kdcache.report.comparison_section import write_comparison
+from kdcache.report.sections.comparison_section import write_comparison
 from kdcache_stores import MismatchError, Store, UsageError, open_store
 
 #: Inputs per timed forward pass.

@@ -28,10 +28,10 @@ from kdcache.report.logits import (
 )
 from kdcache.report.page import Heading, Section, write_page
 from kdcache.report.sample_panels import varied_samples
+from kdcache.report.sections.store_section import plain_section, store_section
+from kdcache.report.sections.training_section import training_section, warnings_of
 from kdcache.report.standardization import standardization_section
-from kdcache.report.store_section import plain_section, store_section
 from kdcache.report.survey import survey
-from kdcache.report.training_section import training_section, warnings_of
 from kdcache_stores import KDCacheError, Store, UsageError, open_store
 from kdcache_stores.printable import printable
 

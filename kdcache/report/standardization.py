@@ -12,10 +12,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
 from kdcache.methods.scaling import divergence, standardize
-from kdcache.report.class_accuracy import MOST, class_labels, per_class_figure
 from kdcache.report.figures import COLOURS, INK, Figure, figure, legend
 from kdcache.report.logits import TestLogits, class_means
 from kdcache.report.page import Section, Table
+from kdcache.report.sections.class_accuracy import MOST, class_labels, per_class_figure
 
 BINS = 60
 TEACHER = "#808080"

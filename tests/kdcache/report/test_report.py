@@ -20,7 +20,6 @@ from PIL import Image
 from kdcache._version import __version__
 from kdcache.data.loading import load_dataset
 from kdcache.report.building import report
-from kdcache.report.class_accuracy import per_class_figure
 from kdcache.report.collect import find_runs, grouped, read_run
 from kdcache.report.logits import (
     TestLogits,
@@ -31,10 +30,11 @@ from kdcache.report.logits import (
 )
 from kdcache.report.page import Heading, render
 from kdcache.report.sample_panels import COUNT, varied_samples
-from kdcache.report.settings_table import seeds
+from kdcache.report.sections.class_accuracy import per_class_figure
+from kdcache.report.sections.settings_table import seeds
+from kdcache.report.sections.training_section import results
 from kdcache.report.standardization import heatmaps, standardization_section, toy_divergences
 from kdcache.report.survey import survey
-from kdcache.report.training_section import results
 from kdcache.views.plan import ViewPlan
 from kdcache_stores import (
     FieldSpec,

@@ -106,7 +106,7 @@ def test_a_run_is_measured_in_the_precision_that_it_trains_in(tmp_path: Path) ->
 
 def test_curves_show_the_epochs_that_were_measured(tmp_path: Path) -> None:
     from kdcache.report.collect import grouped, read_run
-    from kdcache.report.training_section import series
+    from kdcache.report.sections.training_section import series
 
     run = train(training(HOW | {"eval_every": 2}), tmp_path / "run")
     measured = series(grouped([read_run(run.path)])[0], "test_top1")

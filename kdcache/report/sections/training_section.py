@@ -15,7 +15,7 @@ from kdcache.methods.table import without_teacher
 from kdcache.report.collect import Difference, Group, Spread, baseline_of, difference
 from kdcache.report.figures import INK, Figure, figure, legend, look, table_csv
 from kdcache.report.page import Section, Table
-from kdcache.report.settings_table import settings_table
+from kdcache.report.sections.settings_table import settings_table
 
 CURVES = {
     "test_top1": ("accuracy", "Test accuracy", "top-1 on the test split, %", 100, "linear"),

@@ -125,7 +125,6 @@ def steps(out: Path, threads: int = THREADS) -> Iterator[DemoStep]:
                 stores=(str(store),),
                 train_samples=SAMPLES,
                 seed=seed,
-                data_seed=seed,
                 eval_every=EVAL_EVERY,
                 threads=threads,
             )

@@ -599,7 +599,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r}: expected numbers such as 0.5,0.5,0.5") from None
-    if max(numbers) > 1:
+    if max(numbers) > 10:  # none of pixels from 0 to 1 is
         raise click.BadParameter(
             f"{text!r}: mean and std are of pixels from 0 to 1; divide those of pixels from 0 to 255 by 255"
         )

@@ -16,15 +16,16 @@ from kdcache.checks.finding import Finding
 from kdcache.checks.needed_fields import missing_fields
 from kdcache.data.choice import choose
 from kdcache.data.dataset import Dataset
+from kdcache.data.item import Item
 from kdcache.data.loading import load_dataset
-from kdcache.dumping.clean_images import clean_images
+from kdcache.dumping.clean_images import clean_images, clean_side
 from kdcache.dumping.recheck import load_stored_teacher
 from kdcache.methods.config import ObjectiveConfig
 from kdcache.preprocessing import Preprocessing
 from kdcache.runs import read_config
 from kdcache.teachers.trials import Trials, try_out
 from kdcache.views.cached import CachedViews
-from kdcache.views.sizes import view_shape
+from kdcache.views.sizes import InputShape, view_shape
 from kdcache_stores import MismatchError, Store, UsageError, join_fields, open_store
 from kdcache_stores.errors import about
 from kdcache_stores.read.join import expected
@@ -149,7 +150,7 @@ def check_stores(request: CheckRequest) -> list[Finding]:
                 case, rows=views.rows, views=range(views.first, views.first + views.views)
             )
             if request.teacher:
-                case = replace(case, trials=_trials(request, holders[0], data))
+                case = replace(case, trials=_trials(request, holders[0], data, image))
         if request.baseline:
             wanted = {"model.name": request.student, "data.fingerprint": fingerprint}
             known = {name: value for name, value in wanted.items() if value is not None}
@@ -172,7 +173,7 @@ def _require_stores_of(run: str, stores: Sequence[Store]) -> None:
         )
 
 
-def _trials(request: CheckRequest, store: Store, data: Dataset) -> Trials | None:
+def _trials(request: CheckRequest, store: Store, data: Dataset, view: InputShape) -> Trials | None:
     """The teacher of the first store, tried on clean images; None where none is labelled."""
     assert request.teacher is not None
     shape = data.image_shape
@@ -182,7 +183,9 @@ def _trials(request: CheckRequest, store: Store, data: Dataset) -> Trials | None
             f"--teacher {request.teacher} has weights {teacher.weights_sha256[:12]}, the logits in "
             f"{store.where} are of {store.teacher.weights_sha256[:12]}: give the store's own teacher."
         )
-    images, labels = clean_images(data)
+    images, labels = clean_images(
+        data, None if isinstance(view, Item) else clean_side(data, *view[1:])
+    )
     if not len(labels) or data.item is not None:  # nothing to try in place of no preprocessing
         return None
     measured = None if data.images is None else Preprocessing.measured(data.images)

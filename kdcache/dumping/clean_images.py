@@ -9,15 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kdcache.augment.specs import make_augmentation
 from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
+from kdcache.evaluation.scores import CleanImages
 from kdcache.preprocessing import Preprocessing
 from kdcache.stages import stage
 from kdcache.teachers.sanity import Check, clean_check, require_trained, sample_size
 from kdcache.teachers.teacher import Teacher
 from kdcache.teachers.trials import LOWEST, TRIED, mean_and_std, try_out
-from kdcache.views.plan import ViewPlan
 from kdcache_stores import DataError, UsageError
 
 
@@ -53,7 +52,7 @@ def clean_top1(
     teacher: Teacher,
     splits: Sequence[Dataset],
     allow_untrained: bool = False,
-    size: int = 224,
+    size: int | None = None,
     forwards: float = math.inf,
     more: float = 0,
     assumed: bool = False,
@@ -65,7 +64,7 @@ def clean_top1(
     other preprocessings (`try_out`).
 
     Args:
-        size: side of the central crop of images that differ in size: that of the views.
+        size: side of the views, see `clean_images`.
         forwards: of how many images it may cost; half of that is kept for trials where these would need it.
         more: of how many it may cost instead where there is cause to look closer.
         assumed: nobody has said which preprocessing the teacher was trained with.
@@ -103,7 +102,7 @@ def clean_top1(
 
 
 def _tested(
-    teacher: Teacher, splits: Sequence[Dataset], size: int, forwards: float
+    teacher: Teacher, splits: Sequence[Dataset], size: int | None, forwards: float
 ) -> dict[str, Check]:
     """What the teacher predicts for clean images of each split, by its name."""
     checks = {}
@@ -139,7 +138,9 @@ class _Better(NamedTuple):
     option: bool
 
 
-def _better(teacher: Teacher, dataset: Dataset, size: int, forwards: float) -> _Better | None:
+def _better(
+    teacher: Teacher, dataset: Dataset, size: int | None, forwards: float
+) -> _Better | None:
     """The preprocessing that helps on clean images of a split, if one does."""
     images, labels = clean_images(dataset, size, max(LOWEST, forwards / TRIED))
     try:
@@ -161,23 +162,30 @@ def _better(teacher: Teacher, dataset: Dataset, size: int, forwards: float) -> _
 
 
 def clean_images(
-    dataset: Dataset, size: int = 224, most: float = math.inf
+    dataset: Dataset, size: int | None = None, most: float = math.inf
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """A sample of the labelled images, or other items, as they are, and their labels int64 (N,).
+    """A sample of the labelled images, or other items, un-augmented, and their labels int64 (N,).
 
     Args:
-        size: side of the central crop of images that differ in size.
+        size: side of the views: larger and smaller images are prepared as test images are, see
+            `CleanImages`; None takes them as they are.
         most: so many of them at most.
     """
     labelled = np.flatnonzero(dataset.labels >= 0)
     count = int(min(sample_size(dataset.classes), len(labelled), most))
     if not count:  # of no shape that matters
-        return torch.zeros(0, 3, size, size, dtype=torch.uint8), np.zeros(0, np.int64)
+        return torch.zeros(0, 3, 1, 1, dtype=torch.uint8), np.zeros(0, np.int64)
     rows = labelled[np.arange(count) * len(labelled) // count]
-    view = f"center-crop:size={size},resize={round(size * 256 / 224)}"
-    view = "none" if dataset.image_shape or dataset.item else view
-    plan = ViewPlan(dataset, make_augmentation(view, dataset), seed=0)
+    plan = CleanImages(dataset, rows, size).plan
     with stage(f"decoding clean {dataset.split} images", "images", count) as advance:
         images = plan.images(rows, np.zeros(count, np.int64))
         advance(count)
     return images, dataset.labels[rows]
+
+
+def clean_side(dataset: Dataset, height: int, width: int) -> int | None:
+    """The side that clean images are cropped to, for a teacher of views of height x width.
+
+    None where they stay as they are: views that are not square, of images of one size.
+    """
+    return width if height == width or dataset.image_shape is None else None

@@ -24,14 +24,14 @@ from kdcache.data.dataset import Rows
 from kdcache.data.item import Item
 from kdcache.data.loading import DatasetSource
 from kdcache.distributed import PATIENCE, Ranks, join
-from kdcache.dumping.clean_images import Clean, clean_top1, labelled_splits
+from kdcache.dumping.clean_images import Clean, clean_side, clean_top1, labelled_splits
 from kdcache.dumping.dump import Dumped, DumpObserver, dump
 from kdcache.dumping.estimate import Estimate, estimate
 from kdcache.dumping.first_rows import FirstRows, allowed
 from kdcache.dumping.opening import Target, heavy_fields
 from kdcache.dumping.outputs import AGAIN, CHECKED, check_outputs
-from kdcache.dumping.plans import choose_plan, require_views
-from kdcache.dumping.requests import TeacherRequest, prepare_teacher
+from kdcache.dumping.plans import choose_plan, require_views, usual_views
+from kdcache.dumping.requests import TeacherRequest, prepare_teacher, size_of_runs
 from kdcache.preprocessing import slow_precision
 from kdcache.teachers.load import require_known
 from kdcache.teachers.posterior import posterior_samples
@@ -149,8 +149,16 @@ def prepare_dump(
         for asked in request.teachers:
             require_known(asked.spec)
         tell(slow_precision(device, request.precision))
+        trained_at = size_of_runs(request.teachers)
         plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
-                                  request.views, request.plan_from)  # fmt: skip
+                                  request.views, request.plan_from, trained_at)  # fmt: skip
+        usual = usual_views(plan.dataset, trained_at)
+        if request.augment is request.plan_from is None and usual != usual_views(plan.dataset):
+            tell(
+                [
+                    f"views: {usual}, the size that the teacher was trained at (--augment says otherwise)"
+                ]
+            )
         if request.plan_from is not None:
             with open_store(request.plan_from) as store:
                 tell([str(replay.check(plan, store, device))])
@@ -192,7 +200,7 @@ def prepare_dump(
         )  # fmt: skip
         tell(ranks.on_first(lambda: looked.remarks))
         labelled, shape = list(splits.values()) if cost.rows else [], view_shape(plan)
-        side = 0 if isinstance(shape, Item) else shape[-1]
+        side = None if isinstance(shape, Item) else clean_side(plan.dataset, *shape[1:])
         left = allowed(cost.rows) - looked.forwards
         more = CLOSER_LOOK * cost.rows_per_second
         clean = ranks.on_first(

@@ -88,7 +88,8 @@ def store_settings(
             "channels_last": teacher.channels_last,
             "compile": teacher.compile,
         },
-        "provenance": provenance(torch.device(device), command),
+        "provenance": provenance(torch.device(device), command)
+        | ({"clean_images": target.clean_images} if target.clean_images else {}),
         "hash_keys": hash_keys,
         "shard_rows": shard_rows,
         "head": None if head is None else (head[0].cpu().numpy(), head[1].cpu().numpy()),

@@ -11,8 +11,10 @@ import torch
 from kdcache.augment.custom import Custom
 from kdcache.augment.pairs import WeakStrong
 from kdcache.augment.specs import default_augmentation, make_augmentation
+from kdcache.data.dataset import Dataset
 from kdcache.data.loading import DatasetSource
 from kdcache.views.plan import ViewPlan
+from kdcache.views.sizes import view_size
 from kdcache_stores import MismatchError, Samples, UsageError, open_store
 from kdcache_stores.errors import about
 from kdcache_stores.objects.files import LocalFiles
@@ -26,16 +28,18 @@ def choose_plan(
     seed: int | None = None,
     views: int | None = None,
     store: str | os.PathLike[str] | None = None,
+    size: int | None = None,
 ) -> tuple[ViewPlan, int]:
     """A plan, and its number of views: as asked for, or those of a store.
 
     Args:
         split: of the dataset; None: "train". With a store, it must be the store's.
-        augment: as `make_augmentation` takes it. None: `default_augmentation`. With a store, needed for
-            a user's own alone; a built-in one must be the store's.
+        augment: as `make_augmentation` takes it. None: `usual_views`. With a
+            store, needed for a user's own alone; a built-in one must be the store's.
         seed: of the views; None: 0. With a store, it must be the store's.
         views: None: as many as the augmentation fixes, where it does, or as the store has.
         store: whose plan to use.
+        size: side that the teachers were trained at, where that is known.
 
     Raises:
         UsageError: the augmentation leaves the number of views open, and none is given; or a user's own
@@ -46,7 +50,7 @@ def choose_plan(
         plan, stored = stored_plan(source, store, augment, seed, split)
         return plan, views or stored
     data = source.load(split or "train")
-    plan = ViewPlan(data, make_augmentation(augment or default_augmentation(data), data), seed or 0)
+    plan = ViewPlan(data, make_augmentation(augment or usual_views(data, size), data), seed or 0)
     count = views or (1 if plan.augmentation.fixed else plan.views)
     _require_seeded(plan)
     if count is None:
@@ -54,6 +58,15 @@ def choose_plan(
             f"say how many views of every sample {plan.augmentation.name} shall give: --views N"
         )
     return plan, count
+
+
+def usual_views(data: Dataset, size: int | None = None) -> str:
+    """The augmentation of a dump where none is asked for: the dataset's, or crops of the teachers' size."""
+    usual = default_augmentation(data)
+    if size is None or data.item is not None:
+        return usual
+    views = ViewPlan(data, make_augmentation(usual, data), seed=0)
+    return usual if view_size(views) == (size, size) else f"resized-crop-flip:size={size}"
 
 
 def _require_seeded(plan: ViewPlan) -> None:

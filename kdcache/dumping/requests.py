@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from kdcache.data.dataset import Dataset
 from kdcache.models.classes import load_class_map
 from kdcache.preprocessing import Preprocessing, normalisation, origin
+from kdcache.runs import is_run, read_config
 from kdcache.teachers.load import load_teacher, teacher_class_names
 from kdcache.teachers.teacher import Teacher
 from kdcache_stores.errors import UsageError
@@ -33,6 +35,18 @@ class TeacherRequest:
     preprocessing: Preprocessing | None = None
     size: int | None = None
     class_map: Path | None = None
+
+
+def size_of_runs(teachers: Sequence[TeacherRequest]) -> int | None:
+    """The side in pixels that they were trained at, where all are runs of one side and keep their own."""
+    sides = {
+        read_config(asked.spec)["model"].get("size")
+        if is_run(asked.spec) and asked.size is None
+        else None
+        for asked in teachers
+    }
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) else None
 
 
 def prepare_teacher(

@@ -88,7 +88,7 @@ def load_teacher(
         DataError: no weights, or not readable ones.
         MismatchError: they do not fit the model, or the model does not fit the dataset.
     """
-    if preprocessing is not None and preprocessing.channels == 1 < channels:
+    if isinstance(preprocessing, Preprocessing) and preprocessing.channels == 1 < channels:
         mean, std = preprocessing.mean * channels, preprocessing.std * channels
         preprocessing = replace(preprocessing, mean=mean, std=std)
     name, at, after = str(spec).partition("@")

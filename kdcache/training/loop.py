@@ -163,9 +163,9 @@ class Loop:
             batches = {seed: next(stream) for seed, stream in streams.items()}
             waited += time.perf_counter() - asked
             seen += next(iter(batches.values())).total
-            taught = {seed: self._with_teachers(batch) for seed, batch in batches.items()}
+            shown = {seed: self._with_teachers(batch) for seed, batch in batches.items()}
             for course in courses:
-                batch, forwards = taught[course.training.stream_seed]
+                batch, forwards = shown[course.training.stream_seed]
                 course.learner.learn(self._with_peers(batch, course), epoch, index)
                 course.teacher_forwards += forwards
                 course.watch.step(epoch + 1, index + 1, total)

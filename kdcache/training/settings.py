@@ -184,9 +184,9 @@ def with_orders(trainings: Sequence[Training], in_memory: bool) -> list[Training
     if len(trainings) == 1 or not (costly or chosen or peers):
         return list(trainings)
     seed = first.stream_seed
-    one = [t if t.data_seed is not None else replace(t, data_seed=seed) for t in trainings]
-    _require_equal("data-seed", [training.stream_seed for training in one])
-    return one
+    alike = [t if t.data_seed is not None else replace(t, data_seed=seed) for t in trainings]
+    _require_equal("data-seed", [training.stream_seed for training in alike])
+    return alike
 
 
 def _require_peers(trainings: Sequence[Training]) -> None:

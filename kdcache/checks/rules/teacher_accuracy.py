@@ -111,7 +111,7 @@ def teacher_against_baseline(case: Case) -> Iterator[Finding]:
         clean = (store.teacher.clean_top1 or {}).get("test")
         if clean is None:
             continue
-        count = sample_size(store.classes)
+        count = _clean_test_images(store)
         error = math.sqrt(max(clean * (1 - clean), 1 / count) / count)
         if clean + 2 * error < top1:
             yield Finding(
@@ -122,6 +122,13 @@ def teacher_against_baseline(case: Case) -> Iterator[Finding]:
                 "a better teacher; if this one is known to be better, check --teacher looks for a "
                 "mistake in its preprocessing.",
             )
+
+
+def _clean_test_images(store: Store) -> int:
+    """On how many the dump measured; stores that do not say it used as many as there may be."""
+    counts = store.provenance.get("clean_images")
+    count = counts.get("test") if isinstance(counts, dict) else None
+    return count if isinstance(count, int) and count > 0 else sample_size(store.classes)
 
 
 def student_against_baseline(case: Case) -> Iterator[Finding]:

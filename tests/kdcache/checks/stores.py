@@ -46,6 +46,7 @@ def write(
     augmentation: str | dict[str, Any] = "pad-crop-flip",
     shard_rows: int | None = None,
     name: str = "toy",
+    provenance: dict[str, Any] | None = None,
 ) -> Store:
     """A sealed store of given logits, opened."""
     views, n, classes = logits.shape
@@ -55,7 +56,7 @@ def write(
     teacher = StoredTeacher(name, "ab" * 32, {}, "float32", classes, clean_top1=clean)
     with StoreWriter(path, plan=plan, teacher=teacher, samples=samples, views=views,
                      fields={"logits": FieldSpec((classes,), encoding)}, config={},
-                     shard_rows=shard_rows) as writer:  # fmt: skip
+                     shard_rows=shard_rows, provenance=provenance) as writer:  # fmt: skip
         for name, rows in writer.calibration_rows.items():
             writer.fit({name: logits[:2, rows]})
         for shard in writer.pending():
@@ -67,7 +68,7 @@ def write(
 def store(path: Path, *, labels: np.ndarray | None = None, **options: Any) -> Store:
     """A store of `teacher_logits`; options of both."""
     labels = np.arange(ROWS) % CLASSES if labels is None else labels
-    kept = {"encoding", "clean", "augmentation", "shard_rows", "name"}
+    kept = {"encoding", "clean", "augmentation", "shard_rows", "name", "provenance"}
     told = {k: options.pop(k) for k in kept & options.keys()}
     given = options.pop("shown", labels)
     return write(path, teacher_logits(given, **options), labels, **told)

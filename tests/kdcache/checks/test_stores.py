@@ -104,6 +104,8 @@ def test_a_teacher_no_better_than_the_baseline(
     """75% on 500 images has a standard error of 1.9 points: up to 78.9% may be equal."""
     good = store(tmp_path / "s", clean={"test": 0.75})
     assert rules(taught(good, baseline=Baseline(tmp_path, top1))) == expected
+    few = store(tmp_path / "f", clean={"test": 0.75}, provenance={"clean_images": {"test": 28}})
+    assert rules(taught(few, baseline=Baseline(tmp_path, top1))) == []  # 16 points of error
     unknown = store(tmp_path / "t", clean={"train": 0.75})
     assert rules(taught(unknown, baseline=Baseline(tmp_path, top1))) == []
 

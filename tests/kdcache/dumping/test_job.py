@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from kdcache import Training, train
 from kdcache.data.loading import DatasetSource
 from kdcache.dumping.clean_images import clean_images, clean_top1
 from kdcache.dumping.dump import dump
@@ -18,9 +22,11 @@ from kdcache.dumping.first_rows import allowed
 from kdcache.dumping.job import DumpRequest, prepare_dump
 from kdcache.dumping.requests import TeacherRequest
 from kdcache.preprocessing import Preprocessing
-from kdcache.runs import load_run_model
+from kdcache.runs import load_run_model, read_summary
 from kdcache.teachers.teacher import Teacher
 from kdcache.teachers.trials import try_out
+from kdcache.training.optim import Optimization
+from kdcache.views.sizes import view_size
 from kdcache_stores import DataError, MismatchError, UsageError, describe, open_store
 from tests.conftest import Trained
 
@@ -53,6 +59,39 @@ def test_a_dump_from_its_request_to_its_store(trained: Trained, tmp_path: Path) 
     with prepare_dump(again, notes.append) as prepared:
         assert (prepared.plan.seed, prepared.views) == (3, 2)
     assert any("identical" in note for note in notes)
+
+
+def test_views_and_clean_images_have_the_size_that_the_teacher_was_trained_at(
+    tmp_path: Path,
+) -> None:
+    """A folder of 40-pixel files, a teacher of crops of 16: so are its views, and so is it tested."""
+    rng = np.random.default_rng(0)
+    for split, number in product(("train", "val"), range(40)):
+        image = rng.integers(0, 60, (40, 40, 3)) + 150 * (number % 2)
+        file = tmp_path / "photos" / split / str(number % 2) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(file)
+    source = DatasetSource(f"folder:{tmp_path / 'photos'}")
+    run = train(
+        Training(source.name, "resnet8", augment="resized-crop-flip:size=16,flip=false",
+                 optimization=Optimization(epochs=3, batch_size=8, lr=0.05)),
+        tmp_path / "teacher",
+    )  # fmt: skip
+    notes: list[str] = []
+    request = TeacherRequest(tmp_path / "t.zarr", str(run.path))
+    with prepare_dump(DumpRequest(source, [request], views=1), notes.append) as prepared:
+        assert view_size(prepared.plan) == (16, 16)
+        (target,) = prepared.targets
+        assert target.clean_images == {"train": 28, "test": 28}
+        assert target.clean_top1 is not None
+        assert target.clean_top1["test"] == read_summary(run.path)["last_top1"] == 1
+        prepared.run()
+    assert any(n.startswith("views: resized-crop-flip:size=16, the size that") for n in notes)
+    with open_store(tmp_path / "t.zarr") as store:
+        assert store.provenance["clean_images"] == {"train": 28, "test": 28}
+    asked = DumpRequest(source, [replace(request, out=tmp_path / "u")], views=1, augment="none")
+    with prepare_dump(asked, notes.append) as prepared:
+        assert view_size(prepared.plan) == (40, 40)
 
 
 def test_nothing_is_written_where_something_is_refused(trained: Trained, tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_logits_are_those_of_the_module_on_normalised_views(checkpoint: Path) ->
     assert not any(p.requires_grad for p in teacher.module.parameters())
 
 
+def test_one_mean_and_std_are_of_all_channels(tmp_path: Path) -> None:
+    torch.save(build_model("resnet8", 10).state_dict(), tmp_path / "c.pth")
+    teacher = load_teacher(
+        f"resnet8@{tmp_path / 'c.pth'}", classes=10, channels=3, size=8, preprocessing=GREY
+    )
+    assert isinstance(teacher.preprocessing, Preprocessing)
+    assert (teacher.preprocessing.mean, teacher.preprocessing.std) == (GREY.mean * 3, GREY.std * 3)
+
+
 def test_weights_by_argument_or_after_the_at_sign(checkpoint: Path) -> None:
     beside = load_teacher("resnet8", checkpoint, classes=10, channels=1, size=8, preprocessing=GREY)
     assert torch.equal(beside.logits(views(2)), load(checkpoint).logits(views(2)))

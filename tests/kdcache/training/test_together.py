@@ -110,7 +110,7 @@ def test_one_order_where_it_saves_work_or_chooses_samples(
         changes = {"online": (str(trained.teacher),)}
     if "stores" in changes:
         plain["objective"] = ObjectiveConfig(method="ce")
-    base = replace(trainings(trained)[0], **plain, **changes)
+    base = replace(trainings(trained)[0], **(plain | changes))
     both = [base, replace(base, seed=8)]
     assert [t.data_seed for t in with_orders(both, True)] == [7, 7]
     base = replace(trainings(trained)[0], **plain)

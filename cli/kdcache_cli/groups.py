@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import click
 import cloup
 from cloup import OptionGroup
 
 DATA = OptionGroup("Data")
 TEACHER = OptionGroup("Teacher and stores")
 STUDENT = OptionGroup("Student")
+NETWORK = OptionGroup("Network")
 VIEWS = OptionGroup("Views")
 OBJECTIVE = OptionGroup("Objective")
 OF_METHODS = OptionGroup("Options of single methods")
@@ -20,7 +22,26 @@ MACHINE = OptionGroup("Machine")
 OUTPUT = OptionGroup("Output")
 
 #: The order in which a page of help shows them.
-GROUPS = (DATA, TEACHER, STUDENT, VIEWS, OBJECTIVE, OF_METHODS, OPTIMIZATION, MACHINE, OUTPUT)
+GROUPS = (
+    DATA,
+    TEACHER,
+    STUDENT,
+    NETWORK,
+    VIEWS,
+    OBJECTIVE,
+    OF_METHODS,
+    OPTIMIZATION,
+    MACHINE,
+    OUTPUT,
+)
+
+
+#: By command, what to say of an option that it lacks and people look for.
+INSTEAD = {
+    name: {"--size": "the size of the views is their augmentation's, such as "
+                     f"--augment resized-crop-flip:size=64{where}"}
+    for name, where in (("train-teacher", ""), ("train-student", "; of a store's views it is stored"))
+}  # fmt: skip
 
 
 class GroupedCommand(cloup.Command):
@@ -32,6 +53,17 @@ class GroupedCommand(cloup.Command):
         # cloup writes a command's options into the groups, which all commands share: keep copies.
         groups = [copy.copy(group) for group in self.option_groups]
         self.option_groups = sorted(groups, key=lambda group: titles.index(group.title))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, but an option that another way of saying replaces is answered with that."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if instead := INSTEAD.get(self.name or "", {}).get(error.option_name):
+                raise click.UsageError(
+                    f"No such option {error.option_name}: {instead}", ctx
+                ) from None
+            raise
 
 
 def command(name: str, *examples: str) -> Callable[[Callable[..., Any]], GroupedCommand]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from kdcache.methods.record import Method
 from kdcache.methods.table import METHODS
@@ -131,9 +131,12 @@ def _method_page(name: str) -> str:
 
 
 def _augmentation_page(name: str) -> str:
-    from kdcache.augment.specs import AUGMENTATIONS
+    from kdcache.augment.specs import AUGMENTATIONS, OF_THE_DATASET
 
-    return _page_of_class(AUGMENTATIONS[name])
+    of_dataset = OF_THE_DATASET.keys() & inspect.signature(AUGMENTATIONS[name]).parameters.keys()
+    text = "; ".join(f"{key}: {line}" for key, line in OF_THE_DATASET.items() if key in of_dataset)
+    page = _page_of_class(AUGMENTATIONS[name], of_dataset)
+    return f"{page}\n\nDefaults that the dataset decides: {text}" if text else page
 
 
 def _encoding_page(name: str) -> str:
@@ -167,12 +170,13 @@ _PAGES: dict[str, Callable[[str], str]] = {
 }
 
 
-def _page_of_class(kind: type | Callable[..., object]) -> str:
-    """Its docstring, and the defaults of its options."""
+def _page_of_class(kind: type | Callable[..., object], others: Collection[str] = ()) -> str:
+    """Its docstring, and the defaults of its options but for some others."""
     options = [
         f"{name}={parameter.default}"
         for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.default is not parameter.empty
+        and name not in others
         and isinstance(parameter.default, (int, float, str))
     ]
     return "\n\n".join(

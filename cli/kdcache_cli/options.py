@@ -234,10 +234,12 @@ recipe = together(
     ),
 )
 
+train_samples = DATA.option(
+    "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
+)
+
 samples = together(
-    DATA.option(
-        "--train-samples", type=click.IntRange(1), help="Use so many samples, class-balanced."
-    ),
+    train_samples,
     val_split,
     DATA.option("--subset", is_flag=True, help="Leave out samples that the store does not have."),
     VIEWS.option(

@@ -136,6 +136,15 @@ def _make(name: str, given: dict[str, Any], dataset: Images) -> Augmentation:
     return _call(name, options | given)
 
 
+#: What `_defaults` takes from the dataset, for the page of an augmentation.
+OF_THE_DATASET = {
+    "size": "the side of its images, 224 where these differ",
+    "flip": "whether a mirrored image keeps its label",
+    "padding": "an eighth of the side",
+    "resize": "8/7 of the size",
+}
+
+
 def _defaults(name: str, dataset: Images) -> dict[str, Any]:
     shape = dataset.image_shape
     options: dict[str, Any] = {"flip": dataset.flip, "size": shape[-1] if shape else 224}

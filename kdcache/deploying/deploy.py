@@ -95,12 +95,12 @@ def usage(model: RunModel) -> dict[str, Any]:
     names = read_summary(model.file.parent, ()).get("class_names") if summary.is_file() else None
     shape = trained_size(model.config["model"])
     if shape is None:
-        use: dict[str, Any] = {"preparation": f"{model.preprocessing}, as the dataset holds them"}
-        return use | {"classes": names}
+        known: dict[str, Any] = {"preparation": f"{model.preprocessing}, as the dataset holds them"}
+        return known | {"classes": names}
     height, width = shape
     channels = model.config["model"]["channels"]
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
-    use = {
+    known = {
         "preparation": f"{kind} images of {height}x{width} pixels as they are",
         "channels": channels,
         "mode": {1: "L", 3: "RGB"}.get(channels),
@@ -108,12 +108,12 @@ def usage(model: RunModel) -> dict[str, Any]:
         "width": width,
     }
     if height == width:
-        use |= {"resize": resized(width), "crop": width}
-        use["preparation"] += (
-            f"; of others the shorter side resized to {use['resize']} pixels (bilinear, antialiased), then "
+        known |= {"resize": resized(width), "crop": width}
+        known["preparation"] += (
+            f"; of others the shorter side resized to {known['resize']} pixels (bilinear, antialiased), then "
             f"the central {width}x{width}"
         )
-    return use | {"classes": names}
+    return known | {"classes": names}
 
 
 def random_inputs(model: RunModel) -> Tensor:

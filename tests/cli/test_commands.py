@@ -242,3 +242,33 @@ def test_module_and_version() -> None:
                 [*command, "--version"], capture_output=True, text=True, check=True
             )
             assert done.stdout.startswith("kdcache, version ")
+
+
+def test_what_a_newcomer_looks_for_is_told(tmp_path: Path, kdcache: Run) -> None:
+    train = (
+        "train-teacher",
+        "--dataset",
+        "digits",
+        "--model",
+        "resnet8",
+        "--out",
+        tmp_path / "run",
+    )
+    sized = kdcache(*train, "--size", 64)
+    assert sized.code == 2
+    assert "--augment resized-crop-flip:size=64" in sized.err
+    page = kdcache("list", "augmentations", "resized-crop-flip").out
+    assert "size: the side of its images, 224 where these differ" in page
+    assert "\nNetwork:\n  --model " in kdcache("train-teacher", "--help").out
+    (tmp_path / "file.zarr").write_bytes(b"")
+    for name, what in (("nope", ": there is no such folder"), ("file.zarr", " is a file")):
+        assert f"{name}{what}" in kdcache("inspect", tmp_path / name).err
+
+
+def test_a_teacher_of_some_samples(tmp_path: Path, kdcache: Run) -> None:
+    done = kdcache("train-teacher", "--dataset", "digits", "--model", "resnet8", "--epochs", 1, "--device",
+                   "cpu", "--train-samples", 40, "--val-split", 0.25, "--batch-size", 10, "--out",
+                   tmp_path / "run", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.json["train_samples"] == 30
+    assert done.json["best_chosen_on"] == "held-out training samples"

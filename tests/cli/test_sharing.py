@@ -133,8 +133,8 @@ def test_card(trained: Trained, tmp_path: Path, kdcache: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["push", "OUT/nope", "OUT/there"], 1, "nope holds no kdcache store"),
-        (["pull", "OUT/nope", "OUT/there"], 1, "nope holds no kdcache store"),
+        (["push", "OUT/nope", "OUT/there"], 1, "nope: there is no such folder"),
+        (["pull", "OUT/nope", "OUT/there"], 1, "nope: there is no such folder"),
         (["pull", "OUT/nope", "OUT/there", "--views", "3:1"], 2, "A below B"),
         (["ls", "OUT/nope"], 1, "no folder"),
         (["inspect", "gopher://u:SECRET@host/x"], 2, "no such kind of URL"),

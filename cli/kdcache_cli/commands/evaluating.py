@@ -21,7 +21,7 @@ from kdcache_cli.output import emit, percent, say, show_facts, show_line, show_t
 @click.argument("model", type=options.NETWORK)
 @options.dataset
 @groups.DATA.option("--split", default="test", show_default=True)
-@groups.STUDENT.option(
+@groups.NETWORK.option(
     "--weights", type=options.LOCAL_PATH, help="Weights, when MODEL is a model's name."
 )
 @groups.TEACHER.option(

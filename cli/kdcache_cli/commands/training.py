@@ -194,7 +194,7 @@ def _training(settings: dict[str, Any]) -> Any:
 )
 @options.dataset
 @options.skip_bad
-@groups.STUDENT.option(
+@groups.NETWORK.option(
     "--model", type=options.MODEL, required=True, help="Name; see `kdcache list models`."
 )
 @options.run_out
@@ -203,6 +203,7 @@ def _training(settings: dict[str, Any]) -> Any:
     type=options.AUGMENTATION,
     help="[default: pad-crop-flip, or resized-crop-flip for large images]",
 )
+@options.train_samples
 @options.val_split
 @options.steps
 @options.seed

@@ -73,6 +73,15 @@ def local_path(path: str | os.PathLike[str]) -> str | None:
     return unquote(parts.path)
 
 
+def no_store(where: str, root: str) -> str:
+    """What to say of a path or URL without the object that every store has."""
+    if is_url(where) or os.path.isdir(where):
+        return f"{where} holds no kdcache store: there is no {root}"
+    if os.path.exists(where):
+        return f"{where} is a file, and a store is a folder"
+    return f"{where}: there is no such folder, so no store"
+
+
 def join(url: str, name: str) -> str:
     """The path or URL of something inside a folder."""
     return os.path.join(url, name) if not is_url(url) else f"{url.rstrip('/')}/{name}"

@@ -24,6 +24,7 @@ from kdcache_stores.format.manifest import (
 )
 from kdcache_stores.format.records import announced
 from kdcache_stores.objects.files import LocalFiles, Objects, Stamp
+from kdcache_stores.objects.urls import no_store
 
 _READS = 8
 """How often seal and manifest are read until they agree."""
@@ -83,7 +84,7 @@ class SealedObjects:
         if self.objects.size(ROOT) is None:
             if self.objects.size(SEAL) is not None:
                 return CorruptStore(f"{self.where}/{ROOT} is missing")
-            return StoreNotFound(f"{self.where} holds no kdcache store: there is no {ROOT}")
+            return StoreNotFound(no_store(self.where, ROOT))
         read_header(parse_json(self.objects.get(ROOT), f"{self.where}/{ROOT}"), self.where)
         if self.objects.size(SEAL) is not None:
             return CorruptStore(f"{self.where}/{MANIFEST} is missing")

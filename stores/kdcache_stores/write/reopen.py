@@ -14,6 +14,7 @@ from kdcache_stores.format.header import read_header
 from kdcache_stores.format.manifest import ROOT, SAMPLES, SEAL
 from kdcache_stores.format.sample_table import read_samples
 from kdcache_stores.objects.files import LocalFiles
+from kdcache_stores.objects.urls import no_store
 from kdcache_stores.types import FieldSpec, Samples
 from kdcache_stores.write.writer import StoreWriter
 
@@ -40,7 +41,7 @@ def reopen(path: str | os.PathLike[str], views: int | None = None) -> StoreWrite
     """
     files = LocalFiles(path)
     if files.size(ROOT) is None:
-        raise StoreNotFound(f"{files.where} holds no kdcache store: there is no {ROOT}")
+        raise StoreNotFound(no_store(files.where, ROOT))
     header = read_header(parse_json(files.get(ROOT), f"{files.where}/{ROOT}"), files.where)
     if views is None and files.size(SEAL) is not None:
         raise UsageError(

@@ -166,7 +166,8 @@ def test_a_curve_shows_its_first_epoch_and_both_axes_are_named(
 ) -> None:
     from matplotlib.figure import Figure as Canvas
 
-    from kdcache.report.sections import figures, training_section
+    from kdcache.report import figures
+    from kdcache.report.sections import training_section
 
     run = write_run(tmp_path / "a", 0.9)
     tops = [0.02, *[0.9 + epoch / 1000 for epoch in range(39)]]

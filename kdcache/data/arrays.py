@@ -29,7 +29,8 @@ def arrays(file: str, split: str) -> Dataset:
 
     x is images, uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; or other items
     of any shape, see `items_or_images`; y is integers (N,). Optional: keys_train, keys_test (text),
-    class_names, x_unlabeled. Without keys a sample is known by its
+    class_names, x_unlabeled. Other usual names are taken too, and said: train_images, images_train, images
+    and labels alone, and the like. Without keys a sample is known by its
     index. The last axis holds the channels if it is 1 or 3 long; else the second one must. Without
     x_test and y_test, x_val and y_val (or valid, validation) are the test split; without either,
     see `hold_out`. A remark names the arrays that are not used.
@@ -45,14 +46,15 @@ def arrays(file: str, split: str) -> Dataset:
     try:
         _check_sizes(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
-            held = loaded.files
+            names = _canonical(loaded.files)
+            held = list(names)
             tests = (s for s in TESTS if {f"x_{s}", f"y_{s}"} & set(held))
             test = next(tests, None)
             alone = split in ("train", "test") and test is None
             wanted = split
             split = "train" if alone else test if split == "test" and test else split
             content = {
-                name: loaded[name]
+                name: loaded[names[name]]
                 for name in (f"x_{split}", f"y_{split}", f"keys_{split}", "y_train", "class_names")
                 if name in held
             }
@@ -65,7 +67,11 @@ def arrays(file: str, split: str) -> Dataset:
         content.setdefault(f"y_{split}", np.full(count, -1, dtype=np.int64))
     absent = [name for name in (f"x_{split}", f"y_{split}") if name not in content]
     if absent:
-        raise DataError(f"{path} lacks the arrays {absent}; it has {sorted(held)}")
+        given = ", ".join(f"{name}=z[...]" for name in ("x_train", "y_train", "x_test", "y_test"))
+        raise DataError(
+            f"{path} lacks the arrays {absent}; it has {sorted(names.values())}. Save them under these names: "
+            f"z = np.load({path.name!r}); np.savez('renamed.npz', {given})"
+        )
     images, remarks = items_or_images(content[f"x_{split}"], f"x_{split} of {path.name}")
     labels = content[f"y_{split}"]
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -94,7 +100,7 @@ def arrays(file: str, split: str) -> Dataset:
         classes=classes,
         class_names=class_names,
     )
-    dataset.remarks = _remarks(dataset.name, held, test) + remarks
+    dataset.remarks = _remarks(dataset.name, names, test) + remarks
     return hold_out(dataset, wanted) if alone else dataset
 
 
@@ -129,12 +135,35 @@ def _check_sizes(path: Path) -> None:
                 )
 
 
-def _remarks(name: str, held: list[str], test: str | None) -> list[str]:
-    """Says which arrays are the test split under another name, and which are not used."""
+#: What images and labels of a split are called elsewhere; those without a split are of the training's.
+X, Y = (
+    ("x_{}", "X_{}", "{}_x", "{}_images", "images_{}"),
+    ("y_{}", "{}_y", "{}_labels", "labels_{}"),
+)
+ALONE = {"x_train": ("images", "x", "X"), "y_train": ("labels", "y")}
+
+
+def _canonical(held: list[str]) -> dict[str, str]:
+    """The arrays of a file by the names that `arrays` documents -> their own."""
+    names = {}
+    for split in ("train", *TESTS, "unlabeled"):
+        for part, patterns in (("x", X), ("y", Y)):
+            name = f"{part}_{split}"
+            usual = [pattern.format(split) for pattern in patterns]
+            own = next((n for n in (*usual, *ALONE.get(name, ())) if n in held), None)
+            if own is not None:
+                names[name] = own
+    return names | {n: n for n in held if n not in names.values()}
+
+
+def _remarks(name: str, names: dict[str, str], test: str | None) -> list[str]:
+    """Says which arrays were taken under another name, are the test split, and are not used."""
+    held = list(names)
+    renamed = [f"{own} as {of}" for of, own in names.items() if of != own]
     used = {f"{part}_{split}" for part in "xy" for split in ("train", test, "unlabeled")}
     used |= {f"keys_{split}" for split in ("train", test, "unlabeled")} | {"class_names"}
     unused = sorted(set(held) - used)
-    remarks = []
+    remarks = [f"{name}: {', '.join(renamed)}"] if renamed else []
     if test not in (None, "test"):
         remarks.append(f"{name} has no x_test: x_{test} and y_{test} are its test split")
     if unused:

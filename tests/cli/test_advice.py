@@ -120,7 +120,8 @@ def places(trained: Trained, tmp_path: Path) -> Places:
 def check_advice(places: Places, kdcache: Run, refused: str, says: str, advised: str) -> None:
     result = kdcache(*places.words(refused))
     assert result.code in (1, 2), result.err
-    assert re.search(says, result.err), result.err
+    said = result.out + result.err
+    assert re.search(says, said), said
     result = kdcache(*places.words(advised))
     assert result.code == 0, result.err
 
@@ -182,14 +183,14 @@ def test_parts_and_the_commands_that_a_dump_prints(
     dump = f"{DUMP} --views 2 --encoding float32 --shard-rows 500"
     first = kdcache(*places.words(f"{dump} --part 0/2"))
     assert first.code == 0
-    (seal,) = re.findall(r"when all 2 parts are: kdcache (.*)", first.err)
+    (seal,) = re.findall(r"when all 2 parts are: kdcache (.*)", first.out)
     early = kdcache(*shlex.split(seal))
     assert early.code == 1
     assert "write them before sealing" in early.err
     assert kdcache(*places.words(f"{dump} --part 1/2")).code == 0
     assert kdcache(*shlex.split(seal)).code == 0
     again = kdcache(*places.words(dump))
-    (following,) = re.findall(r"next: kdcache (.*)", again.err)
+    (following,) = re.findall(r"next: kdcache (.*)", again.out)
     words = [
         *shlex.split(following),
         "--epochs",
@@ -292,9 +293,9 @@ def test_a_finding_goes_with_its_remedy(places: Places, kdcache: Run) -> None:
     shutil.copytree(places.trained.store, places.folder / "OUT")
     advice = re.search(
         r"Remedy: dump-teacher --views (\d+).*\[few-views\]",
-        kdcache("check", places.folder / "OUT").err,
+        kdcache("check", places.folder / "OUT").out,
     )
     assert advice is not None
     dump = f"{DUMP} --encoding float32 --views {advice[1]}"
     assert kdcache(*places.words(dump)).code == 0
-    assert "[few-views]" not in kdcache("check", places.folder / "OUT").err
+    assert "[few-views]" not in kdcache("check", places.folder / "OUT").out

@@ -328,6 +328,29 @@ def test_an_interrupted_pull_goes_on(store: Path, tmp_path: Path) -> None:
     assert data_of(tmp_path / "pulled") == data_of(store)
 
 
+@pytest.mark.parametrize("key", [
+    "logits/values/c/3/2/0", "samples.parquet", "logits/values/zarr.json",
+])  # fmt: skip
+@pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
+def test_a_damaged_copy_is_mended_by_pulling_it_again(
+    store: Path, tmp_path: Path, key: str, harm: str
+) -> None:
+    copy = tmp_path / "copy"
+    pull_store(store, copy)
+    whole = pull_store(store, copy)
+    assert whole.sent == 0
+    file = copy / key
+    data = file.read_bytes()
+    if harm == "lose":
+        file.unlink()
+    else:
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if harm == "flip" else data[:-9])
+    again = pull_store(store, copy)
+    assert (again.sent, again.sent_bytes) == (1, len(data))
+    assert again.skipped == whole.skipped - 1
+    assert data_of(copy) == data_of(store)
+
+
 def test_pull_under_faults(store: Path, tmp_path: Path) -> None:
     for seed in range(3):
         with StaticServer(store.parent, faults=FAULTS, rate=0.4, seed=seed) as server:

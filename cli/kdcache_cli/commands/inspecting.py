@@ -178,7 +178,8 @@ def verify(
         show_line(f"damaged: {problem.message}", as_json)
     if report.rewrite:
         shards = ", ".join(f"view {view} rows {a}-{b - 1}" for view, a, b in report.rewrite)
-        show_line(f"the dump's command, run again with --repair, rewrites: {shards}", as_json)
+        show_line(f"the dump's command, run again with --repair, rewrites: {shards}; a copy is mended by "
+            "pulling it again", as_json)  # fmt: skip
     return 1
 
 

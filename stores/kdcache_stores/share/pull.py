@@ -74,7 +74,7 @@ def pull_store(
         report = verify(made)
         if not report.ok:
             raise CorruptStore(
-                f"{made.where} was damaged while it was pulled: {report.problems[0]}"
+                f"{made.where} is damaged after the pull: {report.problems[0].message}. Pull it again"
             )
         return Transfer(made.where, made.digest, sent, sent_bytes, skipped)
 
@@ -92,10 +92,10 @@ class _Pull:
         entries = {entry.key: entry for entry in fetched}
         entries |= {key: entry for key, (entry, _) in made.items()}
         manifest = write_manifest(entries.values(), self._part())
-        sealed = self._claim()
-        if sealed is not None and sha256(manifest) == sealed.source.manifest_sha256:
-            self.skipped = len(entries)
+        if self._is_here(manifest):
+            self._restore(fetched, made)
         else:
+            self._claim()
             self._fetch_all(entry for entry in fetched if entry.key != ROOT)
             # From here on as a growth goes: whoever reads what was here before still can.
             announced = announcement(sha256(manifest), self.views.stop)
@@ -142,8 +142,15 @@ class _Pull:
             made[key] = _entry(key, data, "probes"), data
         return fetched, made
 
-    def _claim(self) -> Store | None:
-        """The sealed store that is here and of which this is a growth; None if there is none yet."""
+    def _is_here(self, manifest: bytes) -> bool:
+        """Whether the folder holds this very store, sealed, however damaged its other objects are."""
+        files = self.files
+        if any(files.size(key) is None for key in (ROOT, SEAL, MANIFEST)):
+            return False
+        return files.get(ROOT) == self.store.source.get(ROOT) and files.get(MANIFEST) == manifest
+
+    def _claim(self) -> None:
+        """See that the folder is empty, an interrupted pull, or a sealed store of which this is a growth."""
         files, root = self.files, self.store.source.get(ROOT)
         if files.size(ROOT) is None:
             extra = [key for key in files.walk() if not is_leftover(key)]
@@ -157,14 +164,13 @@ class _Pull:
                 raise StoreInUse(
                     f"{files.where} holds an unfinished dump: pull into an empty folder"
                 )
-            return None
+            return
         present = Store(files)
         if not set(present.view_range) <= set(self.views):
             raise StoreInUse(
                 f"{files.where} holds the views {present.view_range.start}:{present.view_range.stop}; pull "
                 "at least those, or into an empty folder"
             )
-        return present
 
     # ---- fetching ------------------------------------------------------------------------------
 
@@ -193,6 +199,17 @@ class _Pull:
             return False
         self.files.put(entry.key, source.get(entry.key), replace=True)
         return True
+
+    def _restore(self, fetched: Iterable[Entry], made: dict[str, tuple[Entry, bytes]]) -> None:
+        """Fetch what a whole copy of this very store has lost, or holds damaged."""
+        self._fetch_all(entry for entry in fetched if entry.key != ROOT)
+        for key, (entry, data) in made.items():
+            if self.files.size(key) == entry.size and sha256(self.files.get(key)) == entry.sha256:
+                self.skipped += 1
+            else:
+                self.files.put(key, data, replace=True)
+                self.sent, self.sent_bytes = self.sent + 1, self.sent_bytes + entry.size
+        self.skipped += 1  # the root, by which it is this store
 
     def _fetch_cards(self) -> None:
         """The pages for people describe the whole store, so a part goes without."""

@@ -287,6 +287,33 @@ def test_arrays_with_everything(tmp_path: Path) -> None:
     assert unlabeled.classes == 3
 
 
+@pytest.mark.parametrize("names", [
+    "train_images train_labels test_images test_labels",
+    "images labels test_images test_labels",
+    "images_train labels_train images_val labels_val",
+    "X_train y_train X_test y_test",
+])  # fmt: skip
+def test_arrays_under_other_usual_names(tmp_path: Path, names: str) -> None:
+    x, y = np.arange(4 * 75, dtype=np.uint8).reshape(4, 5, 5, 3), np.array([0, 1, 2, 0])
+    own = names.split()
+    np.savez(tmp_path / "own.npz", **dict(zip(own, (x, y, x[:2], y[:2]), strict=True)))
+    train, test = (load_dataset(f"arrays:{tmp_path / 'own.npz'}", s) for s in ("train", "test"))
+    assert train.images is not None
+    assert torch.equal(train.images, torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert (train.labels.tolist(), test.labels.tolist()) == (y.tolist(), y[:2].tolist())
+    taken = [f"{n} as {c}" for n, c in zip(own, ("x_train", "y_train"), strict=False) if n != c]
+    assert all(any(words in remark for remark in train.remarks) for words in taken)
+
+
+def test_arrays_under_documented_names_come_first(tmp_path: Path) -> None:
+    x, y = np.zeros((4, 5, 5, 3), np.uint8), np.array([0, 1, 2, 0])
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, images=x + 9, x_test=x, y_test=y)
+    train = load_dataset(f"arrays:{tmp_path / 'own.npz'}")
+    assert train.images is not None
+    assert int(train.images.max()) == 0
+    assert any("not used: ['images']" in remark for remark in train.remarks)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -55,7 +55,8 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         decoded: where decoded rows of encodings other than float16 and float32 are kept; by default
             a folder that is made for them, and goes with this object.
 
-    Raises: as `CachedViews`; an item raises `DataError` for an image that cannot be decoded and
+    Raises: as `CachedViews`, and `UsageError` for a dataset that is none of kdcache's; an item raises
+    `DataError` for an image that cannot be decoded and
     `CorruptStore` for rows that are not what was written.
     """
 
@@ -73,6 +74,11 @@ class CachedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         subset: bool = False,
         decoded: DecodedFolder | None = None,
     ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise UsageError(
+                f"CachedDataset takes a dataset of kdcache, found {type(dataset).__name__}: give "
+                "load_dataset(NAME), or one made of your own images (kdcache.data)"
+            )
         cached = CachedViews(
             dataset, stores, 1, (), plan=plan, augmentation=augmentation, views=views, rows=rows,
             subset=subset,
@@ -253,6 +259,11 @@ class ViewSampler(torch.utils.data.Sampler[tuple[int, int]]):
         seed: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
+        if not isinstance(dataset, CachedDataset):
+            raise UsageError(
+                f"ViewSampler takes a CachedDataset, found {type(dataset).__name__}: for some of its items "
+                "give rows= to the CachedDataset instead of a Subset"
+            )
         index, parts = part
         if not 0 <= index < parts <= len(dataset):
             raise UsageError(f"part {part}: expected (i, n) with 0 <= i < n <= {len(dataset)}")

@@ -328,8 +328,8 @@ def train_teacher(out: Path, as_json: bool, quiet: bool, **settings: Any) -> Non
 @groups.OPTIMIZATION.option(
     "--data-seed",
     type=options.SEED,
-    help="Of the order of the samples and their choice [default: the --seed; for students side by side whose "
-    "images are decoded, the first one's].",
+    help="Of the order of the samples and their choice [default: the --seed; for students side by side of "
+    "files, or of --train-samples, the first one's].",
 )
 @options.device
 @common
@@ -338,8 +338,9 @@ def train_student(
 ) -> None:
     """Train students from labels and cached outputs of their teacher, without the teacher.
 
-    Several seeds, methods, recipes or --runs train side by side: images are decoded once for all, in one order;
-    images in memory come to each in its own. Each writes its run into a folder of --out.
+    Several seeds, methods, recipes or --runs train side by side: files are decoded once for all, in one order;
+    images in memory come to each in its own, unless samples are chosen. Each writes its run into a
+    folder of --out.
     """
     from kdcache.augment.custom import is_import_path
 

@@ -117,5 +117,6 @@ def not_after_a_fork() -> None:
     if _runtime_pid != os.getpid():
         raise StoreError(
             "a remote store was used before this process was forked, and cannot be used after it: "
-            "start worker processes with the method 'spawn', or pull the store first"
+            "start worker processes with the method 'spawn' (DataLoader(..., "
+            "multiprocessing_context='spawn')), or pull the store first"
         )

@@ -265,3 +265,14 @@ def test_a_batch_is_what_its_items_are(
     part = torch.utils.data.Subset(data, [5, 39])
     (batch,) = DataLoader(part, 2)
     assert batch["row"].tolist() == [5, 39]
+
+
+def test_what_is_no_dataset_of_kdcache_is_refused_by_name(
+    digits: Dataset, stores: dict[str, Path]
+) -> None:
+    store = stores["float16"]
+    data = CachedDataset(digits, store)
+    with pytest.raises(UsageError, match=r"found Subset: give load_dataset\(NAME\)"):
+        CachedDataset(torch.utils.data.Subset(data, [0, 1]), store)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"takes a CachedDataset, found Subset: .* give rows="):
+        ViewSampler(torch.utils.data.Subset(data, [0, 1]))  # type: ignore[arg-type]

@@ -52,11 +52,14 @@ def main(folder: Path, wanted: int, seed: int, encoding: str) -> None:
     whole = tree(folder / "whole")
     kills = dumps = resumed = 0
     path = folder / "killed"
-    while kills < wanted or not dumps:
+
+    def enough() -> bool:
+        """Few kills may all come before the first shard: then there are some more."""
+        return kills >= wanted and (resumed > kills // 100 or kills >= wanted + 200)
+
+    while not enough() or not dumps:
         # The last one may finish, however slow the machine has become.
-        finished, _ = dump_in_child(
-            path, encoding, rng.uniform(0, longest) if kills < wanted else None
-        )
+        finished, _ = dump_in_child(path, encoding, None if enough() else rng.uniform(0, longest))
         if not finished:
             kills += 1
             if path.exists() and (path / "zarr.json").exists():

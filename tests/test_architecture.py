@@ -5,15 +5,16 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+#: Where they are imported from: a checkout, or the place that a wheel was installed into.
 PACKAGES = {
-    "kdcache_stores": ROOT / "stores" / "kdcache_stores",
-    "kdcache": ROOT / "kdcache",
-    "kdcache_cli": ROOT / "cli" / "kdcache_cli",
+    package: Path(str(find_spec(package).origin)).parent  # type: ignore[union-attr]
+    for package in ("kdcache_stores", "kdcache", "kdcache_cli")
 }
 FORBIDDEN = {
     "kdcache_stores": {"kdcache", "kdcache_cli", "torch", "torchvision", "click", "rich"},

@@ -127,6 +127,11 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line; the exit code: 0 done, 1 data or store wrong, 2 wrong usage, 130 Ctrl-C."""
     debug = "--debug" in (sys.argv[1:] if args is None else args)
     try:
+        os.getcwd()
+    except OSError:  # NumPy cannot even be imported there by Python 3.13
+        click.echo("error: the current folder was deleted: change to another one", err=True)
+        return 1
+    try:
         code = app.main(args=args, prog_name="kdcache", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

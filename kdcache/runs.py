@@ -168,7 +168,7 @@ class Run:
             write_atomically(self.path / CONFIG, lambda s: s.write(tomli_w.dumps(config).encode()))
 
     def _require_same(self, old: Mapping[str, Any]) -> None:
-        was, now = _flat(dict(old) | _objective_of_now(old)), _flat(self.config)
+        was, now = flatten(dict(old) | _objective_of_now(old)), flatten(self.config)
         differ = [
             key
             for key in sorted(was.keys() | now.keys())
@@ -282,14 +282,14 @@ def _objective_of_now(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"objective": ObjectiveConfig.from_dict(objective).resolved().to_dict()}
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every value by its dotted name; the items of a list by their number."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, (list, tuple)):
             value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -209,6 +209,12 @@ device_alone = MACHINE.option(
     help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.",
 )
 
+augmentation_of_store = VIEWS.option(
+    "--augment",
+    type=AUGMENTATION,
+    help="With --store: needed where its augmentation is your own.",
+)
+
 workers = MACHINE.option(
     "--workers",
     type=click.IntRange(0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,20 +74,19 @@ def clean_top1(
         UsageError: its preprocessing is assumed, and another one fits it better.
     """
     spent = forwards / 2 if forwards >= 2 * TRIED * LOWEST else forwards
-    checks = _tested(teacher, splits, size, spent)
-    if allow_untrained or not checks:
-        return _clean(checks)
-    doubted = _together(checks, teacher).low or (assumed and splits[0].item is None)
+    tested = _tested(teacher, splits, size, spent)
+    if allow_untrained or not tested:
+        return _clean(tested)
+    doubted = _together(tested, teacher).low or (assumed and splits[0].item is None)
     if doubted and more > forwards:
         forwards = more
-        checks = _tested(teacher, splits, size, more / 2)
-    together = _together(checks, teacher)
+        tested = _tested(teacher, splits, size, more / 2)
+    together = _together(tested, teacher)
     left = forwards - len(together.labels)
     tries = doubted and splits[0].item is None and left >= TRIED * LOWEST
-    best = max(checks, key=lambda split: checks[split].top1)  # where differences show most
-    known = next(dataset for dataset in splits if dataset.split == best)
-    better = _better(teacher, known, size, left) if tries else None
-    counts = " and ".join(f"{len(check.labels)} {split}" for split, check in checks.items())
+    best = max(tested, key=lambda part: part.check.top1)  # where differences show most
+    better = _better(teacher, best, left) if tries else None
+    counts = " and ".join(f"{len(part.labels)} {part.dataset.split}" for part in tested)
     where = f"clean images of {splits[0].name} ({counts})"
     require_trained(teacher, together, where, better and better.advice)
     if assumed and better is not None and better.option:
@@ -98,36 +97,45 @@ def clean_top1(
             f"{mean_and_std(teacher.preprocessing)}"
         )
     untried = doubted and splits[0].item is None and not tries
-    return _clean(checks)._replace(advice=better and better.advice, untried=untried)
+    return _clean(tested)._replace(advice=better and better.advice, untried=untried)
+
+
+class _Tested(NamedTuple):
+    """Clean images of a split, their labels, and what the teacher predicts for them."""
+
+    dataset: Dataset
+    images: torch.Tensor
+    labels: np.ndarray
+    check: Check
 
 
 def _tested(
     teacher: Teacher, splits: Sequence[Dataset], size: int | None, forwards: float
-) -> dict[str, Check]:
-    """What the teacher predicts for clean images of each split, by its name."""
-    checks = {}
+) -> list[_Tested]:
+    """What the teacher predicts for clean images of each split that has labels."""
+    tested = []
     for dataset in splits:
         images, labels = clean_images(dataset, size, forwards / len(splits))
         if not len(labels):
             continue
         what = f"testing {teacher.architecture} on clean {dataset.split} images"
         with stage(what, "images", len(labels)) as advance:
-            checks[dataset.split] = clean_check(teacher, images, labels)
+            check = clean_check(teacher, images, labels)
+            tested.append(_Tested(dataset, images, labels, check))
             advance(len(labels))
-    return checks
+    return tested
 
 
-def _together(checks: Mapping[str, Check], teacher: Teacher) -> Check:
-    labels, predictions = (np.concatenate(parts) for parts in zip(*(
-        (check.labels, check.predictions) for check in checks.values()
-    ), strict=True))  # fmt: skip
+def _together(tested: Sequence[_Tested], teacher: Teacher) -> Check:
+    labels = np.concatenate([part.check.labels for part in tested])
+    predictions = np.concatenate([part.check.predictions for part in tested])
     return Check(labels, predictions, teacher.classes)
 
 
-def _clean(checks: Mapping[str, Check]) -> Clean:
+def _clean(tested: Sequence[_Tested]) -> Clean:
     return Clean(
-        {split: check.top1 for split, check in checks.items()},
-        {split: len(check.labels) for split, check in checks.items()},
+        {part.dataset.split: part.check.top1 for part in tested},
+        {part.dataset.split: len(part.labels) for part in tested},
     )
 
 
@@ -138,17 +146,15 @@ class _Better(NamedTuple):
     option: bool
 
 
-def _better(
-    teacher: Teacher, dataset: Dataset, size: int | None, forwards: float
-) -> _Better | None:
-    """The preprocessing that helps on clean images of a split, if one does."""
-    images, labels = clean_images(dataset, size, max(LOWEST, forwards / TRIED))
+def _better(teacher: Teacher, tested: _Tested, forwards: float) -> _Better | None:
+    """The preprocessing that helps on the clean images of a split, if one does."""
+    dataset = tested.dataset
     try:
         measured = None if dataset.images is None else Preprocessing.measured(dataset.images)
     except DataError:  # a constant channel
         measured = None
     with stage(f"trying {teacher.architecture} with other preprocessings"):
-        trials = try_out(teacher, images, labels, measured, forwards)
+        trials = try_out(teacher, tested.images, tested.labels, measured, forwards)
     if (better := trials.better()) is None:
         return None
     change, remedy, top1 = better

@@ -11,8 +11,8 @@ from kdcache_stores import UsageError, begun_encodings
 #: From so many views on, codes of a sample's views share enough to be worth a basis and a base.
 MANY_VIEWS = 8
 #: Of fewer classes a row of `float16` is small. At 10 classes of an ImageNet teacher, over resized crops,
-#: `compact:2.5e-5` takes 11 bytes instead of 20 and moves logits by up to 0.2; at 1,000 it takes 629 and
-#: `float16` 2,000.
+#: `compact:2.5e-5` takes 11 bytes instead of 20 and moves logits by up to 0.2; at 1,000 it takes 743
+#: beside its basis, and `float16` 2,000.
 MANY_CLASSES = 32
 #: Of fewer rows a class the basis, 4 bytes for each pair of classes, weighs more than `compact` saves: at 1,000
 #: classes 4 MB, as much as 5,400 of its rows.

@@ -152,13 +152,10 @@ def prepare_dump(
         trained_at = size_of_runs(request.teachers)
         plan, views = choose_plan(request.dataset, request.split, request.augment, request.seed,
                                   request.views, request.plan_from, trained_at)  # fmt: skip
-        usual = usual_views(plan.dataset, trained_at)
-        if request.augment is request.plan_from is None and usual != usual_views(plan.dataset):
-            tell(
-                [
-                    f"views: {usual}, the size that the teacher was trained at (--augment says otherwise)"
-                ]
-            )
+        usual, own = usual_views(plan.dataset), usual_views(plan.dataset, trained_at)
+        if request.augment is None and request.plan_from is None and own != usual:
+            size = "the size that the teacher was trained at"
+            tell([f"views: {own}, {size} (--augment says otherwise)"])
         if request.plan_from is not None:
             with open_store(request.plan_from) as store:
                 tell([str(replay.check(plan, store, device))])

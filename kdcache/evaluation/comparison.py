@@ -22,7 +22,6 @@ from kdcache.evaluation.measured import AskedPreprocessing, load_network, qualit
 from kdcache.evaluation.scores import clean_logits
 from kdcache.models.zoo import MODELS
 from kdcache.preprocessing import normalisation
-from kdcache.report.sections.comparison_section import write_comparison
 from kdcache_stores import MismatchError, Store, UsageError, open_store
 
 #: Inputs per timed forward pass.
@@ -60,7 +59,6 @@ def compare(
     repeats: int = 50,
     workers: int = 0,
     allow_code: bool = False,
-    out: Path | None = None,
 ) -> dict[str, Any]:
     """Size, speed and accuracy of runs and exported files, on the CPU.
 
@@ -74,7 +72,6 @@ def compare(
         batch_sizes: inputs per timed forward pass.
         repeats: timed passes of each size, after five that are not; networks take turns.
         allow_code: import the functions that runs name, where networks are a user's own.
-        out: a folder for a page with a picture of the table, see `write_comparison`.
 
     Returns:
         dataset, split, samples, threads, and "networks": a list with, of each, network (as it was named),
@@ -126,16 +123,13 @@ def compare(
                 )
             elif teacher is not None:
                 row["agreement"] = agreement(logits, outputs[0][0])
-    table = {
+    return {
         "dataset": dataset.name,
         "split": dataset.split,
         "samples": len(dataset),
         "threads": torch.get_num_threads(),
         "networks": rows,
     }
-    if out is not None:
-        write_comparison(table, out)
-    return table
 
 
 def _load(

@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from scipy.stats import t
+
 from kdcache.methods.table import without_teacher
-from kdcache.runs import SUMMARY, is_run, read_config, read_metrics, read_summary
-from kdcache.runs import _flat as flatten
+from kdcache.runs import SUMMARY, flatten, is_run, read_config, read_metrics, read_summary
 from kdcache_stores.errors import DataError
 from kdcache_stores.printable import printable
 
@@ -127,11 +128,14 @@ class Difference(NamedTuple):
         mean: of the differences, or difference of the means.
         error: its standard error; NaN if there is one seed.
         paired: differences were taken seed by seed.
+        half: of the 95% interval, by Student's t with as many degrees of freedom as the side with fewer
+            seeds has, less one; NaN if that has one seed.
     """
 
     mean: float
     error: float
     paired: bool
+    half: float
 
 
 def difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
@@ -146,12 +150,17 @@ def difference(values: dict[int, float], baseline: dict[int, float]) -> Differen
     if values.keys() == baseline.keys():
         spread = Spread.of(values[seed] - baseline[seed] for seed in values)
         assert spread is not None
-        return Difference(spread.mean, spread.std / math.sqrt(spread.n), True)
+        error = spread.std / math.sqrt(spread.n)
+        return Difference(spread.mean, error, True, _half(error, spread.n))
     first, two = Spread.of(values.values()), Spread.of(baseline.values())
     assert first is not None
     assert two is not None
-    return Difference(first.mean - two.mean, math.hypot(first.std / math.sqrt(first.n),
-                                                      two.std / math.sqrt(two.n)), False)  # fmt: skip
+    error = math.hypot(first.std / math.sqrt(first.n), two.std / math.sqrt(two.n))
+    return Difference(first.mean - two.mean, error, False, _half(error, min(first.n, two.n)))
+
+
+def _half(error: float, seeds: int) -> float:
+    return float(t.ppf(0.975, seeds - 1)) * error if seeds > 1 else math.nan
 
 
 def read_run(path: Path) -> RunRecord:

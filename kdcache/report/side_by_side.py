@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from scipy.stats import t
 
 from kdcache.report.collect import Difference, Spread, baseline_of, difference, grouped, read_run
 
@@ -20,14 +17,12 @@ class Means(NamedTuple):
         top1: on the test set after the last epoch, 0 to 1.
         baseline: label of those from labels alone that they are compared with; None without any.
         gain: over it, see `difference`.
-        half: of the gain's 95% interval, by Student's t; NaN where a side has one seed.
     """
 
     label: str
     top1: Spread
     baseline: str | None = None
     gain: Difference | None = None
-    half: float = math.nan
 
 
 def means_over_seeds(paths: Sequence[Path]) -> list[Means]:
@@ -49,7 +44,5 @@ def means_over_seeds(paths: Sequence[Path]) -> list[Means]:
         if base is None or gain is None:
             means.append(Means(group.label, top1))
             continue
-        least = min(len(values), len(theirs))
-        half = float(t.ppf(0.975, least - 1)) * gain.error if least > 1 else math.nan
-        means.append(Means(group.label, top1, base.label, gain, half))
+        means.append(Means(group.label, top1, base.label, gain))
     return means

@@ -105,7 +105,13 @@ CASES = {
         ("kdcache.evaluation.measured:evaluate",),
     ),
     "compare": Case(
-        ("run", "int8.onnx", "--dataset", "digits"), ("kdcache.evaluation.comparison:compare",)
+        ("run", "int8.onnx", "--dataset", "digits"),
+        ("kdcache.report.sections.comparison_section:write_comparison",),
+        noted={"kdcache.evaluation.comparison:compare": {
+            "dataset": "digits", "split": "test", "samples": 1, "threads": 1,
+            "networks": [{"latency": {}}],
+        }},
+        plain={f"kdcache_cli.commands.evaluating:{name}": None for name in ("_compared", "show_table")},
     ),
     "export": Case(
         ("run",),

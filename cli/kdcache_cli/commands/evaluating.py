@@ -34,11 +34,7 @@ from kdcache_cli.output import emit, percent, say, show_facts, show_line, show_t
     "preprocessing and class map from it, of whatever split.",
 )
 @options.foreign
-@groups.VIEWS.option(
-    "--augment",
-    type=options.AUGMENTATION,
-    help="With --store: needed where its augmentation is your own.",
-)
+@options.augmentation_of_store
 @groups.MACHINE.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -135,11 +131,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     type=options.STORE,
     help="Logits of the teacher on this split, to compare with instead.",
 )
-@groups.VIEWS.option(
-    "--augment",
-    type=options.AUGMENTATION,
-    help="With --store: needed where its augmentation is your own.",
-)
+@options.augmentation_of_store
 @groups.MACHINE.option(
     "--batch-size",
     "batch_sizes",
@@ -166,17 +158,24 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
 @options.allow_code
 @common
 def compare(
-    networks: tuple[str, ...], threads: int | None, as_json: bool, quiet: bool, **given: Any
+    networks: tuple[str, ...],
+    threads: int | None,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Size, speed and accuracy of NETWORKS, runs and exported files, in one table, on the CPU.
 
     A run and a .pt2 or .safetensors file are run by torch, an .onnx file by ONNX Runtime.
     """
     from kdcache.evaluation.comparison import compare
+    from kdcache.report.sections.comparison_section import write_comparison
 
     options.resolve_device("cpu", threads)
     results = compare(networks, options.source(given), **given)
     emit(results, as_json)
+    page = None if out is None else write_comparison(results, out)[0]
     if quiet:
         return
     sizes = list(results["networks"][0]["latency"])
@@ -191,8 +190,8 @@ def compare(
         [_compared(row, sizes) for row in results["networks"]],
     )
     show_line("T is the temperature of each network that fits best, see kdcache evaluate")
-    if given["out"]:
-        show_line(f"page: {given['out'] / 'index.html'}")
+    if page is not None:
+        show_line(f"page: {page}")
 
 
 def _compared(row: dict[str, Any], sizes: list[str]) -> list[str]:
@@ -250,11 +249,7 @@ def _compared(row: dict[str, Any], sizes: list[str]) -> list[str]:
     type=options.STORE,
     help="With --quantize: logits of the teacher, whom both networks are compared with.",
 )
-@groups.VIEWS.option(
-    "--augment",
-    type=options.AUGMENTATION,
-    help="With --store: needed where its augmentation is your own.",
-)
+@options.augmentation_of_store
 @groups.OUTPUT.option(
     "--out",
     type=options.LOCAL_PATH,

@@ -132,7 +132,7 @@ def _means(runs: Sequence[Path]) -> list[str]:
             continue
         line = f"{mean.label}: {percent(mean.top1.mean)} over {mean.top1.n} seeds"
         if mean.gain is not None:
-            spread = "" if math.isnan(mean.half) else f" +- {100 * mean.half:.2f}"
+            spread = "" if math.isnan(mean.gain.half) else f" +- {100 * mean.gain.half:.2f}"
             pairs = "seed by seed" if mean.gain.paired else "of other seeds"
             line += f"; {mean.label} - {mean.baseline}: {100 * mean.gain.mean:+.2f}{spread} points "
             line += f"(95%, {pairs})" if spread else f"({pairs})"

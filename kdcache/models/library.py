@@ -185,7 +185,8 @@ def build_factory(spec: str, offered: Mapping[str, Any]) -> nn.Module:
     The working directory is searched too. The function is called with what it has parameters for.
 
     Args:
-        offered: `classes`, and `channels` and `size` of images or the `shape` of other items.
+        offered: `classes` (and as `num_classes`), and `channels` and `size` of images or the `shape` of other
+            items.
 
     Raises:
         UsageError: there is no such module or function.

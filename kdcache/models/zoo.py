@@ -124,7 +124,7 @@ def build_model(
                 f"model {name}: {source} has no {rest}; the zoo has it, without a prefix: {rest}"
             ) from None
     if own:
-        offered: dict[str, Any] = {"classes": classes}
+        offered: dict[str, Any] = {"classes": classes, "num_classes": classes}
         offered |= {"channels": channels, "size": size} if item is None else {"shape": item.shape}
         return library.build_factory(name, offered)
     raise unknown_model(name)

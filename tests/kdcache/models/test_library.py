@@ -94,6 +94,9 @@ import torch
 def full(classes, channels, size):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
 
+def usual(num_classes=1000):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
+
 def bare():
     return torch.nn.Flatten()
 
@@ -114,6 +117,10 @@ def test_a_factory_in_the_working_directory(factories: str) -> None:
     net = build_model(f"{factories}:full", classes=4, channels=1, size=8)
     assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
     assert isinstance(build_model(f"{factories}:bare", classes=4), nn.Flatten)
+    usual = build_model(
+        f"{factories}:usual", classes=4, channels=1, size=8
+    )  # as most libraries call it
+    assert usual(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
 
 
 def test_factory_refusals(factories: str) -> None:
